@@ -1,0 +1,60 @@
+# Two commands for a newcomer: `make compare` and `make test`. Both build .venv first, once.
+# Installing again happens only after pyproject.toml changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+VQJAX_SHARED ?= ../shared
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+export VQJAX_SHARED
+
+.PHONY: help compare test test-long lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make compare    none, VQ-EMA, FSQ and RVQ on digits; results in runs/digits (ARGS='...' adds flags)"
+	@echo "make test       the tests, in a few minutes on two cores (ARGS='...' adds pytest arguments)"
+	@echo "make test-long  the tests that take minutes each"
+	@echo "make lint       ruff, reading only"
+	@echo "make format     ruff, mending what it can"
+	@echo "make clean      remove $(VENV) and caches; runs/ stays"
+
+compare: $(VENV)/.installed-train
+	@echo "== python train.py $(ARGS)"
+	@$(BIN)/python train.py $(ARGS)
+
+test: $(VENV)/.installed-test
+	@echo "== pytest, two processes (reference data: $(VQJAX_SHARED))"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(VENV)/.installed-test
+	@echo "== pytest, the long tests (reference data: $(VQJAX_SHARED))"
+	@$(BIN)/python -m pytest -m long $(ARGS)
+
+lint: $(VENV)/.installed-test
+	@echo "== ruff check, ruff format --check"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist site
+
+# One stamp an extra; `test` includes `train`.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	@echo "== installing vqjax[$*] into $(VENV) (once; a few minutes the first time)"
+	@$(PIP) --editable ".[$*]"
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "vqjax needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
+	@echo "== creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "could not create $(VENV); on Debian: apt-get install python3-venv"; exit 1; }
