@@ -1,0 +1,190 @@
+"""k-means under jit, with masks and shards, and the other ways to start a codebook."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqjax.ops.nearest import nearest_codes, normalize
+from vqjax.ops.rows import flat_rows, gumbel_rows, top_rows, uniform_rows
+from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
+
+# Seeding draws this many times; with more centroids a draw takes several rows at once.
+_SEED_ROUNDS = 64
+
+
+class KMeans(NamedTuple):
+    """Centroids float32 [K, D], vectors of each float32 [K], sum of squared distances []."""
+
+    centroids: jax.Array
+    counts: jax.Array
+    inertia: jax.Array
+
+
+class Start(NamedTuple):
+    """A codebook to start from: vectors float32 [K, D] and a weight for each, float32 [K]."""
+
+    centroids: jax.Array
+    counts: jax.Array
+
+
+def check_distinct(z: jax.Array, mask: jax.Array | None = None) -> None:
+    """Raise where a batch cannot start a codebook. Needs concrete arrays: call it outside jit.
+
+    Args:
+      z: [..., D].
+      mask: bool [...], True = real.
+
+    Raises:
+      ValueError: for a batch without real vectors, with a non-finite one, or of identical ones.
+    """
+    rows = np.asarray(z, np.float32).reshape(-1, z.shape[-1])
+    if mask is not None:
+        rows = rows[np.asarray(mask).reshape(-1)]
+    advice = 'start the codebook from a batch of real encoder outputs'
+    if not len(rows):
+        raise ValueError(f'the init batch z of shape {z.shape} has no real vectors; {advice}')
+    if not np.isfinite(rows).all():
+        bad = int((~np.isfinite(rows).all(axis=-1)).sum())
+        raise ValueError(
+            f'the init batch z has {bad} of {len(rows)} vectors that are not finite; {advice}'
+        )
+    if len(rows) > 1 and (rows == rows[0]).all():
+        raise ValueError(
+            f'all {len(rows)} vectors of the init batch z are identical '
+            f'(first value {rows[0, 0]:g}); {advice}'
+        )
+
+
+def _check(k: int, iters: int) -> None:
+    if k < 1:
+        raise ValueError(f'k must be at least 1, got {k}')
+    if iters < 0:
+        raise ValueError(f'iters must not be negative, got {iters}')
+
+
+def _squared_distances(rows, centroids):
+    """[N, D], [m, D] -> [N], to the nearest of the m, with exact zeros for equal rows."""
+    dots = jnp.matmul(rows, centroids.T, precision=lax.Precision.HIGHEST)
+    norms = jnp.sum(rows * rows, axis=-1)[:, None] + jnp.sum(centroids * centroids, axis=-1)
+    squared = norms - 2 * dots
+    # The expansion cancels: what is below rounding of the norms is a copy of the centroid.
+    return jnp.min(jnp.where(squared > 1e-6 * norms, squared, 0.0), axis=-1)
+
+
+def _seed(key, rows, valid, k, axis_name):
+    """k-means++ (Arthur and Vassilvitskii 2007): rows drawn by squared distance to the drawn.
+
+    Up to 64 centroids one at a time; beyond, several a draw without replacement (as k-means||).
+    """
+    each = math.ceil(k / _SEED_ROUNDS)
+    rounds = math.ceil((k - 1) / each)
+
+    def draw(step, carry):
+        centroids, squared = carry
+        noise = gumbel_rows(jax.random.fold_in(key, step), valid, axis_name)
+        priority = jnp.where(valid & (squared > 0), jnp.log(squared) + noise, -jnp.inf)
+        drawn, ok = top_rows(rows, priority, each, axis_name)
+        # Fewer distinct rows than centroids: the rest are copies and stay empty.
+        drawn = jnp.where(ok[:, None], drawn, centroids[0])
+        centroids = lax.dynamic_update_slice(centroids, drawn, (1 + step * each, 0))
+        return centroids, jnp.minimum(squared, _squared_distances(rows, drawn))
+
+    noise = gumbel_rows(jax.random.fold_in(key, rounds), valid, axis_name)
+    first, _ = top_rows(rows, jnp.where(valid, noise, -jnp.inf), 1, axis_name)
+    centroids = jnp.broadcast_to(first, (1 + rounds * each, rows.shape[1]))
+    carry = (centroids, _squared_distances(rows, first))
+    return lax.fori_loop(0, rounds, draw, carry)[0][:k]
+
+
+def kmeans(
+    key: jax.Array,
+    z: jax.Array,
+    k: int,
+    iters: int = 10,
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+) -> KMeans:
+    """Lloyd's k-means from k-means++ seeds; centroids left empty move to the worst-served vectors.
+
+    Args:
+      key: random key, the same on every replica.
+      z: [..., D]; rows that are not finite count nowhere.
+      k: number of centroids. With fewer distinct vectors the spare centroids repeat one of them,
+        with count 0.
+      iters: Lloyd iterations after seeding.
+      mask: bool [...], True = real.
+      axis_name: mapped axis or axes: replicas give what one device gives for the whole batch.
+
+    Returns:
+      KMeans. The inertia never rises with iters (to rounding). Memory beyond the inputs: O(N + KD).
+
+    Raises:
+      ValueError: for k below 1 or negative iters.
+    """
+    _check(k, iters)
+    rows, valid = flat_rows(z, mask)
+
+    def assign(centroids):
+        codes = jnp.where(valid, nearest_codes(rows, centroids), -1)
+        error = jnp.sum((rows - centroids[codes]) ** 2, axis=-1)
+        return codes, jnp.where(valid, error, 0.0)
+
+    def step(_, centroids):
+        codes, error = assign(centroids)
+        counts = code_counts(codes, k, None, axis_name)
+        sums = code_sums(rows, codes, k, None, axis_name)
+        empty = counts == 0
+        centroids = jnp.where(empty[:, None], centroids, sums / jnp.maximum(counts, 1)[:, None])
+
+        def relocate(centroids):
+            worst, ok = top_rows(rows, jnp.where(error > 0, error, -jnp.inf), k, axis_name)
+            rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
+            move = empty & ok[rank]
+            return jnp.where(move[:, None], worst[rank], centroids)
+
+        return lax.cond(jnp.any(empty), relocate, lambda c: c, centroids)
+
+    centroids = _seed(key, rows, valid, k, axis_name)
+    centroids = lax.fori_loop(0, iters, step, centroids)
+    codes, error = assign(centroids)
+    return KMeans(
+        centroids,
+        code_counts(codes, k, None, axis_name),
+        psum(jnp.sum(error), axis_name),
+    )
+
+
+def normal(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
+    """Standard normal vectors, whatever the data: the usual start, and a frequent collapse.
+
+    z [..., D] (only its D is read) -> Start.
+    """
+    del mask, axis_name
+    return Start(jax.random.normal(key, (k, z.shape[-1])), jnp.ones(k))
+
+
+def unit_sphere(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
+    """Uniform directions of length sqrt(D): a normal start with its lengths made equal.
+
+    z [..., D] (only its D is read) -> Start.
+    """
+    start = normal(key, z, k, mask, axis_name)
+    return start._replace(centroids=normalize(start.centroids) * math.sqrt(z.shape[-1]))
+
+
+def batch_rows(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
+    """Vectors of the batch drawn without replacement, and again from the first when they run out.
+
+    z [..., D] -> Start.
+    """
+    rows, valid = flat_rows(z, mask)
+    priority = jnp.where(valid, uniform_rows(key, valid, axis_name), -jnp.inf)
+    chosen, ok = top_rows(rows, priority, k, axis_name)
+    number = jnp.maximum(jnp.sum(ok), 1)
+    return Start(chosen[jnp.arange(k) % number], jnp.ones(k))

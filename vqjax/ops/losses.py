@@ -1,0 +1,64 @@
+"""Loss terms that are functions of codebooks and assignment probabilities."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vqjax.ops.nearest import normalize
+from vqjax.ops.statistics import AxisName, masked_mean, pmean
+
+
+def squared_error(
+    a: jax.Array, b: jax.Array, mask: jax.Array | None = None, axis_name: AxisName = None
+) -> jax.Array:
+    """Mean over features and real positions of (a - b)^2, float32 [].
+
+    a, b [..., D], mask bool [...]. See `masked_mean` for what `axis_name` does.
+    """
+    difference = a.astype(jnp.float32) - b.astype(jnp.float32)
+    return masked_mean(jnp.mean(difference**2, axis=-1), mask, axis_name)
+
+
+def orthogonality(codebook: jax.Array) -> jax.Array:
+    """How far codes are from pairwise orthogonal: sum cos^2 / K^2 - 1 / K (arXiv:2112.00384).
+
+    codebook [K, D] -> float32 [], 0 for orthogonal rows. The K x K cosines are never held: their
+    squared sum is that of the D x D Gram matrix.
+    """
+    unit = normalize(codebook.astype(jnp.float32))
+    gram = jnp.matmul(unit.T, unit, precision=lax.Precision.HIGHEST)
+    num_codes = codebook.shape[0]
+    return jnp.sum(gram**2) / num_codes**2 - 1 / num_codes
+
+
+def entropy(probabilities: jax.Array, axis: int = -1) -> jax.Array:
+    """Entropy in nats along an axis, with 0 log 0 = 0 and a finite gradient there."""
+    safe = jnp.where(probabilities > 0, probabilities, 1.0)
+    return -jnp.sum(jnp.where(probabilities > 0, probabilities * jnp.log(safe), 0.0), axis=axis)
+
+
+def mean_probabilities(
+    probabilities: jax.Array, mask: jax.Array | None = None, axis_name: AxisName = None
+) -> jax.Array:
+    """Mean over real positions of all replicas: [..., K] -> float32 [K]."""
+    rows = probabilities.reshape(-1, probabilities.shape[-1])
+    if mask is None:
+        return pmean(jnp.mean(rows, axis=0), axis_name)
+    real = mask.reshape(-1)
+    total = pmean(jnp.sum(jnp.where(real[:, None], rows, 0.0), axis=0), axis_name)
+    number = pmean(jnp.sum(real, dtype=jnp.float32), axis_name)
+    return total / jnp.maximum(number, 1e-30)
+
+
+def diversity(
+    probabilities: jax.Array, mask: jax.Array | None = None, axis_name: AxisName = None
+) -> jax.Array:
+    """1 - exp(H(mean p)) / K: 0 when codes are used alike on average, near 1 at collapse.
+
+    The diversity loss of wav2vec 2.0 (arXiv:2006.11477 section 3.2) as its code has it.
+    probabilities [..., K], mask bool [...] -> float32 [].
+    """
+    mean = mean_probabilities(probabilities, mask, axis_name)
+    return 1 - jnp.exp(entropy(mean)) / probabilities.shape[-1]

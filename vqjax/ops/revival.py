@@ -1,0 +1,188 @@
+"""What happens to codes that (almost) nothing uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vqjax.ops.nearest import nearest_codes
+from vqjax.ops.rows import gumbel_rows, top_rows, uniform_rows
+from vqjax.ops.statistics import AxisName, psum
+
+
+class Batch(NamedTuple):
+    """What a source may look at: rows [N, D], their codes [N] (-1 = none), which count [N]."""
+
+    rows: jax.Array
+    codes: jax.Array
+    valid: jax.Array
+    assigned: jax.Array  # [K, D], the codebook that the codes refer to
+
+
+class Revived(NamedTuple):
+    """Codebook [K, D], counts [K], and the entries that changed, bool [K]."""
+
+    codebook: jax.Array
+    counts: jax.Array
+    changed: jax.Array
+
+
+# (key or None, batch, codebook [K, D], counts [K], dead bool [K], axis_name) -> Revived
+Source = Callable[..., Revived]
+
+
+def _fill(rows, priority, codebook, counts, dead, axis_name) -> Revived:
+    """The j-th dead code takes the j-th best row and the count of uniform use."""
+    chosen, ok = top_rows(rows, priority, codebook.shape[0], axis_name)
+    rank = jnp.maximum(jnp.cumsum(dead) - 1, 0)
+    changed = dead & ok[rank]
+    return Revived(
+        jnp.where(changed[:, None], chosen[rank], codebook),
+        jnp.where(changed, jnp.mean(counts), counts),
+        changed,
+    )
+
+
+def largest_error(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+    """Dead codes take the vectors that the codebook serves worst: deterministic, no key needed."""
+    del key
+    squared = jnp.sum((batch.rows - batch.assigned[batch.codes]) ** 2, axis=-1)
+    # A vector that a code meets exactly needs no second one.
+    priority = jnp.where(batch.valid & (squared > 0), squared, -jnp.inf)
+    return _fill(batch.rows, priority, codebook, counts, dead, axis_name)
+
+
+def random_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+    """Dead codes take random vectors of the batch (Jukebox, arXiv:2005.00341); the vectors with
+    the largest error without a key."""
+    if key is None:
+        return largest_error(key, batch, codebook, counts, dead, axis_name)
+    priority = jnp.where(batch.valid, uniform_rows(key, batch.valid, axis_name), -jnp.inf)
+    return _fill(batch.rows, priority, codebook, counts, dead, axis_name)
+
+
+def error_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+    """Dead codes take vectors drawn by squared error, as k-means++ seeds; the vectors with the
+    largest error without a key."""
+    if key is None:
+        return largest_error(key, batch, codebook, counts, dead, axis_name)
+    squared = jnp.sum((batch.rows - batch.assigned[batch.codes]) ** 2, axis=-1)
+    noise = gumbel_rows(key, batch.valid, axis_name)
+    priority = jnp.where(batch.valid & (squared > 0), jnp.log(squared) + noise, -jnp.inf)
+    return _fill(batch.rows, priority, codebook, counts, dead, axis_name)
+
+
+def split(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+    """Dead codes take half of the most used ones (UViM, arXiv:2205.10337), both moved apart.
+
+    The two halves stand 1/512 of the codebook's scale from each other, in a random direction of
+    signs with a key and in an alternating one without.
+    """
+    del batch, axis_name
+    num_codes, dim = codebook.shape
+    _, order = lax.top_k(counts, num_codes)
+    rank = jnp.maximum(jnp.cumsum(dead) - 1, 0)
+    donor = order[rank]
+    changed = dead & ~dead[donor]
+    signs = jnp.where(jnp.arange(dim) % 2, -1.0, 1.0)
+    if key is not None:
+        signs = jax.random.rademacher(key, (num_codes, dim), jnp.float32)
+    offset = jnp.sqrt(jnp.mean(codebook**2)) / 1024 * jnp.broadcast_to(signs, codebook.shape)
+    # Each donor gives once: ranks are distinct, so `gave` marks at most one receiver a donor.
+    slot = jnp.where(changed, donor, num_codes)
+    gave = jnp.zeros(num_codes + 1, bool).at[slot].set(True)[:num_codes]
+    moved = jnp.where(gave[:, None], codebook - offset, codebook)
+    halved = jnp.where(gave, counts / 2, counts)
+    return Revived(
+        jnp.where(changed[:, None], codebook[donor] + offset[donor], moved),
+        jnp.where(changed, halved[donor], halved),
+        changed | gave,
+    )
+
+
+def anchors(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+    """Dead codes move towards their nearest vector of the batch (CVQ-VAE, arXiv:2307.15139).
+
+    e <- (1 - a) e + a anchor with a = exp(-10 K p / (1 - .99) - 1e-3), p the share of use
+    (its eq. 4). At a tenth of uniform use a is already below 1e-43, so moving only the codes
+    that `below` calls dead changes nothing. Costs a search of K codes among N vectors.
+    """
+    del key
+    num_codes = codebook.shape[0]
+    share = counts / jnp.maximum(jnp.sum(counts), 1e-30)
+    weight = jnp.exp(-10 * num_codes * share / (1 - 0.99) - 1e-3)
+    # Rows that do not count are infinitely far: NaN to the search would poison every minimum.
+    far = jnp.where(batch.valid[:, None], batch.rows, 1e18)
+    nearest = nearest_codes(codebook, far)
+    anchor = batch.rows[nearest]
+    distance = jnp.sum((codebook - far[nearest]) ** 2, axis=-1)
+    found = batch.valid[nearest]
+    if axis_name is not None:
+        distance = jnp.where(found, distance, jnp.inf)
+        everywhere = lax.all_gather(distance, axis_name)
+        mine = jnp.argmin(everywhere, axis=0) == lax.axis_index(axis_name)
+        anchor = psum(jnp.where((mine & found)[:, None], anchor, 0.0), axis_name)
+        found = psum((mine & found).astype(jnp.int32), axis_name) > 0
+    changed = dead & found
+    moved = codebook + weight[:, None] * (anchor - codebook)
+    return Revived(jnp.where(changed[:, None], moved, codebook), counts, changed)
+
+
+@dataclass(frozen=True)
+class Revival:
+    """When a code counts as dead, how often that is looked at, and what it becomes.
+
+    Fields:
+      below: a code is dead when its count is below this share of uniform use, sum(counts) / K:
+        relative, so it means the same for every batch size and codebook.
+      every: steps between two looks, at least 1.
+      source: `random_rows`, `largest_error`, `error_rows`, `split`, `anchors` or a function of
+        the same signature.
+
+    Raises:
+      ValueError: for `below` outside (0, 1), `every` below 1.
+    """
+
+    below: float = 0.1
+    every: int = 10
+    source: Source = random_rows
+
+    def __post_init__(self):
+        if not 0 < self.below < 1:
+            raise ValueError(
+                f'below must lie in (0, 1), a share of uniform use, got {self.below}; '
+                'for no revival give revival=None'
+            )
+        if self.every < 1:
+            raise ValueError(f'every must be at least 1 step, got {self.every}')
+        if not callable(self.source):
+            raise ValueError(f'source must be a function of vqjax.ops or yours, got {self.source!r}')
+
+    def __repr__(self):
+        return f'Revival(below={self.below!r}, every={self.every!r}, source={self.source.__name__})'
+
+    def __call__(self, key, batch: Batch, codebook, counts, step, axis_name: AxisName = None):
+        """Revive what is dead at this step.
+
+        Args:
+          key: random key, the same on every replica, or None.
+          batch: the step's vectors.
+          codebook, counts: float32 [K, D] and [K] after the step's update.
+          step: int32 [], steps taken with this one.
+
+        Returns:
+          Revived. The work is skipped (by `lax.cond`) where nothing is dead.
+        """
+        dead = counts < self.below * jnp.mean(counts)
+        due = (step % self.every == 0) & jnp.any(dead)
+        same = Revived(codebook, counts, jnp.zeros(counts.shape, bool))
+        return lax.cond(
+            due,
+            lambda: self.source(key, batch, codebook, counts, dead, axis_name),
+            lambda: same,
+        )

@@ -1,0 +1,412 @@
+"""The pmap loop: one training step, one evaluation step, and the loop over them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vqjax import ops
+from vqjax.models import Classifier, Output
+
+AXIS = "batch"
+
+# What can turn NaN or infinite in a step, in the order in which it is computed.
+PROBES = ("encoder output", "quantized vectors", "logits", "task loss", "quantizer loss", "gradient")
+
+
+class TrainState(NamedTuple):
+    """Everything a run carries from step to step; replicated over devices.
+
+    step: int32 [], optimizer steps taken
+    key: uint32 [2], raw key data of the run's random key
+    params: what gradients move
+    stats: the other collections of the model (codebook_stats, batch_stats)
+    opt_state: the optimizer's
+    ema_params: running average of params, or () where it is off
+    healthy: bool [], False from the first non-finite step on; such a state no longer moves
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    stats: Any
+    opt_state: Any
+    ema_params: Any
+    healthy: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained and how: the static part of every step.
+
+    Attributes:
+      model: the classifier; its axis_name is the axis of the pmap, or None on a single replica.
+      optimizer: any optax transformation.
+      label_smoothing: share of the target spread evenly over the classes, 0 to 1.
+      accumulate: micro-batches a step. The codebook is updated once a step, from all of them.
+      ema_decay: of the running average of params that evaluation reads; 0 = off.
+    """
+
+    model: Classifier
+    optimizer: optax.GradientTransformation
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+
+
+class Diverged(RuntimeError):
+    """A step was not finite. `state` is the last healthy one, `step` the one that failed."""
+
+    def __init__(self, step: int, what: str, state: TrainState):
+        super().__init__(f"step {step}: the {what} turned NaN or infinite first")
+        self.step, self.what, self.state = step, what, state
+
+
+def make_optimizer(
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """AdamW with linear warm-up and cosine decay to 0 over num_steps.
+
+    Args:
+      learning_rate: the peak.
+      weight_decay: decoupled, on kernels only (arrays of rank 2 and more); 0 = off.
+      clip_norm: largest global norm of the gradient; 0 = off.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, num_steps)
+    adam = optax.adamw(
+        schedule,
+        weight_decay=weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm else adam
+
+
+def init_state(task: Task, seed: int, images: jax.Array) -> TrainState:
+    """A fresh state, not replicated. Codebooks start from `images` [N, H, W, C], so give many.
+
+    Raises:
+      ValueError: the encoder maps the images to identical, zero or non-finite vectors.
+    """
+    state, z = jax.jit(_init, static_argnums=0)(task, seed, images)
+    if task.model.quantizer is not None:
+        ops.check_distinct(z.reshape(-1, z.shape[-1]))
+    return state
+
+
+def state_shapes(task: Task, image_shape: tuple[int, ...], size: int) -> TrainState:
+    """Shapes and dtypes of the state that init_state would give for `size` images."""
+    images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda x: _init(task, 0, x), images)[0]
+
+
+def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Array]:
+    key, init_key, quantizer_key = jax.random.split(jax.random.key(seed), 3)
+    # train=True: k-means has to see z as training will, normalised over the batch.
+    output, variables = task.model.init_with_output(
+        {"params": init_key, "quantizer": quantizer_key}, images, train=True
+    )
+    params = variables.pop("params")
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(key),
+        params=params,
+        stats=variables,
+        opt_state=task.optimizer.init(params),
+        ema_params=params if task.ema_decay else (),
+        healthy=jnp.ones((), bool),
+    )
+    return state, output.z
+
+
+# One step, in the order it happens.
+
+
+def clean(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Images with corrupt ones (NaN, inf) zeroed, and the mask of those that count, bool [B]."""
+    images = batch["image"]
+    finite = jnp.all(jnp.isfinite(images), axis=(1, 2, 3))
+    images = jnp.where(finite[:, None, None, None], images, 0.0)
+    return images, finite & batch["mask"] if "mask" in batch else finite
+
+
+def losses(
+    task: Task, output: Output, labels: jax.Array, mask: jax.Array, total: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(task + quantizer, task, quantizer) losses of the real images, summed and divided by total."""
+    targets = jax.nn.one_hot(labels, task.model.num_classes)
+    targets = optax.smooth_labels(targets, task.label_smoothing)
+    entropy = optax.softmax_cross_entropy(output.logits, targets)
+    task_loss = jnp.sum(entropy * mask) / total
+    quantizer_loss = jnp.zeros(())
+    if output.quantized is not None:
+        # A mean over its own micro-batch, where task_loss is divided by the whole batch.
+        quantizer_loss = output.quantized.loss / task.accumulate
+    return task_loss + quantizer_loss, task_loss, quantizer_loss
+
+
+def gradients(
+    task: Task, state: TrainState, batch: dict[str, jax.Array]
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Gradient, new statistics and metrics of one batch of this replica, averaged over replicas."""
+    images, mask = clean(batch)
+    # Every replica divides by the mean number of real images of all, so pmean is the global mean.
+    total = jnp.maximum(jax.lax.pmean(jnp.sum(mask, dtype=jnp.float32), AXIS), 1.0 / mask.size)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+    def loss_fn(params: Any, stats: Any, images: Any, labels: Any, mask: Any, update: bool) -> Any:
+        output, stats = task.model.apply(
+            {"params": params, **stats},
+            images,
+            train=True,
+            update=update,
+            mask=mask,
+            mutable=list(stats),
+            rngs={"quantizer": key},
+        )
+        loss, task_loss, quantizer_loss = losses(task, output, labels, mask, total)
+        z_q = output.z if output.quantized is None else output.quantized.z_q
+        hits = (jnp.argmax(output.logits, -1) == labels) & mask
+        measured = {
+            "loss": loss,
+            "task_loss": task_loss,
+            "quantizer_loss": quantizer_loss,
+            "accuracy": jnp.sum(hits) / total,
+            "input_norm": mean_norm(output.z, mask, total),
+            "code_norm": mean_norm(z_q, mask, total),
+            "finite": jnp.stack([finite(output.z), finite(z_q), finite(output.logits)]),
+        }
+        return loss, (stats, measured, output)
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if task.accumulate == 1:
+        grads, (stats, measured, _) = grad_fn(
+            state.params, state.stats, images, batch["label"], mask, True
+        )
+    else:
+        grads, stats, measured = accumulate(task, state, grad_fn, images, batch["label"], mask, key)
+    all_finite = jax.lax.pmin(measured.pop("finite").astype(jnp.int32), AXIS)
+    grads, measured = jax.lax.pmean((grads, measured), AXIS)
+    measured["corrupt"] = jax.lax.psum(jnp.sum(~mask), AXIS)
+    measured["gradient_norm"] = optax.global_norm(grads)
+    rest = ("task_loss", "quantizer_loss", "gradient_norm")
+    rest = jnp.stack([jnp.isfinite(measured[name]) for name in rest])
+    measured["finite"] = jnp.concatenate([all_finite.astype(bool), rest])
+    return grads, stats, measured
+
+
+def accumulate(
+    task: Task, state: TrainState, grad_fn: Callable, images: Any, labels: Any, mask: Any, key: Any
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Gradient of task.accumulate micro-batches; the codebook moves once, from all their vectors.
+
+    Averages updated at every micro-batch would forget accumulate times faster than those of the
+    whole batch, and revival would count the use of a part of the batch.
+    """
+    micro = jax.tree.map(
+        lambda x: x.reshape(task.accumulate, -1, *x.shape[1:]), (images, labels, mask)
+    )
+
+    def body(carry: Any, batch: Any) -> Any:
+        stats, grads = carry
+        more, (stats, measured, output) = grad_fn(state.params, stats, *batch, False)
+        return (stats, jax.tree.map(jnp.add, grads, more)), (measured, output.z)
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (stats, grads), (measured, z) = jax.lax.scan(body, (state.stats, zeros), micro)
+    measured = {
+        name: jnp.all(x, 0) if name == "finite" else jnp.sum(x, 0) for name, x in measured.items()
+    }
+    if task.model.quantizer is not None:
+        _, stats = task.model.apply(
+            {"params": state.params, **stats},
+            z.reshape(-1, *z.shape[2:]),
+            train=True,
+            mask=mask,
+            mutable=list(stats),
+            rngs={"quantizer": key},
+            method="requantize",
+        )
+    return grads, stats, measured
+
+
+def train_step(
+    task: Task, state: TrainState, batch: dict[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step inside pmap(axis_name=AXIS).
+
+    Args:
+      batch: this replica's share: image [b, H, W, C], label int32 [b].
+
+    Returns:
+      The new state, equal on all replicas, and float32 scalars averaged over them; `finite` is
+      bool [len(PROBES)]. A step that is not finite leaves the state as it was, for good.
+    """
+    grads, stats, measured = gradients(task, state, batch)
+    updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = ()
+    if task.ema_decay:
+        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - task.ema_decay)
+    new = TrainState(
+        state.step + 1, state.key, params, stats, opt_state, ema_params, state.healthy
+    )
+    healthy = state.healthy & jnp.all(measured["finite"])
+    state = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, state)
+    return state._replace(healthy=healthy), measured
+
+
+def eval_step(task: Task, state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Predictions for one padded batch inside pmap; nothing is updated.
+
+    Args:
+      batch: image [b, H, W, C], label int32 [b], mask bool [b].
+
+    Returns:
+      Of all replicas together: probs [B, classes], label and mask [B], counts float32
+      [*code_shape, K] (no entry without a quantizer), and sums over real images of nll,
+      quantizer_loss, input_norm and code_norm.
+    """
+    params = state.ema_params if task.ema_decay else state.params
+    images, mask = clean(batch)
+    output = task.model.apply({"params": params, **state.stats}, images, train=False, mask=mask)
+    nll = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch["label"])
+    sums = {"nll": jnp.sum(nll * mask), "input_norm": mean_norm(output.z, mask, 1.0)}
+    if output.quantized is not None:
+        sums["code_norm"] = mean_norm(output.quantized.z_q, mask, 1.0)
+        sums["quantizer_loss"] = output.quantized.loss * jnp.sum(mask)
+        sums["counts"] = count_codes(output.quantized.codes, task.model.quantizer)
+    gathered = {
+        "probs": jax.nn.softmax(output.logits),
+        "label": batch["label"],
+        "mask": mask,
+        "corrupt": batch["mask"] & ~mask,
+    }
+    return jax.lax.psum(sums, AXIS) | jax.lax.all_gather(gathered, AXIS, tiled=True)
+
+
+def count_codes(codes: jax.Array, quantizer: Any) -> jax.Array:
+    """Uses of each code: int32 [..., *code_shape] -> float32 [*code_shape, K]."""
+    shape = quantizer.code_shape
+    columns = codes.reshape(-1, int(np.prod(shape, dtype=int))).T
+    counts = jax.vmap(lambda column: ops.code_counts(column, quantizer.num_codes))(columns)
+    return counts.reshape(*shape, quantizer.num_codes)
+
+
+def mean_norm(x: jax.Array, mask: jax.Array, total: Any) -> jax.Array:
+    """Norms of x [B, h, w, D] averaged over places, summed over real images, divided by total."""
+    norms = jnp.linalg.norm(jax.lax.stop_gradient(x).astype(jnp.float32), axis=-1)
+    return jnp.sum(jnp.mean(norms, axis=(1, 2)) * mask) / total
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """Whether all of x is finite, bool []."""
+    return jnp.all(jnp.isfinite(x))
+
+
+# The loop.
+
+
+def fit(
+    step_fn: Callable,
+    state: TrainState,
+    batches: Iterator[dict[str, np.ndarray]],
+    num_steps: int,
+    on_step: Callable[[dict[str, np.ndarray]], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+    """Takes num_steps steps and returns the state after them.
+
+    Args:
+      step_fn: pmapped train_step(state, batch).
+      state: replicated; donated.
+      batches: of this process, each split here over its devices.
+      on_step: receives the metrics of every step, while the next one runs.
+      should_stop: asked before every step; True ends the loop early.
+
+    Raises:
+      Diverged: a step was not finite.
+    """
+    previous = None
+    for _ in range(num_steps):
+        if should_stop():
+            break
+        state, measured = step_fn(state, shard(next(batches)))
+        if previous is not None:
+            check_finite(read(previous), state, on_step)
+        previous = measured
+    if previous is not None:
+        check_finite(read(previous), state, on_step)
+    return state
+
+
+def check_finite(
+    measured: dict[str, np.ndarray], state: TrainState, on_step: Callable
+) -> None:
+    """Hands the metrics of one step to on_step; raises Diverged if the step was not finite."""
+    if not measured["finite"].all():
+        what = PROBES[int(np.argmin(measured["finite"]))]
+        raise Diverged(int(read(state.step)) + 1, what, state)
+    on_step(measured)
+
+
+class Evaluation(NamedTuple):
+    """A whole split, padding removed.
+
+    probs: float32 [N, classes]
+    labels: int32 [N]
+    counts: float64 [*code_shape, K] or None without a quantizer
+    means: nll, input_norm and, with a quantizer, code_norm and quantizer_loss of an average image
+    corrupt: images left out because they held NaN or infinities
+    """
+
+    probs: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray | None
+    means: dict[str, float]
+    corrupt: int
+
+
+def evaluate(
+    eval_fn: Callable, state: TrainState, batches: Iterable[dict[str, np.ndarray]]
+) -> Evaluation:
+    """Runs pmapped eval_step over every batch of a split; every process gets the whole result."""
+    outputs = [read(x) for x in [eval_fn(state, shard(batch)) for batch in batches]]
+    mask = np.concatenate([x["mask"] for x in outputs])
+    sums = {
+        name: sum(x[name].astype(np.float64) for x in outputs)
+        for name in ("nll", "input_norm", "code_norm", "quantizer_loss", "counts")
+        if name in outputs[0]
+    }
+    counts = sums.pop("counts", None)
+    return Evaluation(
+        probs=np.concatenate([x["probs"] for x in outputs])[mask],
+        labels=np.concatenate([x["label"] for x in outputs])[mask],
+        counts=counts,
+        means={name: float(total) / max(int(mask.sum()), 1) for name, total in sums.items()},
+        corrupt=int(sum(x["corrupt"].sum() for x in outputs)),
+    )
+
+
+def replicate(tree: Any) -> Any:
+    """One copy of every array for each local device: a new leading axis."""
+    n = jax.local_device_count()
+    return jax.tree.map(lambda x: np.stack([np.asarray(x)] * n), tree)
+
+
+def read(tree: Any) -> Any:
+    """The first local copy of replicated arrays, in NumPy; waits for them."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Splits axis 0 of every array over the local devices: [b, ...] -> [devices, b/devices, ...]."""
+    n = jax.local_device_count()
+    return {name: np.reshape(x, (n, -1, *x.shape[1:])) for name, x in batch.items()}
