@@ -1,0 +1,71 @@
+"""Images and labels with random access: decoded in memory, or decoded when asked for."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+_CHUNK = 1000  # images decoded at a time while filling the memory
+SPLIT_SEED = 0  # fixed: every run has the same validation split, whatever its own seed
+
+
+class Records(Protocol):
+    """Random access to images and labels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images [b, H, W, C], labels int32 [b], and bool [b]: False where not decodable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """Decoded images [n, H, W, C] and labels int32 [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Records.read`; what could not be decoded was left out before, so all are good."""
+        return self.images[indices], self.labels[indices], np.ones(len(indices), bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The examples of `records` at `indices` [n]; `corrupt` collects indices not decodable."""
+
+    records: Records
+    indices: np.ndarray
+    corrupt: set[int] = dataclasses.field(default_factory=set)
+
+    def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Examples at `positions` within the split, see `Records.read`."""
+        indices = self.indices[positions]
+        images, labels, good = self.records.read(indices)
+        if not good.all():
+            self.corrupt.update(indices[~good].tolist())
+        return images, labels, good
+
+
+def whole(records: Records, in_memory: bool) -> Split:
+    """All of `records` as a split; decoded now where they fit in memory."""
+    indices = np.arange(len(records))
+    if not in_memory:
+        return Split(records, indices)
+    parts = [records.read(chunk) for chunk in np.split(indices, indices[_CHUNK::_CHUNK])]
+    images, labels, good = (np.concatenate(part) for part in zip(*parts, strict=True))
+    corrupt = set(np.flatnonzero(~good).tolist())
+    return Split(InMemory(images, labels), np.flatnonzero(good), corrupt)
+
+
+def carve(split: Split) -> tuple[Split, Split]:
+    """Nine tenths and one tenth of `split`, always the same ones."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(split.indices))
+    kept, carved = np.split(split.indices[order], [len(order) - len(order) // 10])
+    return (
+        Split(split.records, np.sort(kept), split.corrupt),
+        Split(split.records, np.sort(carved)),
+    )
