@@ -1,0 +1,280 @@
+"""report.py, summaries.py and the plots, on a comparison written here."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from vqjax import metrics, report, summaries
+
+TOKENS, CLASSES = 360, 10
+
+
+def seed_of(seed, accuracy, num_codes=None, stages=1, spread=1.0):
+    """What a run keeps of one seed; codes follow a power law of that spread."""
+    rng = np.random.default_rng((seed, round(accuracy * 1000), stages))
+    probs = np.sort(rng.dirichlet([0.02] * CLASSES, TOKENS))[:, ::-1]
+    labels = (rng.random(TOKENS) > accuracy).astype(int)
+    bins = metrics.reliability(probs, labels)
+    found = {
+        "seed": seed,
+        "accuracy": float(metrics.accuracy(probs, labels)),
+        "nll": 0.11 + 0.01 * seed,
+        "brier": 0.03,
+        "ece": float(metrics.expected_calibration_error(probs, labels)),
+        "reliability": {k: np.asarray(v).tolist() for k, v in bins._asdict().items()},
+    }
+    if num_codes is None:
+        return found
+    weight = np.arange(1, num_codes + 1.0) ** -spread
+    counts = rng.multinomial(TOKENS, weight / weight.sum(), size=stages)
+    return found | {
+        "counts": (counts if stages > 1 else counts[0]).tolist(),
+        "perplexity": float(metrics.perplexity(counts).mean()),
+        "perplexity_per_stage": metrics.perplexity(counts).tolist(),
+        "active_codes": float(metrics.active_codes(counts).mean()),
+        "usage": float(metrics.usage(counts).mean()),
+    }
+
+
+def method_of(bits, params, **kwargs):
+    accuracy = kwargs.pop("accuracy")
+    seeds = [seed_of(s, accuracy, **kwargs) for s in range(5)]
+    return {
+        "spec": None,
+        "bits": bits,
+        "params": params,
+        "seconds": 21.4,
+        "summary": report.summarise(seeds),
+        "seeds": seeds,
+    }
+
+
+@pytest.fixture(scope="module")
+def results():
+    return {
+        "schema": 1,
+        "command": "python train.py --config.seeds=5",
+        "config": {"dataset": "digits", "epochs": 30, "batch_size": 64, "bottleneck": "vector"},
+        "environment": {"jax": "0.10.2", "devices": "1 x cpu"},
+        "methods": {
+            "none": method_of(4096, 112_394, accuracy=0.985),
+            "vq_ema": method_of(8, 145_418, accuracy=0.981, num_codes=256, spread=0.5),
+            "fsq": method_of(15.97, 113_930, accuracy=0.972, num_codes=64_000),
+            "rvq": method_of(32, 244_490, accuracy=0.985, num_codes=256, stages=4, spread=0.7),
+        },
+        "findings": [
+            {
+                "name": "low_perplexity",
+                "severity": "warning",
+                "method": "fsq",
+                "seed": 2,
+                "evidence": {"perplexity": 7.25, "classes": 10},
+                "remedy": "normalise the features before the bottleneck",
+            }
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def histories(results):
+    def record(method, seed, epoch):
+        found = {"epoch": epoch, "step": 16 * epoch, "loss": 1 / epoch, "accuracy": 0.9}
+        stages = results["methods"][method]["seeds"][seed].get("perplexity_per_stage")
+        if stages is None:
+            return found
+        stages = [p * (1 - math.exp(-epoch / 4)) for p in stages]
+        return found | {"perplexity": float(np.mean(stages)), "perplexity_per_stage": stages}
+
+    return {
+        method: [[record(method, s, e) for e in range(2, 31, 2)] for s in range(5)]
+        for method in results["methods"]
+    }
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, results, histories):
+    folder = tmp_path_factory.mktemp("run")
+    report.write(folder, results, histories)
+    return folder
+
+
+def cells(text, heading, first):
+    """The cells of the row that begins with `first` under the Markdown heading."""
+    part = text.split(f"## {heading}")[1].split("\n## ")[0]
+    row = next(line for line in part.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+# Numbers.
+
+
+def test_summary_has_every_number_with_its_interval():
+    seeds = [{"seed": s, "accuracy": a, "counts": [1, 2]} for s, a in enumerate([0.9, 0.8, 1.0])]
+    found = report.summarise(seeds)
+    assert found.keys() == {"accuracy"}
+    assert found["accuracy"]["mean"] == pytest.approx(0.9)
+    assert 0.8 <= found["accuracy"]["low"] < 0.9 < found["accuracy"]["high"] <= 1.0
+    assert json.loads(json.dumps(found)) == found
+    with pytest.raises(ValueError, match="at least one seed"):
+        report.summarise([])
+
+
+def test_difference_is_paired_by_seed_and_not_by_place():
+    base = [{"seed": s, "accuracy": 0.1 * s} for s in range(8)]
+    other = [{"seed": s, "accuracy": 0.1 * s + 0.02} for s in reversed(range(1, 9))]
+    # Accuracies differ by .1 from seed to seed, yet each pair by .02 exactly.
+    assert report.paired_difference(other, base, "accuracy") == pytest.approx((0.02,) * 3)
+    with pytest.raises(ValueError, match="no seed in common"):
+        report.paired_difference(base[:1], other[:1], "accuracy")
+
+
+@pytest.mark.parametrize(
+    "difference,words",
+    [
+        ((-0.001, -0.012, 0.009), "cannot work fails"),
+        ((-0.010, -0.019, -0.002), "cannot work fails"),
+        ((-0.800, -0.850, -0.750), "worse than none by 75.0 points or more"),
+        ((-0.030, -0.040, -0.010), "worse than none"),
+        ((0.030, 0.010, 0.050), "better than none"),
+        ((-0.010, -0.050, 0.010), "undecided"),
+    ],
+)
+def test_verdict_follows_from_the_interval(difference, words):
+    assert words in summaries.verdict(metrics.Interval(*difference), num_seeds=5)
+    assert "nothing can be said" in summaries.verdict(metrics.Interval(*difference), num_seeds=1)
+
+
+def test_band_from_bins_is_the_band_from_probabilities():
+    rng = np.random.default_rng(0)
+    probs = np.sort(rng.dirichlet([0.1] * CLASSES, 2000))[:, ::-1]
+    bins = metrics.reliability(probs, np.zeros(2000, int))._asdict()
+    found = summaries.calibrated_error(bins)
+    np.testing.assert_allclose(found, metrics.calibration_band(probs), rtol=0.1)
+
+
+def test_code_use_counts_the_tokens_of_one_stage(results):
+    methods = results["methods"]
+    assert summaries.code_use(methods["none"]) is None
+    for name, num_codes in (("vq_ema", 256), ("rvq", 256), ("fsq", 64_000)):
+        use = summaries.code_use(methods[name])
+        assert (use.num_codes, use.num_tokens) == (num_codes, TOKENS)
+        assert use.uniform == metrics.uniform_baseline(TOKENS, num_codes)
+
+
+# report.md.
+
+
+def test_report_states_the_figures_of_the_results(workdir, results):
+    text = (workdir / "report.md").read_text()
+    assert results["command"] in text
+    for name, method in results["methods"].items():
+        row = cells(text, "Outcome on the test split", name)
+        accuracy = method["summary"]["accuracy"]
+        assert row[1] == "{:.1f} ({:.1f} to {:.1f})".format(
+            *(100 * accuracy[k] for k in ("mean", "low", "high"))
+        )
+        assert float(row[2].replace(",", "")) == pytest.approx(method["bits"], rel=0.01)
+        assert row[3] == f"{method['params']:,}" and row[4] == "21"
+        assert float(row[7]) == pytest.approx(method["summary"]["ece"]["mean"], abs=6e-4)
+    row = cells(text, "Codes on the test split", "rvq")
+    assert row[1:3] == ["256", "360"] and len(row[4].split(",")) == 4
+    assert float(row[9].rstrip("%")) == pytest.approx(75.6)
+    difference = report.paired_difference(
+        results["methods"]["fsq"]["seeds"], results["methods"]["none"]["seeds"], "accuracy"
+    )
+    row = cells(text, "Difference to none", "fsq")
+    assert row[1].startswith(f"{100 * difference.mean:+.1f} (")
+    assert sum(int(n) for n in row[2].split("/")) == 5
+    assert row[3] == summaries.verdict(difference, 5)
+
+
+def test_report_states_findings_with_evidence_and_remedy(workdir, results):
+    text = (workdir / "report.md").read_text()
+    assert "**low_perplexity** (warning, method fsq, seed 2): perplexity = 7.25" in text
+    assert "Remedy: normalise the features" in text
+    assert "## Findings" not in report.markdown(results | {"findings": []})
+
+
+def test_sampling_error_of_360_images_is_stated(workdir):
+    # sqrt(p (1 - p) / n) * 1.96 at 98.5% of 360 images is about 1.3 points.
+    text = (workdir / "report.md").read_text()
+    assert "the 360 test images are themselves a sample" in text
+    assert 0.8 < float(text.split("is worth ")[1].split(" points")[0]) < 1.8
+
+
+def test_every_picture_of_the_report_is_there(workdir):
+    text = (workdir / "report.md").read_text()
+    for name in ("accuracy", "perplexity", "usage", "reliability"):
+        assert f"({name}.png)" in text
+        assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_without_codes_or_history_still_reports(tmp_path, results):
+    alone = results | {"methods": {"none": results["methods"]["none"]}}
+    report.write(tmp_path, alone, None)
+    text = (tmp_path / "report.md").read_text()
+    assert "Difference to none" not in text and "Codes on the test split" not in text
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+# The terminal.
+
+
+def test_table_fits_a_terminal_and_shows_the_baselines(results):
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))
+    console.print(report.table(results))
+    text = console.export_text()
+    row = next(line for line in text.splitlines() if "vq_ema" in line)
+    assert "[75.6%]" in row and "of 256" in row and "145,418" in row
+    assert all(name in text for name in results["methods"])
+
+
+def test_a_log_gets_whole_rows_and_no_colour(results, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    code = (
+        f"import json; from vqjax import report;report.print_table(json.load(open({str(path)!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert any("rvq" in line and "244,490" in line for line in done.stdout.splitlines())
+
+
+# Pictures of a codebook.
+
+
+def test_feature_map_tells_used_from_unused_codes():
+    from vqjax import codebook_plots
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    centres = rng.normal(size=(3, 16)) * 5
+    features = centres[labels] + rng.normal(size=(300, 16))
+    codebook = np.concatenate([centres, np.full((2, 16), 100.0)])
+    (axis,) = codebook_plots.feature_map(features, labels, codebook).axes
+    assert "3 of 5 codes in use" in axis.get_title(loc="left")
+
+
+def test_heat_map_sorts_codes_by_final_use():
+    from vqjax import codebook_plots
+
+    counts = np.array([[4, 0, 0, 4], [0, 6, 0, 2]])
+    figure = codebook_plots.code_use_over_training([10, 20], counts)
+    drawn = figure.axes[0].collections[0].get_array().reshape(4, 2)
+    np.testing.assert_array_equal(np.ma.filled(drawn[:, 1], 0), [3, 1, 0, 0])
+    np.testing.assert_array_equal(np.ma.filled(drawn[:, 0], 0), [0, 2, 2, 0])
+
+
+def test_importing_the_library_imports_no_plotting():
+    code = (
+        "import sys, vqjax, vqjax.report;"
+        "print([m for m in ('matplotlib', 'grain', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,107 @@
+"""What the seeds of a comparison say together: intervals, paired differences, baselines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vqjax import metrics
+from vqjax.metrics import Interval
+
+BASELINE = "none"  # the method that the others are compared with
+MARGIN = 0.02  # of accuracy: a difference inside it counts as none
+
+
+class CodeUse(NamedTuple):
+    """Codes K, tokens a stage, and what a uniform source would show, of one method's test split."""
+
+    num_codes: int
+    num_tokens: int
+    uniform: metrics.UniformBaseline
+
+
+def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and bootstrap 95% interval over seeds of every number that all seeds report.
+
+    Args:
+        per_seed: one mapping a seed; entries that are no numbers (lists, tables) are left aside.
+
+    Returns:
+        {metric: {'mean': m, 'low': l, 'high': h}}.
+
+    Raises:
+        ValueError: no seeds.
+    """
+    if not per_seed:
+        raise ValueError("per_seed is empty: a summary needs at least one seed")
+    names = [
+        name
+        for name, value in per_seed[0].items()
+        if name != "seed" and isinstance(value, int | float) and all(name in s for s in per_seed)
+    ]
+    return {
+        name: metrics.bootstrap_interval([s[name] for s in per_seed])._asdict() for name in names
+    }
+
+
+def paired_difference(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str
+) -> Interval:
+    """Mean over common seeds of `metric` of `a` minus that of `b`, with its bootstrap interval.
+
+    Raises:
+        ValueError: no seed in common.
+    """
+    other = {s["seed"]: s[metric] for s in b}
+    differences = [s[metric] - other[s["seed"]] for s in a if s["seed"] in other]
+    if not differences:
+        raise ValueError(f"metric={metric!r}: the two methods have no seed in common")
+    return metrics.bootstrap_interval(differences)
+
+
+def verdict(difference: Interval, num_seeds: int) -> str:
+    """What a paired difference of accuracy to the baseline says, in one sentence."""
+    mean, low, high = difference
+    if num_seeds == 1:
+        return "one seed: nothing can be said"
+    if -MARGIN < low and high < MARGIN:
+        return f"within {100 * MARGIN:g} points of {BASELINE}: the claim that it cannot work fails"
+    if high <= -MARGIN:
+        return f"worse than {BASELINE} by {-100 * high:.1f} points or more"
+    if high < 0:
+        return f"worse than {BASELINE}"
+    if low > 0:
+        return f"better than {BASELINE}"
+    return "undecided: the interval is too wide, more seeds are needed"
+
+
+def code_use(method: Mapping[str, Any]) -> CodeUse | None:
+    """Codes, tokens and uniform baseline of an entry of results['methods']; None without codes."""
+    counts = method["seeds"][0].get("counts")
+    if counts is None:
+        return None
+    counts = np.asarray(counts)
+    num_codes = counts.shape[-1]
+    num_tokens = round(counts.sum() / (counts.size / num_codes))
+    return CodeUse(num_codes, num_tokens, metrics.uniform_baseline(num_tokens, num_codes))
+
+
+def calibrated_error(bins: Mapping[str, Sequence[float]], num_samples: int = 2000) -> Interval:
+    """Calibration error that a calibrated model with a reliability table's confidences shows.
+
+    As `metrics.calibration_band`, but from 'confidence' and 'count' of the bins, which is what a
+    run keeps; taking a bin's mean confidence for all its examples widens the band by a few percent.
+    """
+    confidence, count = (np.asarray(bins[name], np.float64) for name in ("confidence", "count"))
+    hits = np.random.default_rng(0).binomial(
+        count.astype(int), np.clip(confidence, 0, 1), (num_samples, len(count))
+    )
+    errors = np.abs(hits - count * confidence).sum(-1) / count.sum()
+    low, high = np.quantile(errors, [0.025, 0.975])
+    return Interval(float(errors.mean()), float(low), float(high))
+
+
+def mean_calibrated_error(method: Mapping[str, Any]) -> Interval:
+    """`calibrated_error` of an entry of results['methods'], mean over its seeds."""
+    bands = [calibrated_error(seed["reliability"]) for seed in method["seeds"]]
+    return Interval(*(float(np.mean(x)) for x in zip(*bands, strict=True)))
