@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import os
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
-# Rows of one tile. Measured on two CPU cores: a tile's scores stay in cache between the product,
-# the minimum and the comparison, and XLA fuses the latter two.
-_TILE_ROWS = 1024
-METRICS = ('euclidean', 'cosine')
+METRICS = ("euclidean", "cosine")
+PRECISIONS = ("highest", "default", "bfloat16")
+
+# Scores of one tile. CPU, measured on two cores: 512 codes x 1,024 rows (2 MB) stay in the second
+# level cache between the product, the minimum and the comparison; half or twice that is within
+# noise, whole rows of 8,192 scores are a third slower. GPU and TPU, not measured: 16 MB, so that
+# a tile is some 10^9 operations at D = 128, tens of microseconds, against a launch's few.
+_TILE_SCORES_CPU = 2**19
+_TILE_SCORES = 2**22
+_TILE_CODES_CPU = 512
+_TILE_CODES = 2048
+_ALIGN = 128
 
 
 def normalize(x: jax.Array) -> jax.Array:
@@ -21,60 +33,143 @@ def normalize(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def nearest_codes(z: jax.Array, codebook: jax.Array, metric: str = 'euclidean') -> jax.Array:
+def nearest_codes(
+    z: jax.Array, codebook: jax.Array, metric: str = "euclidean", precision: str = "highest"
+) -> jax.Array:
     """Index of the codebook row nearest to each vector; ties go to the lowest index.
 
+    On CUDA the environment variable `VQJAX_FUSED_SEARCH=1`, read when the call is traced, chooses
+    the fused kernel of `nearest_pallas` instead of tiles; everywhere else it changes nothing.
+
     Args:
-      z: [..., D] any float dtype. Compared in float32 at highest precision.
+      z: [..., D] any float dtype.
       codebook: [K, D] any float dtype.
       metric: 'euclidean' (smallest distance) or 'cosine' (largest cosine).
+      precision: of the product z.c; sums and comparisons are float32 always. 'highest': float32,
+        so a choice differs from the exact one only within float32 rounding. 'default': the
+        platform's fast product (float32 on CPU, TF32 on GPU, bfloat16 on TPU). 'bfloat16': both
+        factors rounded to it first.
 
     Returns:
-      int32 [...]; -1 for a vector that is not finite.
+      int32 [...]; -1 for a vector that is not finite, or whose every score overflows.
 
     Raises:
-      ValueError: for an unknown metric or shapes that do not fit, at trace time.
+      ValueError: for an unknown metric or precision or shapes that do not fit, at trace time.
     """
     if metric not in METRICS:
-        raise ValueError(f'metric must be one of {METRICS}, got {metric!r}')
-    if codebook.ndim != 2 or z.shape[-1:] != codebook.shape[1:]:
+        raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if codebook.ndim != 2 or not codebook.shape[0] or z.shape[-1:] != codebook.shape[1:]:
         raise ValueError(
-            f'z [..., D] and codebook [K, D] must agree in D, got {z.shape} and {codebook.shape}'
+            "z [..., D] and codebook [K, D] must agree in D and have a code, "
+            f"got {z.shape} and {codebook.shape}"
         )
-    z = lax.stop_gradient(z).astype(jnp.float32)
-    codebook = lax.stop_gradient(codebook).astype(jnp.float32)
-    if metric == 'cosine':
-        z, codebook = normalize(z), normalize(codebook)
-        bias = jnp.zeros(codebook.shape[:1], jnp.float32)
-    else:
-        # argmin |z - c|^2 = argmin |c|^2 / 2 - z.c: the norm of z changes no order.
-        bias = 0.5 * jnp.sum(codebook * codebook, axis=-1)
-    rows = z.reshape(-1, z.shape[-1])
-    return _search(rows, codebook, bias).reshape(z.shape[:-1])
+    z, codebook = jnp.asarray(z), jnp.asarray(codebook)
+    rows = lax.stop_gradient(z).reshape(-1, z.shape[-1])
+    if not rows.size:
+        return jnp.zeros(z.shape[:-1], jnp.int32)
+    fused = os.environ.get("VQJAX_FUSED_SEARCH") == "1"
+    codes = _searcher(metric, precision, fused)(rows, lax.stop_gradient(codebook))
+    return codes.reshape(z.shape[:-1])
 
 
-def _search(rows: jax.Array, codebook: jax.Array, bias: jax.Array) -> jax.Array:
-    """Tiles of rows against the whole codebook: [N, D], [K, D], [K] -> int32 [N]."""
-    num_codes = codebook.shape[0]
-    index = jnp.arange(num_codes, dtype=jnp.int32)
+@functools.cache
+def _searcher(metric, precision, fused):
+    """The search of each platform, compiled once a shape: [N, D], [K, D] -> int32 [N]."""
 
-    def tile(rows):
-        dots = lax.dot_general(
-            rows,
-            codebook,
-            (((1,), (1,)), ((), ())),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
-        score = bias - dots
-        best = jnp.min(score, axis=-1, keepdims=True)
-        # A plain minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
-        first = jnp.min(jnp.where(score == best, index, num_codes), axis=-1)
-        return jnp.where(jnp.isfinite(best[:, 0]), first, -1)
+    def tiled(scores, codes):
+        return lambda *inputs: _search(*inputs, metric, precision, scores, codes)
 
-    n = rows.shape[0]
-    if n <= _TILE_ROWS:
-        return tile(rows)
-    whole = n - n % _TILE_ROWS
-    codes = lax.map(tile, rows[:whole].reshape(-1, _TILE_ROWS, rows.shape[1])).reshape(-1)
-    return codes if whole == n else jnp.concatenate([codes, tile(rows[whole:])])
+    branches = {"cpu": tiled(_TILE_SCORES_CPU, _TILE_CODES_CPU)}
+    if fused:
+        # Not at the top of the file: Pallas takes longer to import than all of vqjax.
+        from vqjax.ops.nearest_pallas import fused_search
+
+        branches["cuda"] = lambda *inputs: fused_search(*inputs, metric, precision)
+
+    @custom_vmap
+    def search(rows, codebook):
+        default = tiled(_TILE_SCORES, _TILE_CODES)
+        return lax.platform_dependent(rows, codebook, default=default, **branches)
+
+    @search.def_vmap
+    def batched_search(size, batched, rows, codebook):
+        if not batched[1]:
+            codes = search(rows.reshape(-1, rows.shape[-1]), codebook)
+            return codes.reshape(size, -1), True
+        # One codebook after the other: a batched product is half as fast on CPU, and its tiles
+        # would multiply the memory.
+        rows_at = (lambda i: rows[i]) if batched[0] else (lambda i: rows)
+        return lax.map(lambda i: search(rows_at(i), codebook[i]), jnp.arange(size)), True
+
+    return jax.jit(search)
+
+
+def bias_and_codes(codebook: jax.Array, metric: str) -> tuple[jax.Array, jax.Array]:
+    """What a search minimises is bias - z.c: codebook [K, D] -> float32 [K], float32 [K, D]."""
+    codebook = codebook.astype(jnp.float32)
+    if metric == "cosine":
+        return jnp.zeros(codebook.shape[:1], jnp.float32), normalize(codebook)
+    # argmin |z - c|^2 = argmin |c|^2 / 2 - z.c: the norm of z changes no order.
+    return 0.5 * jnp.sum(codebook * codebook, axis=-1), codebook
+
+
+def _starts(total: int, size: int) -> tuple[int, jax.Array]:
+    """Tiles of one static size, at most `size`, that cover `total`; the last may overlap.
+
+    An overlap costs a few rows twice and saves what a ragged end would need: a padded copy of the
+    input or a second compiled body. Evening the tiles out first keeps it below `_ALIGN` a tile.
+    """
+    tiles = -(-total // size)
+    size = min(total, size, -(-total // (tiles * _ALIGN)) * _ALIGN)
+    tiles = -(-total // size)
+    return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
+
+
+def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
+    """Tiles of rows against tiles of codes: [N, D], [K, D] -> int32 [N]."""
+    bias, codebook = bias_and_codes(codebook, metric)
+    n, num_codes = rows.shape[0], codebook.shape[0]
+    size = min(num_codes, tile_codes)
+    row_size, row_starts = _starts(n, max(tile_scores // size, _ALIGN))
+    # Few rows: longer tiles of codes instead.
+    code_size, code_starts = _starts(num_codes, max(tile_scores // row_size, size))
+    index = jnp.arange(code_size, dtype=jnp.int32)[:, None]
+
+    def row_tile(row_start):
+        tile = lax.dynamic_slice_in_dim(rows, row_start, row_size).astype(jnp.float32)
+        if metric == "cosine":
+            tile = normalize(tile)
+
+        def code_tile(code_start):
+            codes = lax.dynamic_slice_in_dim(codebook, code_start, code_size)
+            offset = lax.dynamic_slice_in_dim(bias, code_start, code_size)
+            # Codes first: the minimum then runs over rows of the matrix, which vectorises.
+            score = offset[:, None] - _dots(codes, tile, precision)
+            best = jnp.min(score, axis=0)
+            # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
+            first = jnp.min(jnp.where(score == best, index, code_size), axis=0)
+            return best, code_start + first
+
+        best, first = lax.map(code_tile, code_starts)
+        least = jnp.min(best, axis=0)
+        code = jnp.min(jnp.where(best == least, first, num_codes), axis=0)
+        return jnp.where(jnp.isfinite(least), code, -1)
+
+    codes = lax.map(row_tile, row_starts)
+    fresh = n - (row_starts.shape[0] - 1) * row_size
+    return jnp.concatenate([codes[:-1].reshape(-1), codes[-1, row_size - fresh :]])
+
+
+def _dots(a, b, precision):
+    """[n, D], [m, D] -> float32 [n, m]."""
+    if precision == "bfloat16":
+        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return lax.dot_general(
+        a,
+        b,
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST if precision == "highest" else lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
