@@ -64,6 +64,10 @@ def feature_map(features: np.ndarray, labels: np.ndarray, codebook: np.ndarray) 
             ha="center", va="center", zorder=5,
             path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
+    # The codes that no feature is near may lie far outside, and would squeeze the rest.
+    margin = 0.1 * np.ptp(flat, axis=0)
+    axis.set_xlim(flat[:, 0].min() - margin[0], flat[:, 0].max() + margin[0])
+    axis.set_ylim(flat[:, 1].min() - margin[1], flat[:, 1].max() + margin[1])
     area = 12 + 1500 * count[used] / count.sum()
     axis.scatter(*codes[used].T, s=area, color="none", edgecolor=DARK, lw=1.1, zorder=4)
     axis.plot(*codes[~used].T, "x", color=GREY, ms=4, mew=0.8, zorder=4)

@@ -11,9 +11,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
+
+from vqjax.summaries import code_use
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DARK, GREY, LIGHT = "#333333", "#666666", "#DDDDDD"
@@ -75,6 +78,10 @@ def _panels(names: Sequence[str], **kwargs: Any) -> tuple[Figure, dict[str, Axes
     return figure, dict(zip(names, axes, strict=False))
 
 
+def _caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=9, color=GREY)
+
+
 def _counts(method: Mapping[str, Any]) -> np.ndarray:
     """Use of the codes on the test split, [seeds, stages, K]."""
     counts = np.asarray([seed["counts"] for seed in method["seeds"]], np.float64)
@@ -95,7 +102,7 @@ def accuracy(results: Mapping[str, Any]) -> Figure:
     """Test accuracy of every seed, its mean and 95% interval, one row a method."""
     methods = results["methods"]
     colours = _colours(list(methods))
-    figure = new_figure(7, 1.1 + 0.5 * len(methods))
+    figure = new_figure(7, 1.2 + 0.6 * len(methods))
     axis = figure.subplots()
     for row, (name, method) in enumerate(methods.items()):
         summary = {k: 100 * v for k, v in method["summary"]["accuracy"].items()}
@@ -104,22 +111,22 @@ def accuracy(results: Mapping[str, Any]) -> Figure:
             axis.axvspan(summary["low"], summary["high"], color=LIGHT, alpha=0.6, lw=0)
             axis.axvline(summary["mean"], color=GREY, lw=1, ls="--")
         # Equal seeds would hide each other: they are spread a little across the row.
-        offset = 0.22 + 0.16 * (np.arange(len(seeds)) % 3 - 1)
+        offset = 0.2 + 0.1 * (np.arange(len(seeds)) % 3 - 1)
         axis.plot(seeds, row + offset, "o", color=colours[name], ms=4.5, alpha=0.45, mew=0)
         axis.plot([summary["low"], summary["high"]], [row - 0.14] * 2, color=colours[name], lw=3)
         axis.plot(summary["mean"], row - 0.14, "D", color=colours[name], ms=7, mec="white")
         axis.annotate(
             f"{summary['mean']:.1f}", (summary["mean"], row - 0.14), (0, 7),
             textcoords="offset points", ha="center", color=colours[name], weight="bold",
+            path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
     axis.set_yticks(range(len(methods)), list(methods), color=DARK)
     axis.set_ylim(len(methods) - 0.4, -0.75)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("test accuracy (%)")
-    axis.set_title(
-        f"{results['config']['dataset']}: dots are seeds, diamonds their mean with 95% interval",
-        weight="normal",
-    )
+    axis.set_title(results["config"]["dataset"])
+    shaded = "; shaded: interval of none" if "none" in methods else ""
+    _caption(figure, f"dots: seeds; diamonds: their mean with 95% interval{shaded}")
     return figure
 
 
@@ -145,10 +152,11 @@ def perplexity(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
         if num_stages > 1:
             axis.legend(fontsize=8, loc="lower right", handlelength=1.2)
         axis.set_xlabel("epoch")
-        axis.set_ylim(bottom=0)
+        axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axis.yaxis.set_tick_params(labelleft=True)
-    figure.supylabel("perplexity (codes, validation split)", fontsize=10)
+    next(iter(axes.values())).set_ylim(bottom=0)  # last: the panels share one scale
+    figure.supylabel("perplexity (codes)", fontsize=10)
+    _caption(figure, "on the validation split; thin: seeds, thick: their mean")
     return figure
 
 
@@ -162,10 +170,11 @@ def usage(results: Mapping[str, Any]) -> Figure:
     figure, axes = _panels(list(methods), sharex=True, sharey=True)
     for name, axis in axes.items():
         counts = -np.sort(-_counts(methods[name]), axis=-1)
-        num_tokens, (_, num_stages, num_codes) = counts[0, 0].sum(), counts.shape
+        num_codes, num_tokens, baseline = code_use(methods[name])
+        num_stages = counts.shape[1]
         rank = np.arange(1, num_codes + 1)
         draws = np.random.default_rng(0).multinomial(
-            int(num_tokens), [1 / num_codes] * num_codes, size=8
+            num_tokens, [1 / num_codes] * num_codes, size=8
         )
         uniform = -np.sort(-draws, axis=-1).mean(0) / num_tokens
         axis.plot(rank, np.where(uniform > 0, uniform, np.nan), color=GREY, lw=1.5, ls=(0, (3, 2)))
@@ -180,17 +189,18 @@ def usage(results: Mapping[str, Any]) -> Figure:
             axis.legend(fontsize=8, loc="lower left", handlelength=1.2)
         active = (counts > 0).sum(-1).mean()
         axis.text(
-            0.97, 0.95, f"{active:,.0f} of {num_codes:,} codes\nuniform: {(uniform > 0).sum():,}",
+            0.97, 0.95,
+            f"{active:,.0f} of {num_codes:,} codes\nuniform: {baseline.usage * num_codes:,.0f}",
             transform=axis.transAxes, ha="right", va="top", fontsize=9,
         )  # fmt: skip
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axis.set_xlabel("code, by rank of use")
     figure.supylabel("share of the test tokens", fontsize=10)
-    figure.suptitle(
-        "dashed: a uniform source of as many tokens", fontsize=10, color=GREY, x=0.99, ha="right"
+    _caption(
+        figure, "on the test split, mean over seeds; dashed: a uniform source of as many tokens"
     )
     return figure
 
@@ -220,18 +230,18 @@ def reliability(results: Mapping[str, Any]) -> Figure:
         area = 15 + 220 * total[full] / total.sum()
         axis.plot(x, y, color=colours[name], lw=1.2, alpha=0.7)
         axis.scatter(x, y, s=area, color=colours[name], edgecolor="white", lw=0.8, zorder=3)
-        axis.text(
-            0.04, 0.95, f"ECE {methods[name]['summary']['ece']['mean']:.3f}",
-            transform=axis.transAxes, va="top", weight="bold", color=colours[name],
+        axis.set_title(
+            f"ECE {methods[name]['summary']['ece']['mean']:.3f}",
+            loc="right", weight="normal", fontsize=10,
         )  # fmt: skip
-        axis.set(xlim=(0, 1.03), ylim=(-0.03, 1.05), aspect="equal", xlabel="confidence")
+        axis.set(xlim=(0, 1.04), ylim=(-0.03, 1.06), xlabel="confidence")
         axis.xaxis.set_major_formatter(PercentFormatter(1))
         axis.yaxis.set_major_formatter(PercentFormatter(1))
     figure.supylabel("accuracy", fontsize=10)
-    figure.suptitle(
-        "grey: 95% of calibrated models; area: share of the images",
-        fontsize=10, color=GREY, x=0.99, ha="right",
-    )  # fmt: skip
+    _caption(
+        figure,
+        "all seeds; area: share of the images; grey: 95% of calibrated models on one test split",
+    )
     return figure
 
 

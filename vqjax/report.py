@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -113,32 +114,39 @@ def _difference_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
         yield [name, _points(difference), tally, verdict(difference, len(signs))]
 
 
+def _below(text: str) -> str:
+    """'m (l to h)' with the interval in a line of its own."""
+    return text.replace(" (", "\n(").replace(" to ", ", ")
+
+
 def table(results: Mapping[str, Any]) -> Table:
-    """The comparison as one rich table, narrow enough for a terminal."""
+    """The comparison in under 100 columns, intervals and baselines below the values."""
     num_seeds = max(len(m["seeds"]) for m in results["methods"].values())
     found = Table(
-        title=f"{results['config']['dataset']}: test split, {num_seeds} seeds, 95% intervals",
-        caption="in brackets: ECE of a calibrated model, usage of a uniform source",
+        title=f"{results['config']['dataset']}: test split, {num_seeds} seeds",
+        caption="( ) 95% interval over seeds   [ ] calibrated model, uniform source",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     found.add_column("method", style="bold")
-    for heading in ("accuracy %", f"to {BASELINE}", "NLL", "ECE", "perplexity", "active", "usage",
-                    "bits", "params", "s"):  # fmt: skip
+    headings = ("accuracy %", f"to {BASELINE}", "ECE", "perplexity", "active", "usage",
+                "bits", "params", "s")  # fmt: skip
+    for heading in headings:
         found.add_column(heading, justify="right")
     for name, method in results["methods"].items():
         summary, use, difference = method["summary"], code_use(method), _difference(results, name)
         codes = [""] * 3
         if use is not None:
             codes = [
-                _number(summary["perplexity"]["mean"]),
-                f"{summary['active_codes']['mean']:.0f} of {use.num_codes:,}",
-                f"{_share(summary['usage']['mean'])} [{_share(use.uniform.usage)}]",
+                f"{_number(summary['perplexity']['mean'])}\n[{_number(use.uniform.perplexity)}]",
+                f"{summary['active_codes']['mean']:.0f}\nof {use.num_codes:,}",
+                f"{_share(summary['usage']['mean'])}\n[{_share(use.uniform.usage)}]",
             ]
         cells = [
             name,
-            _percent(summary["accuracy"]),
-            "" if difference is None else _points(difference),
-            f"{summary['nll']['mean']:.3f}",
-            f"{summary['ece']['mean']:.3f} [{mean_calibrated_error(method).mean:.3f}]",
+            _below(_percent(summary["accuracy"])),
+            "" if difference is None else _below(_points(difference)),
+            f"{summary['ece']['mean']:.3f}\n[{mean_calibrated_error(method).mean:.3f}]",
             *codes,
             _number(method["bits"]),
             f"{method['params']:,}",
@@ -151,12 +159,13 @@ def table(results: Mapping[str, Any]) -> Table:
 def print_table(results: Mapping[str, Any]) -> None:
     """Prints `table` to stdout, in colour only on a terminal and where NO_COLOR is not set."""
     # Without a terminal rich assumes 80 columns and would break the rows of a log.
-    Console(width=None if sys.stdout.isatty() else 160).print(table(results))
+    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
 
 
 def _markdown(rows: Iterable[list[str]]) -> str:
     header, *body = rows
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    rule = ["---" if name in ("method", "verdict") else "---:" for name in header]
+    lines = [header, rule, *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -65,7 +65,9 @@ def verdict(difference: Interval, num_seeds: int) -> str:
     if num_seeds == 1:
         return "one seed: nothing can be said"
     if -MARGIN < low and high < MARGIN:
-        return f"within {100 * MARGIN:g} points of {BASELINE}: the claim that it cannot work fails"
+        side = "above " if low > 0 else "below " if high < 0 else ""
+        where = f"{side}{BASELINE}, within {100 * MARGIN:g} points"
+        return f"{where}: 'incompatible with classification' is rejected"
     if high <= -MARGIN:
         return f"worse than {BASELINE} by {-100 * high:.1f} points or more"
     if high < 0:
