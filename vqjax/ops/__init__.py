@@ -1,8 +1,10 @@
 """What quantizers are made of: pure functions on arrays, and no quantizer."""
 
 from vqjax.ops.candidates import mean_assignment, nearest_candidates, sample_codes
-from vqjax.ops.gradients import directional, graft, rotate, straight_through
+from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
 from vqjax.ops.kmeans import (
+    BLIND_STARTS,
+    STARTS,
     KMeans,
     Start,
     batch_rows,
@@ -11,9 +13,18 @@ from vqjax.ops.kmeans import (
     normal,
     unit_sphere,
 )
-from vqjax.ops.losses import diversity, entropy, mean_probabilities, orthogonality, squared_error
+from vqjax.ops.losses import (
+    diversity,
+    entropy,
+    imbalance,
+    mean_probabilities,
+    orthogonality,
+    squared_error,
+)
+from vqjax.ops.names import function_name, named_function
 from vqjax.ops.nearest import METRICS, nearest_codes, normalize
 from vqjax.ops.revival import (
+    SOURCES,
     Batch,
     Revival,
     Revived,
@@ -23,12 +34,24 @@ from vqjax.ops.revival import (
     random_rows,
     split,
 )
-from vqjax.ops.rows import flat_rows, gumbel_rows, row_places, top_rows, uniform_rows
+from vqjax.ops.rows import flat_rows, gumbel_matrix, gumbel_rows, row_places, top_rows, uniform_rows
 from vqjax.ops.schedules import Schedule
-from vqjax.ops.statistics import AxisName, code_counts, code_sums, masked_mean, smoothed
+from vqjax.ops.statistics import (
+    AxisName,
+    code_counts,
+    code_sums,
+    masked_mean,
+    pmean,
+    psum,
+    smoothed,
+)
 
 __all__ = [
+    'BLIND_STARTS',
+    'ESTIMATORS',
     'METRICS',
+    'SOURCES',
+    'STARTS',
     'AxisName',
     'Batch',
     'KMeans',
@@ -46,18 +69,23 @@ __all__ = [
     'entropy',
     'error_rows',
     'flat_rows',
+    'function_name',
     'graft',
     'gumbel_rows',
+    'imbalance',
     'kmeans',
     'largest_error',
     'masked_mean',
     'mean_assignment',
     'mean_probabilities',
+    'named_function',
     'nearest_candidates',
     'nearest_codes',
     'normal',
     'normalize',
     'orthogonality',
+    'pmean',
+    'psum',
     'random_rows',
     'rotate',
     'row_places',

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vqjax.ops.nearest import normalize
-from vqjax.ops.rows import flat_rows, row_places
+from vqjax.ops.rows import flat_rows, gumbel_matrix, row_places
 from vqjax.ops.statistics import AxisName, pmean
 
 _TILE_ROWS = 1024
@@ -63,9 +63,8 @@ def sample_codes(
     places = row_places(valid, axis_name)
 
     def tile(rows, places):
-        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-        noise = jax.vmap(lambda k: jax.random.gumbel(k, codebook.shape[:1]))(keys)
         logits = -_squared_distances(rows, codebook, metric) / temperature
+        noise = gumbel_matrix(key, places, codebook.shape[0])
         return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
     codes = _tiles(tile, rows, places)
@@ -83,7 +82,7 @@ def mean_assignment(
     """Mean over real vectors of softmax(-squared distance / temperature): differentiable usage.
 
     z [..., D], codebook [K, D], mask bool [...] -> float32 [K], gradients to both. The tiles are
-    recomputed in the backward pass, so memory stays O(N + K).
+    recomputed in the backward pass, so memory stays O(N + K N / 1024).
     """
     rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
     weights = jnp.ones(rows.shape[:1]) if mask is None else mask.reshape(-1).astype(jnp.float32)
@@ -94,13 +93,11 @@ def mean_assignment(
     tiled = jnp.pad(weights, (0, padding)).reshape(-1, tile_rows)
 
     @jax.checkpoint
-    def tile(total, inputs):
+    def tile(inputs):
         rows, weights = inputs
         probabilities = jax.nn.softmax(-_squared_distances(rows, codebook, metric) / temperature)
-        return total + jnp.sum(jnp.where(weights[:, None] > 0, probabilities, 0.0), axis=0), None
+        return jnp.sum(jnp.where(weights[:, None] > 0, probabilities, 0.0), axis=0)
 
-    # Zero times the data: the carry then varies over the mapped axis as the sum does.
-    zero = jnp.zeros(codebook.shape[0]) + 0.0 * jnp.sum(tiled)
-    total, _ = lax.scan(tile, zero, (rows, tiled))
+    total = jnp.sum(lax.map(tile, (rows, tiled)), axis=0)
     number = pmean(jnp.sum(weights), axis_name)
     return pmean(total, axis_name) / jnp.maximum(number, 1e-30)

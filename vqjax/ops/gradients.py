@@ -84,3 +84,7 @@ def directional(z: jax.Array, z_q: jax.Array) -> jax.Array:
     length = _norm(difference)
     direction = lax.stop_gradient(difference / length)
     return graft(lax.stop_gradient(z_q), z + length * direction)
+
+
+# What a spec may name.
+ESTIMATORS = {f.__name__: f for f in (straight_through, rotate, directional)}

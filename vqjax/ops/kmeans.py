@@ -188,3 +188,8 @@ def batch_rows(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
     chosen, ok = top_rows(rows, priority, k, axis_name)
     number = jnp.maximum(jnp.sum(ok), 1)
     return Start(chosen[jnp.arange(k) % number], jnp.ones(k))
+
+
+# What a spec may name, and those that read the data rather than only its size.
+STARTS = {f.__name__: f for f in (kmeans, normal, unit_sphere, batch_rows)}
+BLIND_STARTS = (normal, unit_sphere)

@@ -52,6 +52,11 @@ def mean_probabilities(
     return total / jnp.maximum(number, 1e-30)
 
 
+def imbalance(probabilities: jax.Array) -> jax.Array:
+    """1 - exp(H(p)) / K: 0 where all are alike, near 1 where one has everything. [K] -> []."""
+    return 1 - jnp.exp(entropy(probabilities)) / probabilities.shape[-1]
+
+
 def diversity(
     probabilities: jax.Array, mask: jax.Array | None = None, axis_name: AxisName = None
 ) -> jax.Array:
@@ -60,5 +65,4 @@ def diversity(
     The diversity loss of wav2vec 2.0 (arXiv:2006.11477 section 3.2) as its code has it.
     probabilities [..., K], mask bool [...] -> float32 [].
     """
-    mean = mean_probabilities(probabilities, mask, axis_name)
-    return 1 - jnp.exp(entropy(mean)) / probabilities.shape[-1]
+    return imbalance(mean_probabilities(probabilities, mask, axis_name))

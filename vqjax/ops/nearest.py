@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-METRICS = ("euclidean", "cosine")
-PRECISIONS = ("highest", "default", "bfloat16")
+METRICS = ('euclidean', 'cosine')
+PRECISIONS = ('highest', 'default', 'bfloat16')
 
 # Scores of one tile. CPU, measured on two cores: 512 codes x 1,024 rows (2 MB) stay in the second
 # level cache between the product, the minimum and the comparison; half or twice that is within
@@ -34,7 +34,7 @@ def normalize(x: jax.Array) -> jax.Array:
 
 
 def nearest_codes(
-    z: jax.Array, codebook: jax.Array, metric: str = "euclidean", precision: str = "highest"
+    z: jax.Array, codebook: jax.Array, metric: str = 'euclidean', precision: str = 'highest'
 ) -> jax.Array:
     """Index of the codebook row nearest to each vector; ties go to the lowest index.
 
@@ -57,19 +57,19 @@ def nearest_codes(
       ValueError: for an unknown metric or precision or shapes that do not fit, at trace time.
     """
     if metric not in METRICS:
-        raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+        raise ValueError(f'metric must be one of {METRICS}, got {metric!r}')
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        raise ValueError(f'precision must be one of {PRECISIONS}, got {precision!r}')
     if codebook.ndim != 2 or not codebook.shape[0] or z.shape[-1:] != codebook.shape[1:]:
         raise ValueError(
-            "z [..., D] and codebook [K, D] must agree in D and have a code, "
-            f"got {z.shape} and {codebook.shape}"
+            'z [..., D] and codebook [K, D] must agree in D and have a code, '
+            f'got {z.shape} and {codebook.shape}'
         )
     z, codebook = jnp.asarray(z), jnp.asarray(codebook)
     rows = lax.stop_gradient(z).reshape(-1, z.shape[-1])
     if not rows.size:
         return jnp.zeros(z.shape[:-1], jnp.int32)
-    fused = os.environ.get("VQJAX_FUSED_SEARCH") == "1"
+    fused = os.environ.get('VQJAX_FUSED_SEARCH') == '1'
     codes = _searcher(metric, precision, fused)(rows, lax.stop_gradient(codebook))
     return codes.reshape(z.shape[:-1])
 
@@ -81,12 +81,12 @@ def _searcher(metric, precision, fused):
     def tiled(scores, codes):
         return lambda *inputs: _search(*inputs, metric, precision, scores, codes)
 
-    branches = {"cpu": tiled(_TILE_SCORES_CPU, _TILE_CODES_CPU)}
+    branches = {'cpu': tiled(_TILE_SCORES_CPU, _TILE_CODES_CPU)}
     if fused:
         # Not at the top of the file: Pallas takes longer to import than all of vqjax.
         from vqjax.ops.nearest_pallas import fused_search
 
-        branches["cuda"] = lambda *inputs: fused_search(*inputs, metric, precision)
+        branches['cuda'] = lambda *inputs: fused_search(*inputs, metric, precision)
 
     @custom_vmap
     def search(rows, codebook):
@@ -109,7 +109,7 @@ def _searcher(metric, precision, fused):
 def bias_and_codes(codebook: jax.Array, metric: str) -> tuple[jax.Array, jax.Array]:
     """What a search minimises is bias - z.c: codebook [K, D] -> float32 [K], float32 [K, D]."""
     codebook = codebook.astype(jnp.float32)
-    if metric == "cosine":
+    if metric == 'cosine':
         return jnp.zeros(codebook.shape[:1], jnp.float32), normalize(codebook)
     # argmin |z - c|^2 = argmin |c|^2 / 2 - z.c: the norm of z changes no order.
     return 0.5 * jnp.sum(codebook * codebook, axis=-1), codebook
@@ -139,7 +139,7 @@ def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
 
     def row_tile(row_start):
         tile = lax.dynamic_slice_in_dim(rows, row_start, row_size).astype(jnp.float32)
-        if metric == "cosine":
+        if metric == 'cosine':
             tile = normalize(tile)
 
         def code_tile(code_start):
@@ -164,12 +164,12 @@ def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
 
 def _dots(a, b, precision):
     """[n, D], [m, D] -> float32 [n, m]."""
-    if precision == "bfloat16":
+    if precision == 'bfloat16':
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     return lax.dot_general(
         a,
         b,
         (((1,), (1,)), ((), ())),
-        precision=lax.Precision.HIGHEST if precision == "highest" else lax.Precision.DEFAULT,
+        precision=lax.Precision.HIGHEST if precision == 'highest' else lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )

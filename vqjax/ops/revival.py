@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vqjax.ops.names import named_function
 from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.rows import gumbel_rows, top_rows, uniform_rows
 from vqjax.ops.statistics import AxisName, psum
@@ -58,8 +59,10 @@ def largest_error(key, batch, codebook, counts, dead, axis_name: AxisName = None
 
 
 def random_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
-    """Dead codes take random vectors of the batch (Jukebox, arXiv:2005.00341); the vectors with
-    the largest error without a key."""
+    """Dead codes take random vectors of the batch (Jukebox, arXiv:2005.00341).
+
+    Without a key: the vectors with the largest error.
+    """
     if key is None:
         return largest_error(key, batch, codebook, counts, dead, axis_name)
     priority = jnp.where(batch.valid, uniform_rows(key, batch.valid, axis_name), -jnp.inf)
@@ -67,8 +70,10 @@ def random_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) 
 
 
 def error_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
-    """Dead codes take vectors drawn by squared error, as k-means++ seeds; the vectors with the
-    largest error without a key."""
+    """Dead codes take vectors drawn by squared error, as k-means++ seeds are.
+
+    Without a key: the vectors with the largest error.
+    """
     if key is None:
         return largest_error(key, batch, codebook, counts, dead, axis_name)
     squared = jnp.sum((batch.rows - batch.assigned[batch.codes]) ** 2, axis=-1)
@@ -133,6 +138,10 @@ def anchors(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> R
     return Revived(jnp.where(changed[:, None], moved, codebook), counts, changed)
 
 
+# What a spec may name.
+SOURCES = {f.__name__: f for f in (random_rows, largest_error, error_rows, split, anchors)}
+
+
 @dataclass(frozen=True)
 class Revival:
     """When a code counts as dead, how often that is looked at, and what it becomes.
@@ -160,8 +169,7 @@ class Revival:
             )
         if self.every < 1:
             raise ValueError(f'every must be at least 1 step, got {self.every}')
-        if not callable(self.source):
-            raise ValueError(f'source must be a function of vqjax.ops or yours, got {self.source!r}')
+        object.__setattr__(self, 'source', named_function('source', self.source, SOURCES))
 
     def __repr__(self):
         return f'Revival(below={self.below!r}, every={self.every!r}, source={self.source.__name__})'

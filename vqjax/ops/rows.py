@@ -53,6 +53,12 @@ def gumbel_rows(key: jax.Array, valid: jax.Array, axis_name: AxisName = None) ->
     return -jnp.log(-jnp.log(uniform_rows(key, valid, axis_name)))
 
 
+def gumbel_matrix(key: jax.Array, places: jax.Array, num: int) -> jax.Array:
+    """Gumbel noise for each row and each of `num` choices, by the row's place: float32 [N, num]."""
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+    return jax.vmap(lambda row: jax.random.gumbel(row, (num,)))(keys)
+
+
 def top_rows(
     rows: jax.Array, priority: jax.Array, num: int, axis_name: AxisName = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -80,9 +86,7 @@ def top_rows(
         best = lax.pmax(best, axis_name)
         mine = place // per_replica == lax.axis_index(axis_name)
         # One owner a row, zeros from the others: the sum is the row, to the bit.
-        chosen = psum(
-            jnp.where(mine[:, None], rows[index[place % per_replica]], 0.0), axis_name
-        )
+        chosen = psum(jnp.where(mine[:, None], rows[index[place % per_replica]], 0.0), axis_name)
     missing = num - best.shape[0]
     best = jnp.pad(best, (0, missing), constant_values=-jnp.inf)
     ok = best > -jnp.inf

@@ -85,24 +85,8 @@ def smoothed(counts: jax.Array, eps: float) -> jax.Array:
 
     counts float32 [K] -> float32 [K], positive.
     """
+    # Products with a reciprocal, not quotients: XLA rewrites a division by a broadcast so under
+    # jit, and the codebook must be the same to the bit under jit and not.
     total = jnp.sum(counts)
-    scaled = (counts + eps) / (total + counts.shape[0] * eps) * total
-    return jnp.where(total > 0, scaled, 1.0)
-
-
-def masked_mean(
-    values: jax.Array, mask: jax.Array | None = None, axis_name: AxisName = None
-) -> jax.Array:
-    """Mean over real positions: 0 where there are none.
-
-    Under `axis_name` the sum is local and the divisor the mean over replicas, so that the mean of
-    the replicas' results is the mean of the whole batch however the mask is spread.
-
-    values float [...], mask bool [...] -> float32 [].
-    """
-    values = values.astype(jnp.float32)
-    if mask is None:
-        return jnp.mean(values)
-    number = pmean(jnp.sum(mask, dtype=jnp.float32), axis_name)
-    total = jnp.sum(jnp.where(mask, values, 0.0))
-    return jnp.where(number > 0, total / jnp.maximum(number, 1e-30), 0.0)
+    factor = total / (total + counts.shape[0] * eps)
+    return jnp.where(total > 0, (counts + eps) * factor, 1.0)

@@ -1,0 +1,52 @@
+"""Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
+
+from vqjax.quantizers.base import Quantized, Quantizer, make, to_spec
+from vqjax.quantizers.fsq import FSQ
+from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax, GumbelState
+from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.product import Product
+from vqjax.quantizers.projected import Projected, ProjectedParams
+from vqjax.quantizers.random_projection import RandomProjection, RandomProjectionState
+from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.vq import VQ, Affine, VQState
+from vqjax.quantizers.vq_ema import VQEMA, VQEMAState
+
+# The name of a quantizer in a spec is that of its file.
+REGISTRY = {
+    'vq_ema': VQEMA,
+    'vq': VQ,
+    'sim_vq': SimVQ,
+    'fsq': FSQ,
+    'lfq': LFQ,
+    'gumbel': GumbelSoftmax,
+    'random_projection': RandomProjection,
+    'residual': Residual,
+    'product': Product,
+    'projected': Projected,
+}
+
+__all__ = [
+    'FSQ',
+    'LFQ',
+    'REGISTRY',
+    'VQ',
+    'VQEMA',
+    'Affine',
+    'GumbelParams',
+    'GumbelSoftmax',
+    'GumbelState',
+    'Product',
+    'Projected',
+    'ProjectedParams',
+    'Quantized',
+    'Quantizer',
+    'RandomProjection',
+    'RandomProjectionState',
+    'Residual',
+    'SimVQ',
+    'VQEMAState',
+    'VQState',
+    'make',
+    'to_spec',
+]

@@ -1,0 +1,68 @@
+"""Quantizers as Flax modules: statistics in a mutable collection, gradients in params."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from vqjax.ops import AxisName
+from vqjax.quantizers import Quantized, Quantizer
+
+COLLECTION = 'codebook_stats'
+
+
+class Quantize(nn.Module):
+    """Any quantizer as a Linen module.
+
+    Its state lives in the collection `codebook_stats`, what gradients train in `params`, and
+    randomness comes from the stream `quantizer` where the caller gives one. Initialise the model
+    on a large batch of real data: the codebook starts from the z it sees then. Initialising does
+    no collective, so give every replica the same batch.
+
+    Attributes:
+      quantizer: a quantizer of `vqjax.quantizers`.
+      axis_name: mapped axis or axes over which statistics are summed in training.
+    """
+
+    quantizer: Quantizer
+    axis_name: AxisName = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array, train: bool, mask: jax.Array | None = None) -> Quantized:
+        """Quantize, and with `train` update the statistics afterwards.
+
+        Args:
+          z: [..., D].
+          train: whether this is a training step; `apply` then needs
+            mutable=['codebook_stats'].
+          mask: bool [...], True = real.
+
+        Returns:
+          Quantized.
+
+        Raises:
+          ValueError: where the quantizer does, e.g. for an init batch of identical vectors.
+        """
+        start = None
+        if self.is_initializing():
+            start = self.quantizer.init(self.make_rng('params'), z, mask)
+        # Without leaves there is nothing to keep: no empty entry in params or statistics.
+        params = self._kept(start, 'params', 'quantizer')
+        state = self._kept(start, COLLECTION, 'state')
+        axis_name = None if self.is_initializing() else self.axis_name
+        key = None
+        if not self.is_initializing() and self.has_rng('quantizer'):
+            key = self.make_rng('quantizer')
+        quantize_key, update_key = (None, None) if key is None else jax.random.split(key)
+        out = self.quantizer.quantize(params, state, z, quantize_key, mask, axis_name)
+        if train and not self.is_initializing() and self.has_variable(COLLECTION, 'state'):
+            state = self.quantizer.update(params, state, z, out.codes, update_key, mask, axis_name)
+            self.put_variable(COLLECTION, 'state', state)
+        return out
+
+    def _kept(self, start, collection, name):
+        if start is not None:
+            value = start[0] if collection == 'params' else start[1]
+            if jax.tree.leaves(value):
+                self.put_variable(collection, name, value)
+        return self.get_variable(collection, name, ())

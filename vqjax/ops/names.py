@@ -1,0 +1,30 @@
+"""Functions by name, so that a configuration can be plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+
+def named_function(field: str, value: Callable | str, known: Mapping[str, Callable]) -> Callable:
+    """`value` itself if it is a function, the one of that name if it is a string.
+
+    Raises:
+      ValueError: for a name that is not known, or something else.
+    """
+    if isinstance(value, str) and value in known:
+        return known[value]
+    if not callable(value):
+        raise ValueError(f'{field} must be one of {sorted(known)} or a function, got {value!r}')
+    return value
+
+
+def function_name(field: str, value: Callable, known: Mapping[str, Callable]) -> str:
+    """The name that `named_function` turns back into `value`.
+
+    Raises:
+      ValueError: for a function of your own, which plain data cannot hold.
+    """
+    name = getattr(value, '__name__', None)
+    if known.get(name) is not value:
+        raise ValueError(f'{field}={value!r} is not one of {sorted(known)}: it has no spec')
+    return name

@@ -1,0 +1,97 @@
+"""What the quantizers with an explicit codebook share: the choice of a code and reading it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vqjax import ops
+from vqjax.ops import AxisName
+from vqjax.quantizers.base import (
+    Base,
+    Quantized,
+    check,
+    check_count,
+    check_weight,
+    hide,
+    look_up,
+)
+
+
+class Codebook(Base):
+    """A leaf with a codebook [K, D], and fields metric, temperature and start.
+
+    Subclasses give `read_codebook` and `read`.
+    """
+
+    metric = 'euclidean'
+    temperature = 0.0
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether init reads the values of z."""
+        return self.start not in ops.BLIND_STARTS
+
+    def read_codebook(self, params, state) -> jax.Array:
+        """The vectors that codes stand for, float32 [K, D]."""
+        raise NotImplementedError
+
+    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+        """What quantize returns for z [..., D] once the codes [...] are chosen."""
+        raise NotImplementedError
+
+    def prepare(self, z: jax.Array) -> jax.Array:
+        """z as it is compared: float32, of unit length for the cosine metric."""
+        z = z.astype(jnp.float32)
+        return ops.normalize(z) if self.metric == 'cosine' else z
+
+    def candidates(self, params, state, z: jax.Array, num: int) -> jax.Array:
+        """The `num` nearest codes of z [..., D], nearest first, int32 [..., num]."""
+        return ops.nearest_candidates(z, self.read_codebook(params, state), num, self.metric)
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """Nearest code of z [..., D], or with a key and a temperature a sampled one."""
+        codebook = self.read_codebook(params, state)
+        if key is not None and self.temperature > 0:
+            codes = ops.sample_codes(
+                key, z, codebook, self.temperature, self.metric, mask, axis_name
+            )
+        else:
+            codes = ops.nearest_codes(z, codebook, self.metric)
+        return self.read(params, state, z, hide(codes, mask), mask, axis_name)
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """Codebook rows float32 [..., D] of codes [...]; zeros for -1."""
+        return look_up(self.read_codebook(params, state), codes)
+
+
+def check_codebook_fields(quantizer: Codebook, init) -> None:
+    """Check the fields that VQEMA and VQ share, and put functions where names were given."""
+    check_count('num_codes', quantizer.num_codes)
+    check(0 <= quantizer.decay < 1, 'decay', quantizer.decay, 'in [0, 1)')
+    check(quantizer.metric in ops.METRICS, 'metric', quantizer.metric, f'one of {ops.METRICS}')
+    check_weight('temperature', quantizer.temperature)
+    revival = quantizer.revival
+    check(
+        revival is None or isinstance(revival, ops.Revival), 'revival', revival, 'a Revival or None'
+    )
+    gradient = ops.named_function('gradient', quantizer.gradient, ops.ESTIMATORS)
+    object.__setattr__(quantizer, 'gradient', gradient)
+    object.__setattr__(quantizer, 'start', _given_start(quantizer, init))
+
+
+def _given_start(quantizer, init):
+    """The start function that the argument `init` of a constructor means.
+
+    `init` names both that argument and the method of the protocol, so the argument is an InitVar:
+    left out it arrives as the method (k-means then), and from `dataclasses.replace` as the bound
+    method of the quantizer replaced.
+    """
+    if init is type(quantizer).__dataclass_fields__['init'].default:
+        return ops.kmeans
+    owner = getattr(init, '__self__', None)
+    if isinstance(owner, Codebook):
+        return owner.start
+    return ops.named_function('init', init, ops.STARTS)

@@ -1,0 +1,138 @@
+"""Finite scalar quantization: a fixed grid, no codebook."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqjax import ops
+from vqjax.ops import AxisName
+from vqjax.quantizers.base import (
+    MAX_CODES,
+    Base,
+    Quantized,
+    blank,
+    check,
+    check_count,
+    check_features,
+    hide,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class FSQ(Base):
+    """FSQ (arXiv:2309.15505): each feature bounded by tanh and rounded to one of L levels.
+
+    Plain form, with h = (L - 1)(1 + 1e-3) / 2 and o = 1/2 for even L: round(tanh(z +
+    atanh(o / h)) h - o) / floor(L / 2). Symmetric form: 2 / (L - 1) floor((L - 1)(tanh z + 1) / 2
+    + 1/2) - 1. The code is a mixed-radix number, the first level varying fastest, computed in
+    integers. No term of the loss, nothing learned, and usage that depends on the scale of z.
+
+    Fields:
+      levels: levels of each feature, at least 3 (2 if symmetric); their product below 2^31.
+      symmetric: the form whose values lie symmetric about 0.
+      noise: with a key, uniform noise of this width in levels is added before rounding; codes
+        stay in range.
+
+    Params (), state (). Raises ValueError for a field out of range.
+    """
+
+    levels: tuple[int, ...]
+    symmetric: bool = False
+    noise: float = 0.0
+
+    def __post_init__(self):
+        levels = self.levels
+        check(
+            isinstance(levels, tuple | list) and len(levels), 'levels', levels, 'a list of levels'
+        )
+        object.__setattr__(self, 'levels', tuple(levels))
+        # With two levels the plain form's offset o / h reaches 1, and atanh has no value.
+        for level in levels:
+            check_count('levels', level, 2 if self.symmetric else 3)
+        if math.prod(levels) > MAX_CODES:
+            raise ValueError(
+                f'levels must multiply to at most 2^31 - 1 so that int32 holds every code, got '
+                f'{tuple(levels)} = {math.prod(levels)}; use Product or Residual of smaller ones'
+            )
+        ops_noise = isinstance(self.noise, int | float) and 0 <= self.noise < math.inf
+        check(ops_noise, 'noise', self.noise, 'finite and not negative')
+
+    @property
+    def num_codes(self) -> int:
+        """The product of the levels."""
+        return math.prod(self.levels)
+
+    @property
+    def stage_scale(self) -> tuple[float, ...]:
+        """1 / (L - 1) of each feature, rounded to a power of two."""
+        return tuple(2.0 ** -round(math.log2(max(level - 1, 2))) for level in self.levels)
+
+    @property
+    def _strides(self) -> np.ndarray:
+        return np.cumprod((1, *self.levels[:-1]), dtype=np.int64).astype(np.int32)
+
+    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
+        """() and (): nothing is learned. z [..., len(levels)]."""
+        del key, mask, axis_name
+        check_features(z, len(self.levels), f'levels={self.levels}')
+        return (), ()
+
+    def _bounded(self, x):
+        """x bounded, in units of levels (centred in the plain form); differentiable."""
+        levels = np.asarray(self.levels, np.float32)
+        if self.symmetric:
+            return (levels - 1) * (jnp.tanh(x) + 1) / 2
+        half = (levels - 1) * (1 + 1e-3) / 2
+        offset = np.where(levels % 2 == 0, 0.5, 0.0)
+        shift = np.arctanh(offset / half).astype(np.float32)
+        return jnp.tanh(x + shift) * half.astype(np.float32) - offset.astype(np.float32)
+
+    def _values(self, index):
+        """Values float32 of level indices int32 [..., D]."""
+        levels = np.asarray(self.levels, np.int32)
+        centre = levels - 1 if self.symmetric else 2 * (levels // 2)
+        # Both forms are (2 i - centre) / centre: -1 at i = 0, and integers until the division.
+        # A barrier keeps XLA from turning the division into a product with the reciprocal, which
+        # rounds otherwise: the same bits under jit and not, and exactly -1 at the first level.
+        divisor = lax.optimization_barrier(jnp.asarray(centre, jnp.float32))
+        return (2 * index - centre).astype(jnp.float32) / divisor
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """Codes and grid values of z [..., len(levels)]; the gradient is that of the bound."""
+        del params, state, axis_name
+        check_features(z, len(self.levels), f'levels={self.levels}')
+        bounded = self._bounded(z.astype(jnp.float32))
+        noisy = bounded
+        if key is not None and self.noise > 0:
+            noisy = bounded + self.noise * jax.random.uniform(key, z.shape, minval=-0.5, maxval=0.5)
+        levels = np.asarray(self.levels, np.int32)
+        if self.symmetric:
+            rounded, lowest = jnp.floor(noisy + 0.5), 0
+            carrier = 2 * bounded / (levels - 1) - 1
+        else:
+            rounded, lowest = jnp.round(noisy), -(levels // 2)
+            carrier = bounded / (levels // 2)
+        finite = jnp.all(jnp.isfinite(z), axis=-1)
+        rounded = jnp.where(finite[..., None], rounded, 0).astype(jnp.int32)
+        index = jnp.clip(rounded - lowest, 0, levels - 1)
+        codes = hide(jnp.where(finite, jnp.sum(index * self._strides, axis=-1), -1), mask)
+        z_q = ops.graft(self._values(index), carrier)
+        return Quantized(
+            blank(z_q, codes).astype(z.dtype), codes.astype(jnp.int32), jnp.zeros(()), {}
+        )
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """Grid values float32 [..., len(levels)] of codes [...]; zeros for -1."""
+        del params, state
+        index = (
+            jnp.maximum(codes, 0)[..., None] // self._strides % np.asarray(self.levels, np.int32)
+        )
+        return blank(self._values(index), codes)

@@ -1,0 +1,163 @@
+"""Lookup-free quantization: one bit a feature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqjax import ops
+from vqjax.ops import AxisName
+from vqjax.quantizers.base import (
+    Base,
+    Quantized,
+    blank,
+    check,
+    check_count,
+    check_features,
+    check_weight,
+    hide,
+)
+
+# The joint entropy of this many bits is exact: 2^18 products of two halves, a slice at a time.
+# More bits are taken in blocks, whose entropies add up to an upper bound of the joint one.
+_BLOCK_BITS = 18
+# Largest slice of the mean distribution held at once.
+_SLICE = 4096
+
+
+def bit_entropy(logit: jax.Array) -> jax.Array:
+    """Entropy in nats of a bit with probability sigmoid(logit), finite gradients everywhere."""
+    # -p log p - (1 - p) log(1 - p) through log-sigmoids: exact where p rounds to 0 or 1.
+    p = jax.nn.sigmoid(logit)
+    return -p * jax.nn.log_sigmoid(logit) - (1 - p) * jax.nn.log_sigmoid(-logit)
+
+
+def _products(p):
+    """Probabilities of all words of a few bits: [N, b] -> [N, 2^b], first bit most significant."""
+    words = jnp.ones((p.shape[0], 1))
+    for bit in range(p.shape[1]):
+        pair = jnp.stack([1 - p[:, bit], p[:, bit]], axis=-1)
+        words = (words[:, :, None] * pair[:, None, :]).reshape(p.shape[0], -1)
+    return words
+
+
+def _joint_entropy(p, weights, number, axis_name):
+    """Entropy of the mean over rows of independent bits: p [N, b], weights [N] -> [].
+
+    The mean distribution of 2^b words is a product of halves, L^T R: slices of it are made and
+    reduced one after the other, again in the backward pass.
+    """
+    half = p.shape[1] // 2
+    left = _products(p[:, :half]) * weights[:, None]
+    right = _products(p[:, half:])
+    width = max(1, min(left.shape[1], _SLICE // right.shape[1]))
+
+    @jax.checkpoint
+    def part(columns):
+        mean = jnp.matmul(columns, right, precision=lax.Precision.HIGHEST)
+        return jnp.sum(ops.entropy(ops.pmean(mean, axis_name) / number))
+
+    return jnp.sum(lax.map(part, left.T.reshape(-1, width, left.shape[0])))
+
+
+@dataclass(frozen=True, repr=False)
+class LFQ(Base):
+    """LFQ (MAGVIT-2, arXiv:2310.05737 eq. 4): the sign of each feature.
+
+    loss = entropy (E[H(p)] - gamma H(E[p])) + commitment |z - sg(z_q)|^2, where p is
+    softmax(-inv_temperature |z - c|^2) over all 2^num_bits codes c. Given z its bits are
+    independent, so E[H(p)] is a sum over bits; H(E[p]) is exact up to 18 bits without any array
+    of 2^num_bits, and beyond that the sum over blocks of 18. The code's first feature is its most
+    significant bit.
+
+    Fields:
+      num_bits: features of z, at most 30.
+      entropy: weight of the two entropy terms.
+      commitment: weight of the commitment loss.
+      gamma: weight of the batch entropy against that of single vectors.
+      inv_temperature: 1 / tau of p.
+      spherical: z and codes of unit length, as in BSQ (arXiv:2406.07548).
+
+    Params (), state (). Raises ValueError for a field out of range.
+    """
+
+    num_bits: int
+    entropy: float = 0.1
+    commitment: float = 0.25
+    gamma: float = 1.0
+    inv_temperature: float = 100.0
+    spherical: bool = False
+
+    stage_scale = 0.5
+
+    def __post_init__(self):
+        check_count('num_bits', self.num_bits, 1, 30)
+        for name in ('entropy', 'commitment', 'gamma'):
+            check_weight(name, getattr(self, name))
+        ok = 0 < self.inv_temperature < math.inf
+        check(ok, 'inv_temperature', self.inv_temperature, 'finite and above 0')
+
+    @property
+    def num_codes(self) -> int:
+        """2^num_bits."""
+        return 2**self.num_bits
+
+    @property
+    def _scale(self) -> np.float32:
+        return np.float32(1 / math.sqrt(self.num_bits) if self.spherical else 1.0)
+
+    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
+        """() and (): nothing is learned. z [..., num_bits]."""
+        del key, mask, axis_name
+        check_features(z, self.num_bits, f'num_bits={self.num_bits}')
+        return (), ()
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """Signs of z [..., num_bits] (0 counts as negative), and the entropy losses."""
+        del params, state, key
+        check_features(z, self.num_bits, f'num_bits={self.num_bits}')
+        x = z.astype(jnp.float32)
+        if self.spherical:
+            x = ops.normalize(x)
+        powers = 1 << np.arange(self.num_bits - 1, -1, -1, dtype=np.int32)
+        codes = jnp.sum(jnp.where(x > 0, powers, 0), axis=-1, dtype=jnp.int32)
+        codes = jnp.where(jnp.all(jnp.isfinite(z), axis=-1), codes, -1)
+        vectors = jnp.where(x > 0, self._scale, -self._scale)
+        losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
+        loss = self.commitment * losses['commitment']
+        if self.entropy:
+            losses |= self._entropies(x, mask, axis_name)
+            loss += self.entropy * (
+                losses['per_sample_entropy'] - self.gamma * losses['batch_entropy']
+            )
+        codes = hide(codes, mask)
+        z_q = blank(ops.straight_through(x, vectors), codes).astype(z.dtype)
+        return Quantized(z_q, codes, loss, losses)
+
+    def _entropies(self, x, mask, axis_name):
+        # Of softmax(2 z.c / tau) one bit has the log odds 4 z s / tau, s the value of a set bit.
+        logits = 4 * self.inv_temperature * self._scale * x.reshape(-1, self.num_bits)
+        real = None if mask is None else mask.reshape(-1)
+        single = ops.masked_mean(jnp.sum(bit_entropy(logits), axis=-1), real, axis_name)
+        weights = jnp.ones(logits.shape[0]) if real is None else real.astype(jnp.float32)
+        number = jnp.maximum(ops.pmean(jnp.sum(weights), axis_name), 1e-30)
+        p = jax.nn.sigmoid(jnp.where(weights[:, None] > 0, logits, 0.0))
+        batch = sum(
+            _joint_entropy(p[:, first : first + _BLOCK_BITS], weights, number, axis_name)
+            for first in range(0, self.num_bits, _BLOCK_BITS)
+        )
+        return {'per_sample_entropy': single, 'batch_entropy': batch}
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """Signs float32 [..., num_bits] of codes [...]; zeros for -1."""
+        del params, state
+        places = np.arange(self.num_bits - 1, -1, -1, dtype=np.int32)
+        bits = jnp.maximum(codes, 0)[..., None] >> places & 1
+        return blank(jnp.where(bits == 1, self._scale, -self._scale), codes)

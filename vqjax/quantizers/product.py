@@ -1,0 +1,144 @@
+"""Product quantization: groups of features, each with its own codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqjax.ops import AxisName
+from vqjax.quantizers.base import Base, Quantized, Quantizer, check_count, check_inner, check_start
+
+
+@dataclass(frozen=True, repr=False)
+class Product(Base):
+    """Product quantization (Jegou et al. 2011, doi:10.1109/TPAMI.2010.57).
+
+    z [..., D] is cut into G groups of D / G features; `loss` is the mean over groups, so that a
+    squared error stays one over all features.
+
+    Fields:
+      inner: the quantizer of every group.
+      num_groups: G, which must divide D.
+      shared: one codebook for all groups (multi-head), updated once with the vectors of all.
+
+    Params and state are the inner's with leading axis [G], or the inner's own if shared. Codes get
+    a trailing axis [G], losses a leading one. Raises ValueError for a field out of range, and at
+    trace time for a D that G does not divide.
+    """
+
+    inner: Quantizer
+    num_groups: int
+    shared: bool = False
+
+    def __post_init__(self):
+        check_inner(type(self).__name__, self.inner)
+        check_count('num_groups', self.num_groups)
+
+    @property
+    def num_codes(self) -> int:
+        """K of a group."""
+        return self.inner.num_codes
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The inner's, and G."""
+        return (*self.inner.code_shape, self.num_groups)
+
+    @property
+    def bits(self) -> float:
+        """The groups' bits together."""
+        return self.num_groups * self.inner.bits
+
+    @property
+    def stage_scale(self) -> float | tuple[float, ...]:
+        """The inner's, for each group."""
+        scale = np.asarray(self.inner.stage_scale)
+        return tuple(np.tile(scale, self.num_groups).tolist()) if scale.ndim else float(scale)
+
+    @property
+    def starts_from_data(self) -> bool:
+        """The inner's."""
+        return self.inner.starts_from_data
+
+    @property
+    def _axis(self):
+        return None if self.shared else 0
+
+    def _grouped(self, z):
+        """[..., D] -> [..., G, D / G]."""
+        if z.shape[-1] % self.num_groups:
+            raise ValueError(
+                f'num_groups={self.num_groups} must divide the features of z, '
+                f'got z of shape {z.shape}'
+            )
+        return z.reshape(*z.shape[:-1], self.num_groups, -1)
+
+    def _per_group(self, mask):
+        """The mask [..., G] of grouped vectors."""
+        return None if mask is None else jnp.stack([mask] * self.num_groups, axis=-1)
+
+    def _codes_first(self, codes):
+        """[..., *inner, G] -> [..., G, *inner], as the inner takes grouped vectors."""
+        return jnp.moveaxis(codes, -1, -1 - len(self.inner.code_shape))
+
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
+        """(params, state): each group starts from its part of z [..., D].
+
+        Raises:
+          ValueError: for a D that G does not divide; for a group of identical, zero or
+            non-finite vectors (outside jit).
+        """
+        z = self._grouped(z.astype(jnp.float32))
+        if self.shared:
+            return self.inner.init(key, z, self._per_group(mask), axis_name)
+        for group in range(self.num_groups):
+            check_start(self, z[..., group, :], mask)
+        keys = jax.random.split(key, self.num_groups)
+        groups = jnp.moveaxis(z, -2, 0)
+        return lax.map(lambda args: self.inner.init(*args, mask, axis_name), (keys, groups))
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """Codes [..., G] and vectors of z [..., D], the groups side by side (`vmap`)."""
+        groups = self._grouped(z)
+        keys = None if key is None else jax.random.split(key, self.num_groups)
+
+        def quantize(params, state, z, key):
+            return self.inner.quantize(params, state, z, key, mask, axis_name)
+
+        out = jax.vmap(
+            quantize,
+            in_axes=(self._axis, self._axis, -2, 0),
+            out_axes=Quantized(-2, -1, 0, 0),
+        )(params, state, groups, keys)
+        z_q = out.z_q.reshape(*z.shape[:-1], -1)
+        return Quantized(z_q, out.codes, jnp.mean(out.loss), out.losses)
+
+    def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
+        """Each group's state after its part of z [..., D]."""
+        groups = self._grouped(z)
+        if self.shared:
+            codes, mask = self._codes_first(codes), self._per_group(mask)
+            return self.inner.update(params, state, groups, codes, key, mask, axis_name)
+        keys = None if key is None else jax.random.split(key, self.num_groups)
+
+        # One group after the other: under vmap the condition in front of revival would become a
+        # selection, and its work be done at every step.
+        def update(args):
+            params, state, z, codes, key = args
+            return self.inner.update(params, state, z, codes, key, mask, axis_name)
+
+        parts = (params, state, jnp.moveaxis(groups, -2, 0), jnp.moveaxis(codes, -1, 0), keys)
+        return lax.map(update, parts)
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """Vectors float32 [..., D] of codes [..., G], the groups side by side."""
+        vectors = jax.vmap(self.inner.decode, in_axes=(self._axis, self._axis, -1), out_axes=-2)(
+            params, state, codes
+        )
+        return vectors.reshape(*vectors.shape[:-2], -1)

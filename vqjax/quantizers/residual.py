@@ -1,0 +1,335 @@
+"""Residual quantization: each stage quantizes what the stages before it left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqjax import ops
+from vqjax.ops import AxisName
+from vqjax.quantizers.base import (
+    Base,
+    Quantized,
+    Quantizer,
+    check,
+    check_count,
+    check_inner,
+    check_start,
+    hide,
+)
+from vqjax.quantizers.codebook import Codebook
+
+# Rows whose beams are searched together: each holds beam^2 candidate residuals.
+_BEAM_ROWS = 256
+
+
+@dataclass(frozen=True, repr=False)
+class Residual(Base):
+    """Residual quantization (SoundStream, arXiv:2107.03312 algorithm 1).
+
+    z_q is the sum of the stages' vectors. Stages are detached from each other: the loss of each
+    reaches z, and one estimator (the inner quantizer's, else straight-through) stands around the
+    whole, so dz_q/dz is 1 and not the number of stages. `loss` is the sum over stages. Stages run
+    as one `lax.scan`, so compile time does not grow with their number.
+
+    Fields:
+      inner: the quantizer of every stage, or a tuple with one for each.
+      num_stages: S; may be left out with a tuple.
+      shared: one codebook for all stages, updated once a step with the vectors of all of them.
+      dropout: with a key, only the first n ~ U{1..S} stages are used: 'sample' draws n for each
+        entry of z's first axis, 'batch' once; codes of the others are -1.
+      beam: codes are chosen among this many partial sums, by the final residual (1: greedily).
+
+    Params and state are the inner's with leading axis [S], the inner's own if shared, tuples for a
+    tuple. Codes get a trailing axis [S], losses a leading one.
+
+    Raises:
+      ValueError: for a field out of range, a beam over an inner without an explicit codebook, or
+        an inner whose z_q is not in the space of z.
+    """
+
+    inner: Quantizer | tuple[Quantizer, ...]
+    num_stages: int | None = None
+    shared: bool = False
+    dropout: str | None = None
+    beam: int = 1
+
+    def __post_init__(self):
+        if isinstance(self.inner, list):
+            object.__setattr__(self, 'inner', tuple(self.inner))
+        inners = self._inners
+        for inner in inners:
+            check_inner(type(self).__name__, inner)
+        if isinstance(self.inner, tuple):
+            check(len(inners) > 0, 'inner', inners, 'a quantizer or a tuple of at least one')
+            check(not self.shared, 'shared', self.shared, 'False with a different inner per stage')
+            if self.num_stages is None:
+                object.__setattr__(self, 'num_stages', len(inners))
+            need = f'{len(inners)}, the number of inner quantizers'
+            check(self.num_stages == len(inners), 'num_stages', self.num_stages, need)
+            shapes = [inner.code_shape for inner in inners]
+            check(len(set(shapes)) == 1, 'inner', inners, f'of one code_shape, not {shapes}')
+        check_count('num_stages', self.num_stages)
+        kinds = (None, 'sample', 'batch')
+        check(self.dropout in kinds, 'dropout', self.dropout, f'one of {kinds}')
+        check_count('beam', self.beam)
+        explicit = all(isinstance(inner, Codebook) for inner in inners)
+        need = '1 where an inner quantizer has no explicit codebook'
+        check(self.beam == 1 or explicit, 'beam', self.beam, need)
+
+    @property
+    def _inners(self) -> tuple[Quantizer, ...]:
+        return self.inner if isinstance(self.inner, tuple) else (self.inner,)
+
+    @property
+    def _by_stage(self) -> tuple[Quantizer, ...]:
+        return self.inner if isinstance(self.inner, tuple) else (self.inner,) * self.num_stages
+
+    @property
+    def num_codes(self) -> int:
+        """K of a stage (the largest where they differ)."""
+        return max(inner.num_codes for inner in self._inners)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The inner's, and S."""
+        return (*self._inners[0].code_shape, self.num_stages)
+
+    @property
+    def bits(self) -> float:
+        """The stages' bits together."""
+        return sum(inner.bits for inner in self._by_stage)
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether any stage's init reads the values of z."""
+        return any(inner.starts_from_data for inner in self._inners)
+
+    @property
+    def _scales(self):
+        """What each stage's vectors are multiplied by, float32 [S] or [S, D]."""
+        scales = [np.float32(1)]
+        for inner in self._by_stage[:-1]:
+            scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
+        return np.stack(np.broadcast_arrays(*scales))
+
+    def _stages(self, body, carry, params, state, *xs):
+        """(carry, outputs) of body(inner, carry, params, state, *x) run over the stages."""
+        if isinstance(self.inner, tuple):
+            outputs = []
+            for s, inner in enumerate(self.inner):
+                # A tree without leaves may arrive as (): nothing to take a part of.
+                part = [tree[s] if jax.tree.leaves(tree) else () for tree in (params, state)]
+                carry, output = body(inner, carry, *part, *jax.tree.map(lambda x, s=s: x[s], xs))
+                outputs.append(output)
+            return carry, tuple(outputs)
+        if self.shared:
+            return lax.scan(lambda c, x: body(self.inner, c, params, state, *x), carry, xs)
+        return lax.scan(lambda c, x: body(self.inner, c, *x), carry, (params, state, *xs))
+
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
+        """(params, state): each stage starts from what the ones before it left of z [..., D].
+
+        Raises:
+          ValueError: for a batch of identical, zero or non-finite vectors (outside jit).
+        """
+        check_start(self, z, mask)
+        z = z.astype(jnp.float32)
+        if self.shared:
+            return self.inner.init(key, z, mask, axis_name)
+
+        def start(inner, residual, params, state, key, scale):
+            del params, state
+            scaled = residual / scale
+            params, state = inner.init(key, scaled, mask, axis_name)
+            codes = inner.quantize(params, state, scaled, None, mask, axis_name).codes
+            residual -= inner.decode(params, state, codes) * scale
+            return residual, (params, state)
+
+        keys = jax.random.split(key, self.num_stages)
+        _, started = self._stages(start, z, None, None, keys, self._scales)
+        if isinstance(self.inner, tuple):
+            return tuple(p for p, _ in started), tuple(s for _, s in started)
+        return started
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """Codes [..., S] and the summed vectors of z [..., D]."""
+        x = z.astype(jnp.float32)
+        used = self._used(key, x, mask, axis_name)
+        keys = None if key is None else jax.random.split(key, self.num_stages)
+        chosen = None
+        if self.beam > 1:
+            chosen = jnp.moveaxis(self._beam_codes(params, state, x), -1, 0)
+
+        def stage(inner, carry, params, state, key, used, chosen, scale):
+            residual, total, carrier = carry
+            scaled = residual / scale
+            if jax.tree.leaves(params):
+                out = _detached(inner, params, state, scaled, key, used, axis_name, chosen)
+                carrier += out.z_q * scale
+            else:
+                out = _quantize(inner, params, state, scaled, key, used, axis_name, chosen)
+            value = lax.stop_gradient(out.z_q) * scale
+            return (residual - value, total + value, carrier), (out.codes, out.loss, out.losses)
+
+        # Zeros that vary over a mapped axis as x does, which scan's carry must.
+        zero = jnp.where(False, x, 0.0)
+        (_, total, carrier), outputs = self._stages(
+            stage, (x, zero, zero), params, state, keys, used, chosen, self._scales
+        )
+        codes, loss, losses = _merge(outputs) if isinstance(outputs[0], tuple) else outputs
+        estimator = getattr(self._inners[0], 'gradient', ops.straight_through)
+        # The estimator's gradient to z, and to the stages' params what their z_q hands them.
+        z_q = ops.graft(total, estimator(x, lax.stop_gradient(total)) + carrier)
+        codes = jnp.moveaxis(codes, 0, -1)
+        alive = jnp.any(codes.reshape(*x.shape[:-1], -1) >= 0, axis=-1)
+        z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
+        return Quantized(z_q, codes, jnp.sum(loss), losses)
+
+    def _used(self, key, x, mask, axis_name):
+        """Mask of each stage, bool [S, ...], or None where every stage sees all of x."""
+        if key is None or self.dropout is None:
+            return None if mask is None else jnp.stack([mask] * self.num_stages)
+        shape = x.shape[:-1]
+        key = jax.random.fold_in(key, self.num_stages)
+        if self.dropout == 'batch' or not shape:
+            draw = jax.random.uniform(key)
+        else:
+            real = jnp.ones(shape, bool) if mask is None else mask
+            real = jnp.any(real.reshape(shape[0], -1), axis=-1)
+            draw = ops.uniform_rows(key, real, axis_name).reshape(-1, *[1] * (len(shape) - 1))
+        depth = jnp.floor(draw * self.num_stages).astype(jnp.int32)
+        used = [jnp.broadcast_to(s <= depth, shape) for s in range(self.num_stages)]
+        return jnp.stack(used if mask is None else [stage & mask for stage in used])
+
+    def _beam_codes(self, params, state, x):
+        """Codes int32 [..., S] whose sum is nearest x [..., D] among the beam's."""
+        width = self.beam
+
+        def expand(inner, carry, params, state, s):
+            residual, codes, score = carry  # [n, B, D], [n, B, S], [n, B]
+            n = residual.shape[0]
+            num = min(width, inner.num_codes)
+            found = inner.candidates(params, state, residual, num)
+            left = residual[:, :, None] - inner.decode(params, state, found)
+            # Hypotheses that do not exist (all but one before the first stage) stay at infinity.
+            missing = jnp.where(jnp.isinf(score), score, 0.0)[..., None]
+            square = jnp.sum(left * left, axis=-1) + missing
+            best, place = lax.top_k(-square.reshape(n, -1), width)
+            parent = place // num
+            codes = jnp.take_along_axis(codes, parent[..., None], axis=1)
+            taken = jnp.take_along_axis(found.reshape(n, -1), place, axis=1)
+            codes = jnp.where(jnp.arange(self.num_stages) == s, taken[..., None], codes)
+            left = left.reshape(n, -1, left.shape[-1])
+            left = jnp.take_along_axis(left, place[..., None], axis=1)
+            return (left, codes, -best), None
+
+        def search(rows):
+            n = rows.shape[0]
+            residual = jnp.broadcast_to(rows[:, None], (n, width, rows.shape[1]))
+            varying = jnp.where(False, residual[..., 0], 0.0)
+            codes = varying[..., None].astype(jnp.int32) + jnp.zeros(self.num_stages, jnp.int32)
+            score = varying + jnp.where(jnp.arange(width) == 0, 0.0, jnp.inf)
+            stages = jnp.arange(self.num_stages)
+            (_, codes, _), _ = self._stages(expand, (residual, codes, score), params, state, stages)
+            return codes[:, 0]
+
+        rows, valid = ops.flat_rows(x)
+        n = rows.shape[0]
+        if n > _BEAM_ROWS:
+            codes = lax.map(lambda row: search(row[None])[0], rows, batch_size=_BEAM_ROWS)
+        else:
+            codes = search(rows)
+        return jnp.where(valid[:, None], codes, -1).reshape(*x.shape[:-1], self.num_stages)
+
+    def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
+        """Each stage's state after seeing what the stages before it left of z [..., D]."""
+        codes = jnp.moveaxis(codes, -1, 0)
+        keys = None if key is None else jax.random.split(key, self.num_stages)
+        z = lax.stop_gradient(z).astype(jnp.float32)
+
+        def stage(inner, residual, params, state, codes, key, scale):
+            value = inner.decode(params, state, codes) * scale
+            if self.shared:
+                return residual - value, residual / scale
+            moved = inner.update(params, state, residual / scale, codes, key, mask, axis_name)
+            return residual - value, moved
+
+        _, outputs = self._stages(stage, z, params, state, codes, keys, self._scales)
+        if not self.shared:
+            return outputs
+        masks = None if mask is None else jnp.stack([mask] * self.num_stages)
+        # Vectors of all stages in one update: the averages decay once a step, not S times.
+        return self.inner.update(params, state, outputs, codes, key, masks, axis_name)
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
+        codes = jnp.moveaxis(codes, -1, 0)
+
+        def stage(inner, total, params, state, codes, scale):
+            return total + inner.decode(params, state, codes) * scale, None
+
+        example = jax.eval_shape(
+            lambda p, s, c: self._inners[0].decode(p, s, c),
+            *self._first(params, state),
+            codes[0],
+        )
+        total = jnp.broadcast_to(
+            jnp.where(False, codes[0], 0.0).reshape(*example.shape[:-1], -1)[..., :1], example.shape
+        )
+        return self._stages(stage, total, params, state, codes, self._scales)[0]
+
+    def _first(self, params, state):
+        if self.shared:
+            return params, state
+        if isinstance(self.inner, tuple):
+            return params[0], state[0]
+        return jax.tree.map(lambda x: x[0], (params, state))
+
+
+def _quantize(inner, params, state, z, key, mask, axis_name, chosen) -> Quantized:
+    if chosen is None:
+        return inner.quantize(params, state, z, key, mask, axis_name)
+    return inner.read(params, state, z, hide(chosen, mask), mask, axis_name)
+
+
+def _detached(inner, params, state, z, key, mask, axis_name, chosen) -> Quantized:
+    """`_quantize` whose z_q hands its gradient to params alone, and its losses to both."""
+
+    def run(params, z, state, key, mask, chosen):
+        out = _quantize(inner, params, state, z, key, mask, axis_name, chosen)
+        return (out.z_q, out.loss, out.losses), out.codes
+
+    call = jax.custom_vjp(run)
+
+    def forward(params, z, *rest):
+        outputs, pullback, codes = jax.vjp(lambda p, x: run(p, x, *rest), params, z, has_aux=True)
+        return (outputs, codes), pullback
+
+    def backward(pullback, cotangents):
+        z_q, loss, losses = cotangents[0]
+        to_params, _ = pullback((z_q, loss, losses))
+        _, to_z = pullback((jnp.zeros_like(z_q), loss, losses))
+        return to_params, to_z, None, None, None, None
+
+    call.defvjp(forward, backward)
+    (z_q, loss, losses), codes = call(params, z, state, key, mask, chosen)
+    return Quantized(z_q, codes, loss, losses)
+
+
+def _merge(outputs):
+    """Stack the outputs of stages of different kinds; a loss that a stage lacks is 0 there."""
+    codes = jnp.stack([codes for codes, _, _ in outputs])
+    loss = jnp.stack([loss for _, loss, _ in outputs])
+    terms = {name: term for _, _, losses in outputs for name, term in losses.items()}
+    merged = {
+        name: jnp.stack([losses.get(name, jnp.zeros_like(term)) for _, _, losses in outputs])
+        for name, term in terms.items()
+    }
+    return codes, loss, merged

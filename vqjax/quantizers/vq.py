@@ -1,0 +1,151 @@
+"""Vector quantization with a codebook moved by gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vqjax import ops
+from vqjax.ops import AxisName, Revival
+from vqjax.quantizers.base import Quantized, blank, check_start, check_weight, look_up
+from vqjax.quantizers.codebook import Codebook, check_codebook_fields
+
+
+class VQState(NamedTuple):
+    """Revival's part of the codebook [K, D], moving counts [K], training steps int32 []."""
+
+    shift: jax.Array
+    counts: jax.Array
+    step: jax.Array
+
+
+class Affine(NamedTuple):
+    """Params with `affine`: codebook [K, D], and scale and offset [D] shared by all codes."""
+
+    codebook: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+
+
+@dataclass(frozen=True, repr=False)
+class VQ(Codebook):
+    """VQ-VAE's codebook as a parameter (arXiv:1711.00937 eq. 3).
+
+    loss = codebook |sg(z) - z_q|^2 + commitment |z - sg(z_q)|^2, and the terms below. The
+    codebook read is params + shift: revival moves the shift, which the optimizer does not know,
+    so its moments never fight a revived code.
+
+    Fields (those of VQEMA, and):
+      codebook: weight of the codebook loss.
+      decay: of the moving counts that revival looks at.
+      orthogonality: weight of `ops.orthogonality` (arXiv:2112.00384).
+      diversity: weight of `ops.diversity` of softmax(-squared distance).
+      sync_nu: share of z_q's gradient that the codebook receives too (arXiv:2305.08842 sec. 4.2).
+      affine: all codes share a learned scale and offset, so unused ones move along
+        (arXiv:2305.08842 sec. 4.1).
+
+    Params codebook float32 [K, D] (or `Affine`), state `VQState`. Raises ValueError for a field
+    out of range.
+    """
+
+    num_codes: int
+    decay: float = 0.99
+    commitment: float = 0.25
+    codebook: float = 1.0
+    metric: str = 'euclidean'
+    init: InitVar[Callable | str] = None  # its default is the method below
+    revival: Revival | None = Revival()
+    gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
+    temperature: float = 0.0
+    orthogonality: float = 0.0
+    diversity: float = 0.0
+    sync_nu: float = 0.0
+    affine: bool = False
+    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
+
+    def __post_init__(self, init):
+        check_codebook_fields(self, init)
+        for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'sync_nu'):
+            check_weight(name, getattr(self, name))
+
+    def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
+        """(codebook or Affine, VQState) from what `start` makes of z [..., D].
+
+        Raises:
+          ValueError: for a batch of identical, zero or non-finite vectors (outside jit).
+        """
+        check_start(self, z, mask)
+        x = self.prepare(z)
+        params, counts = self.start(key, x, self.num_codes, mask=mask, axis_name=axis_name)[:2]
+        state = VQState(jnp.zeros_like(params), jnp.maximum(counts, 1e-5), jnp.zeros((), jnp.int32))
+        if self.affine:
+            dim = params.shape[-1:]
+            params = Affine(params, jnp.ones(dim), jnp.zeros(dim))
+        return params, state
+
+    def read_codebook(self, params, state) -> jax.Array:
+        """Params + shift, float32 [K, D], differentiable in params.
+
+        Scaled and moved if affine; of unit length for the cosine metric.
+        """
+        shift = lax.stop_gradient(state.shift)
+        if self.affine:
+            vectors = (params.codebook + shift) * params.scale + params.offset
+        else:
+            vectors = params + shift
+        return ops.normalize(vectors) if self.metric == 'cosine' else vectors
+
+    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+        """z_q, loss and losses of z [..., D] for chosen codes [...]."""
+        x = self.prepare(z)
+        codebook = self.read_codebook(params, state)
+        vectors = look_up(codebook, codes)
+        fixed = lax.stop_gradient(vectors)
+        losses = {
+            'commitment': ops.squared_error(x, fixed, mask, axis_name),
+            'codebook': ops.squared_error(lax.stop_gradient(x), vectors, mask, axis_name),
+        }
+        if self.orthogonality:
+            losses['orthogonality'] = ops.orthogonality(codebook)
+        if self.diversity:
+            mean = ops.mean_assignment(x, codebook, 1.0, self.metric, mask, axis_name)
+            losses['diversity'] = ops.imbalance(mean)
+        z_q = self.gradient(x, vectors)
+        if self.sync_nu:
+            z_q = ops.graft(z_q, z_q + self.sync_nu * vectors)
+        loss = sum(getattr(self, name) * term for name, term in losses.items())
+        return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
+
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+    ) -> VQState:
+        """Move the counts towards this batch's, then revive through the shift.
+
+        z [..., D], codes int32 [...]. Read with the params of the step, before or after the
+        optimizer's: the shift is a difference and holds for both.
+        """
+        params = lax.stop_gradient(params)
+        rows, valid = ops.flat_rows(self.prepare(z), mask)
+        codes = jnp.where(valid, codes.reshape(-1), -1)
+        batch_counts = ops.code_counts(codes, self.num_codes, None, axis_name)
+        keep = jnp.where(jnp.sum(batch_counts) > 0, self.decay, 1.0)
+        counts = keep * state.counts + (1 - keep) * batch_counts
+        step = state.step + 1
+        if self.revival is None:
+            return VQState(state.shift, counts, step)
+        codebook = self.read_codebook(params, state)
+        batch = ops.Batch(rows, codes, valid, codebook)
+        revived = self.revival(key, batch, codebook, counts, step, axis_name)
+        target, base = revived.codebook, params
+        if self.affine:
+            base = params.codebook
+            scale = jnp.where(jnp.abs(params.scale) > 1e-6, params.scale, 1.0)
+            target = (target - params.offset) / scale
+        shift = jnp.where(revived.changed[:, None], target - base, state.shift)
+        return VQState(shift, revived.counts, step)

@@ -1,0 +1,131 @@
+"""Vector quantization with a codebook moved by exponential moving averages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vqjax import ops
+from vqjax.ops import AxisName, Revival
+from vqjax.quantizers.base import (
+    Quantized,
+    blank,
+    check_start,
+    check_weight,
+    look_up,
+)
+from vqjax.quantizers.codebook import Codebook, check_codebook_fields
+
+
+class VQEMAState(NamedTuple):
+    """Moving averages: counts float32 [K], sums float32 [K, D], training steps int32 []."""
+
+    counts: jax.Array
+    sums: jax.Array
+    step: jax.Array
+
+
+@dataclass(frozen=True, repr=False)
+class VQEMA(Codebook):
+    """VQ-VAE's codebook with exponential moving averages (arXiv:1711.00937, appendix A.1).
+
+    A training step is: assign to the nearest code; read the old codebook; counts <- g counts +
+    (1 - g) c and sums <- g sums + (1 - g) sum z; revive. The codebook is always derived,
+    sums / smoothed(counts), so a code, its count and its sum cannot disagree.
+
+    Fields:
+      num_codes: K.
+      decay: g in [0, 1).
+      commitment: weight of the commitment loss |z - sg(z_q)|^2 (mean over features).
+      eps: Laplace smoothing of the counts, in counts.
+      metric: 'euclidean', or 'cosine': vectors and codes of unit length.
+      init: start of the codebook, (key, z, k, mask, axis_name) -> centroids and counts.
+      revival: what becomes of dead codes; None leaves them.
+      gradient: estimator, (z, z_q) -> z_q with a gradient.
+      temperature: with a key, codes are sampled from softmax(-squared distance / temperature).
+
+    Params (), state `VQEMAState`. Raises ValueError for a field out of range.
+    """
+
+    num_codes: int
+    decay: float = 0.99
+    commitment: float = 0.25
+    eps: float = 1e-5
+    metric: str = 'euclidean'
+    init: InitVar[Callable | str] = None  # its default is the method below
+    revival: Revival | None = Revival()
+    gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
+    temperature: float = 0.0
+    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
+
+    def __post_init__(self, init):
+        check_codebook_fields(self, init)
+        check_weight('commitment', self.commitment)
+        check_weight('eps', self.eps)
+
+    def init(  # noqa: F811
+        self, key, z, mask=None, axis_name: AxisName = None
+    ) -> tuple[tuple, VQEMAState]:
+        """() and the state whose codebook is what `start` makes of z [..., D].
+
+        Raises:
+          ValueError: for a batch of identical, zero or non-finite vectors (outside jit).
+        """
+        check_start(self, z, mask)
+        x = self.prepare(z)
+        centroids, counts = self.start(key, x, self.num_codes, mask=mask, axis_name=axis_name)[:2]
+        if self.metric == 'cosine':
+            centroids = ops.normalize(centroids)
+        # An empty cluster starts as a little used code, not as one of no weight.
+        counts = jnp.maximum(counts, self.eps)
+        sums = centroids * ops.smoothed(counts, self.eps)[:, None]
+        return (), VQEMAState(counts, sums, jnp.zeros((), jnp.int32))
+
+    def read_codebook(self, params, state) -> jax.Array:
+        """sums / smoothed(counts), float32 [K, D]; of unit length for the cosine metric."""
+        del params
+        vectors = state.sums * (1 / ops.smoothed(state.counts, self.eps))[:, None]
+        return lax.stop_gradient(ops.normalize(vectors) if self.metric == 'cosine' else vectors)
+
+    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+        """z_q, loss and losses of z [..., D] for chosen codes [...]."""
+        x = self.prepare(z)
+        vectors = look_up(self.read_codebook(params, state), codes)
+        commitment = ops.squared_error(x, vectors, mask, axis_name)
+        z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
+        return Quantized(z_q, codes, self.commitment * commitment, {'commitment': commitment})
+
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+    ) -> VQEMAState:
+        """Move the averages towards this batch, then revive.
+
+        z [..., D], codes int32 [...]; vectors that are masked or not finite count nowhere, and a
+        batch without any leaves everything but the step as it was. Under `axis_name` the batch is
+        that of all replicas.
+        """
+        rows, valid = ops.flat_rows(self.prepare(z), mask)
+        codes = jnp.where(valid, codes.reshape(-1), -1)
+        batch_counts = ops.code_counts(codes, self.num_codes, None, axis_name)
+        batch_sums = ops.code_sums(rows, codes, self.num_codes, None, axis_name)
+        keep = jnp.where(jnp.sum(batch_counts) > 0, self.decay, 1.0)
+        counts = keep * state.counts + (1 - keep) * batch_counts
+        sums = keep * state.sums + (1 - keep) * batch_sums
+        moved = VQEMAState(counts, sums, state.step + 1)
+        if self.revival is None:
+            return moved
+        batch = ops.Batch(rows, codes, valid, self.read_codebook(params, state))
+        revived = self.revival(
+            key, batch, self.read_codebook(params, moved), counts, moved.step, axis_name
+        )
+        # Code, count and sum are reset together: the next step cannot bring the old code back.
+        reset = revived.codebook * ops.smoothed(revived.counts, self.eps)[:, None]
+        return moved._replace(
+            counts=revived.counts, sums=jnp.where(revived.changed[:, None], reset, sums)
+        )
