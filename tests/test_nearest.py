@@ -30,27 +30,27 @@ def _data(n, d, k, seed=0):
 def _scores64(z, codebook, metric):
     """What the search minimises, in float64: half the squared distance less half |z|^2."""
     z, codebook = np.asarray(z, np.float64), np.asarray(codebook, np.float64)
-    if metric == "cosine":
+    if metric == 'cosine':
         z, codebook = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (z, codebook))
         return -z @ codebook.T
     return 0.5 * (codebook**2).sum(-1) - z @ codebook.T
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+@pytest.mark.parametrize('shape', SHAPES)
 def test_every_disagreement_with_float64_is_rounding(shape, metric):
     z, codebook = _data(*shape)
     codes = np.asarray(nearest_codes(z, codebook, metric))
     scores = _scores64(z, codebook, metric)
     assert codes.dtype == np.int32 and codes.shape == (shape[0],)
     excess = scores[np.arange(len(z)), codes] - scores.min(-1)
-    size = 1.0 if metric == "cosine" else np.linalg.norm(z, axis=-1) * np.abs(codebook).max()
+    size = 1.0 if metric == 'cosine' else np.linalg.norm(z, axis=-1) * np.abs(codebook).max()
     bound = np.finfo(np.float32).eps * np.sqrt(shape[1]) * (size + np.abs(scores).max())
     assert (excess <= bound).all()
     assert (codes != scores.argmin(-1)).mean() < 1e-3
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize('shape', SHAPES)
 def test_a_repeated_code_is_never_chosen_over_its_first_copy(shape):
     z, codebook = _data(*shape)
     codes = np.asarray(nearest_codes(z, np.concatenate([codebook] * 3)))
@@ -75,6 +75,16 @@ def test_rows_that_are_not_finite_get_no_code_and_touch_no_other():
     expected = np.asarray(nearest_codes(z, codebook)).copy()
     expected[list(bad)] = -1
     np.testing.assert_array_equal(nearest_codes(dirty, codebook), expected)
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_a_code_that_is_not_finite_is_never_chosen(metric):
+    z, codebook = _data(50, 8, 70)
+    codebook[5, 2], codebook[69, 0], codebook[0, 1] = np.nan, np.inf, 1e30
+    others = np.delete(np.arange(70), [0, 5, 69])
+    expected = others[nearest_codes(z, codebook[others], metric)]
+    np.testing.assert_array_equal(nearest_codes(z, codebook, metric), expected)
+    assert (np.asarray(nearest_codes(z, codebook * np.nan, metric)) == -1).all()
 
 
 def test_leading_axes_and_dtypes():
@@ -121,14 +131,14 @@ def test_scan_remat_and_grad():
     assert (np.asarray(codebook_grad)[counts == 0] == 0).all()
 
 
-@pytest.mark.parametrize("specs", [(P("b"), P()), (P(), P("b")), (P("b"), P("b"))])
+@pytest.mark.parametrize('specs', [(P('b'), P()), (P(), P('b')), (P('b'), P('b'))])
 def test_shard_map_with_replication_check(specs):
     n = jax.device_count()
     z, codebook = _data(96 * n, 8, 64 * n)
-    mesh = Mesh(np.array(jax.devices()), ("b",))
-    sharded = jax.shard_map(nearest_codes, mesh=mesh, in_specs=specs, out_specs=P("b"))
-    zs = np.split(z, n) if specs[0] == P("b") else [z] * n
-    books = np.split(codebook, n) if specs[1] == P("b") else [codebook] * n
+    mesh = Mesh(np.array(jax.devices()), ('b',))
+    sharded = jax.shard_map(nearest_codes, mesh=mesh, in_specs=specs, out_specs=P('b'))
+    zs = np.split(z, n) if specs[0] == P('b') else [z] * n
+    books = np.split(codebook, n) if specs[1] == P('b') else [codebook] * n
     np.testing.assert_array_equal(jax.jit(sharded)(z, codebook), _each(zs, books).ravel())
 
 
@@ -155,8 +165,8 @@ def test_one_trace_serves_all_batches():
 def test_reduced_precision_is_asked_for_and_close():
     z, codebook = _data(4096, 32, 512)
     exact = np.asarray(nearest_codes(z, codebook))
-    codes = np.asarray(nearest_codes(z, codebook, precision="bfloat16"))
-    scores = _scores64(z, codebook, "euclidean")
+    codes = np.asarray(nearest_codes(z, codebook, precision='bfloat16'))
+    scores = _scores64(z, codebook, 'euclidean')
     rows = np.arange(len(z))
     assert 0 < (codes != exact).mean() < 0.05
     # Two factors rounded to 8 bits: relative error below 2^-7 of |z||c|.
@@ -164,14 +174,14 @@ def test_reduced_precision_is_asked_for_and_close():
     assert (scores[rows, codes] - scores[rows, exact] <= 2 * 2**-7 * sizes).all()
 
 
-@pytest.mark.parametrize("n, k", [(262_144, 8_192), (4_096, 2**18)])
+@pytest.mark.parametrize('n, k', [(262_144, 8_192), (4_096, 2**18)])
 def test_memory_beyond_inputs_and_output_is_below_64_mb(n, k):
     shapes = [jax.ShapeDtypeStruct((size, 128), jnp.float32) for size in (n, k)]
-    for metric in ("euclidean", "cosine"):
+    for metric in ('euclidean', 'cosine'):
         compiled = jax.jit(nearest_codes, static_argnums=2).lower(*shapes, metric).compile()
         extra = compiled.memory_analysis().temp_size_in_bytes
         # Cosine holds the unit codebook, K x D: it is not a part of N x K.
-        assert extra - (k * 128 * 4 if metric == "cosine" else 0) < 16e6
+        assert extra - (k * 128 * 4 if metric == 'cosine' else 0) < 16e6
 
 
 def test_peak_memory_of_a_process_is_below_64_mb_beyond_its_arrays():
@@ -187,7 +197,7 @@ before = peak()
 search(z, codebook).block_until_ready()
 print((peak() - before) / 1024)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 64
 
 
@@ -199,34 +209,34 @@ def _products(platform, precision):
     text = export.export(jax.jit(search), platforms=[platform])(z, codebook).mlir_module()
     products = []
     for line in text.splitlines():
-        if "stablehlo.dot_general" in line:
-            asked = re.search(r"precision = \[(\w+), \w+\]", line)
-            types = re.findall(r"tensor<\w+>", line)
+        if 'stablehlo.dot_general' in line:
+            asked = re.search(r'precision = \[(\w+), \w+\]', line)
+            types = re.findall(r'tensor<\w+>', line)
             products.append((asked and asked[1], *types))
     return products
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
+@pytest.mark.parametrize('platform', ['tpu', 'cuda', 'rocm'])
 def test_lowers_to_one_static_float32_product_at_highest_precision(platform):
-    tile = "tensor<2048x128xf32>"
-    assert _products(platform, "highest") == [("HIGHEST", tile, tile, "tensor<2048x2048xf32>")]
+    tile = 'tensor<2048x128xf32>'
+    assert _products(platform, 'highest') == [('HIGHEST', tile, tile, 'tensor<2048x2048xf32>')]
 
 
 def test_lowers_to_a_reduced_product_with_float32_sums_where_asked():
-    half = "tensor<2048x128xbf16>"
-    [(_, left, right, result)] = _products("tpu", "bfloat16")
-    assert (left, right, result) == (half, half, "tensor<2048x2048xf32>")
-    [(precision, *_)] = _products("tpu", "default")
-    assert precision in (None, "DEFAULT")
+    half = 'tensor<2048x128xbf16>'
+    [(_, left, right, result)] = _products('tpu', 'bfloat16')
+    assert (left, right, result) == (half, half, 'tensor<2048x2048xf32>')
+    [(precision, *_)] = _products('tpu', 'default')
+    assert precision in (None, 'DEFAULT')
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    'arguments, message',
     [
-        ((np.zeros((3, 4)), np.zeros((5, 3))), r"agree in D.*\(3, 4\) and \(5, 3\)"),
-        ((np.zeros((3, 4)), np.zeros((0, 4))), r"\(0, 4\)"),
-        ((np.zeros((3, 4)), np.zeros((5, 4)), "manhattan"), "metric.*manhattan"),
-        ((np.zeros((3, 4)), np.zeros((5, 4)), "cosine", "fp8"), "precision.*fp8"),
+        ((np.zeros((3, 4)), np.zeros((5, 3))), r'agree in D.*\(3, 4\) and \(5, 3\)'),
+        ((np.zeros((3, 4)), np.zeros((0, 4))), r'\(0, 4\)'),
+        ((np.zeros((3, 4)), np.zeros((5, 4)), 'manhattan'), 'metric.*manhattan'),
+        ((np.zeros((3, 4)), np.zeros((5, 4)), 'cosine', 'fp8'), 'precision.*fp8'),
     ],
 )
 def test_bad_arguments_name_the_value(arguments, message):

@@ -51,7 +51,8 @@ def nearest_codes(
         factors rounded to it first.
 
     Returns:
-      int32 [...]; -1 for a vector that is not finite, or whose every score overflows.
+      int32 [...]; -1 for a vector that is not finite, or whose every score overflows. A code that
+      is not finite is never chosen.
 
     Raises:
       ValueError: for an unknown metric or precision or shapes that do not fit, at trace time.
@@ -107,12 +108,22 @@ def _searcher(metric, precision, fused):
 
 
 def bias_and_codes(codebook: jax.Array, metric: str) -> tuple[jax.Array, jax.Array]:
-    """What a search minimises is bias - z.c: codebook [K, D] -> float32 [K], float32 [K, D]."""
+    """What a search minimises is bias - z.c: codebook [K, D] -> float32 [K], float32 [K, D].
+
+    The bias of a code that is not finite, or whose norm overflows, is infinite.
+    """
     codebook = codebook.astype(jnp.float32)
+    square = jnp.sum(codebook * codebook, axis=-1)
+    usable = jnp.isfinite(square)
     if metric == 'cosine':
-        return jnp.zeros(codebook.shape[:1], jnp.float32), normalize(codebook)
+        return jnp.where(usable, 0.0, jnp.inf), normalize(codebook)
     # argmin |z - c|^2 = argmin |c|^2 / 2 - z.c: the norm of z changes no order.
-    return 0.5 * jnp.sum(codebook * codebook, axis=-1), codebook
+    return jnp.where(usable, 0.5 * square, jnp.inf), codebook
+
+
+def usable_codes(bias: jax.Array, codes: jax.Array) -> jax.Array:
+    """Codes [K, D] with zeros where the bias [K] is infinite: inf - NaN would spoil the others."""
+    return jnp.where(jnp.isfinite(bias)[:, None], codes, 0.0)
 
 
 def _starts(total: int, size: int) -> tuple[int, jax.Array]:
@@ -146,7 +157,7 @@ def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
             codes = lax.dynamic_slice_in_dim(codebook, code_start, code_size)
             offset = lax.dynamic_slice_in_dim(bias, code_start, code_size)
             # Codes first: the minimum then runs over rows of the matrix, which vectorises.
-            score = offset[:, None] - _dots(codes, tile, precision)
+            score = offset[:, None] - _dots(usable_codes(offset, codes), tile, precision)
             best = jnp.min(score, axis=0)
             # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
             first = jnp.min(jnp.where(score == best, index, code_size), axis=0)
