@@ -43,7 +43,9 @@ from vqjax.ops.statistics import (
     masked_mean,
     pmean,
     psum,
+    rounded,
     smoothed,
+    unit_rows,
 )
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     'flat_rows',
     'function_name',
     'graft',
+    'gumbel_matrix',
     'gumbel_rows',
     'imbalance',
     'kmeans',
@@ -88,6 +91,7 @@ __all__ = [
     'psum',
     'random_rows',
     'rotate',
+    'rounded',
     'row_places',
     'sample_codes',
     'smoothed',
@@ -96,5 +100,6 @@ __all__ = [
     'straight_through',
     'top_rows',
     'uniform_rows',
+    'unit_rows',
     'unit_sphere',
 ]

@@ -90,3 +90,41 @@ def smoothed(counts: jax.Array, eps: float) -> jax.Array:
     total = jnp.sum(counts)
     factor = total / (total + counts.shape[0] * eps)
     return jnp.where(total > 0, (counts + eps) * factor, 1.0)
+
+
+def rounded(x: jax.Array) -> jax.Array:
+    """`x`, rounded to float32 before anything is added to it.
+
+    Compiled code may contract a product and a sum into one operation that rounds once; whether it
+    does depends on what it fuses, and then quantize and decode differ in the last bit. A maximum
+    with the lowest float changes no value and stands between the two (optimization barriers and
+    reduce_precision are gone by then). float32 [...] -> float32 [...].
+    """
+    return jnp.maximum(x, jnp.finfo(jnp.float32).min)
+
+
+def unit_rows(codebook: jax.Array) -> jax.Array:
+    """Rows scaled to unit length, the same to the bit wherever it is computed.
+
+    codebook float32 [K, D] -> float32 [K, D]. For vectors use `normalize`, which fuses better.
+    """
+    square = jnp.sum(rounded(codebook * codebook), axis=-1, keepdims=True)
+    return rounded(codebook * lax.rsqrt(jnp.maximum(square, 1e-24)))
+
+
+def masked_mean(
+    values: jax.Array, mask: jax.Array | None = None, axis_name: AxisName = None
+) -> jax.Array:
+    """Mean over real positions: 0 where there are none.
+
+    Under `axis_name` the sum is local and the divisor the mean over replicas, so that the mean of
+    the replicas' results is the mean of the whole batch however the mask is spread.
+
+    values float [...], mask bool [...] -> float32 [].
+    """
+    values = values.astype(jnp.float32)
+    if mask is None:
+        return jnp.mean(values)
+    number = pmean(jnp.sum(mask, dtype=jnp.float32), axis_name)
+    total = jnp.sum(jnp.where(mask, values, 0.0))
+    return jnp.where(number > 0, total / jnp.maximum(number, 1e-30), 0.0)

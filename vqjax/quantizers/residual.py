@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -21,10 +22,8 @@ from vqjax.quantizers.base import (
     check_start,
     hide,
 )
+from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
-
-# Rows whose beams are searched together: each holds beam^2 candidate residuals.
-_BEAM_ROWS = 256
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,7 +116,7 @@ class Residual(Base):
             scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
         return np.stack(np.broadcast_arrays(*scales))
 
-    def _stages(self, body, carry, params, state, *xs):
+    def _stages(self, body, carry, *xs, params=None, state=None):
         """(carry, outputs) of body(inner, carry, params, state, *x) run over the stages."""
         if isinstance(self.inner, tuple):
             outputs = []
@@ -151,7 +150,7 @@ class Residual(Base):
             return residual, (params, state)
 
         keys = jax.random.split(key, self.num_stages)
-        _, started = self._stages(start, z, None, None, keys, self._scales)
+        _, started = self._stages(start, z, keys, self._scales)
         if isinstance(self.inner, tuple):
             return tuple(p for p, _ in started), tuple(s for _, s in started)
         return started
@@ -165,7 +164,8 @@ class Residual(Base):
         keys = None if key is None else jax.random.split(key, self.num_stages)
         chosen = None
         if self.beam > 1:
-            chosen = jnp.moveaxis(self._beam_codes(params, state, x), -1, 0)
+            run = functools.partial(self._stages, params=params, state=state)
+            chosen = jnp.moveaxis(beam_codes(run, x, self.num_stages, self.beam), -1, 0)
 
         def stage(inner, carry, params, state, key, used, chosen, scale):
             residual, total, carrier = carry
@@ -181,7 +181,7 @@ class Residual(Base):
         # Zeros that vary over a mapped axis as x does, which scan's carry must.
         zero = jnp.where(False, x, 0.0)
         (_, total, carrier), outputs = self._stages(
-            stage, (x, zero, zero), params, state, keys, used, chosen, self._scales
+            stage, (x, zero, zero), keys, used, chosen, self._scales, params=params, state=state
         )
         codes, loss, losses = _merge(outputs) if isinstance(outputs[0], tuple) else outputs
         estimator = getattr(self._inners[0], 'gradient', ops.straight_through)
@@ -208,46 +208,6 @@ class Residual(Base):
         used = [jnp.broadcast_to(s <= depth, shape) for s in range(self.num_stages)]
         return jnp.stack(used if mask is None else [stage & mask for stage in used])
 
-    def _beam_codes(self, params, state, x):
-        """Codes int32 [..., S] whose sum is nearest x [..., D] among the beam's."""
-        width = self.beam
-
-        def expand(inner, carry, params, state, s):
-            residual, codes, score = carry  # [n, B, D], [n, B, S], [n, B]
-            n = residual.shape[0]
-            num = min(width, inner.num_codes)
-            found = inner.candidates(params, state, residual, num)
-            left = residual[:, :, None] - inner.decode(params, state, found)
-            # Hypotheses that do not exist (all but one before the first stage) stay at infinity.
-            missing = jnp.where(jnp.isinf(score), score, 0.0)[..., None]
-            square = jnp.sum(left * left, axis=-1) + missing
-            best, place = lax.top_k(-square.reshape(n, -1), width)
-            parent = place // num
-            codes = jnp.take_along_axis(codes, parent[..., None], axis=1)
-            taken = jnp.take_along_axis(found.reshape(n, -1), place, axis=1)
-            codes = jnp.where(jnp.arange(self.num_stages) == s, taken[..., None], codes)
-            left = left.reshape(n, -1, left.shape[-1])
-            left = jnp.take_along_axis(left, place[..., None], axis=1)
-            return (left, codes, -best), None
-
-        def search(rows):
-            n = rows.shape[0]
-            residual = jnp.broadcast_to(rows[:, None], (n, width, rows.shape[1]))
-            varying = jnp.where(False, residual[..., 0], 0.0)
-            codes = varying[..., None].astype(jnp.int32) + jnp.zeros(self.num_stages, jnp.int32)
-            score = varying + jnp.where(jnp.arange(width) == 0, 0.0, jnp.inf)
-            stages = jnp.arange(self.num_stages)
-            (_, codes, _), _ = self._stages(expand, (residual, codes, score), params, state, stages)
-            return codes[:, 0]
-
-        rows, valid = ops.flat_rows(x)
-        n = rows.shape[0]
-        if n > _BEAM_ROWS:
-            codes = lax.map(lambda row: search(row[None])[0], rows, batch_size=_BEAM_ROWS)
-        else:
-            codes = search(rows)
-        return jnp.where(valid[:, None], codes, -1).reshape(*x.shape[:-1], self.num_stages)
-
     def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
         """Each stage's state after seeing what the stages before it left of z [..., D]."""
         codes = jnp.moveaxis(codes, -1, 0)
@@ -261,7 +221,7 @@ class Residual(Base):
             moved = inner.update(params, state, residual / scale, codes, key, mask, axis_name)
             return residual - value, moved
 
-        _, outputs = self._stages(stage, z, params, state, codes, keys, self._scales)
+        _, outputs = self._stages(stage, z, codes, keys, self._scales, params=params, state=state)
         if not self.shared:
             return outputs
         masks = None if mask is None else jnp.stack([mask] * self.num_stages)
@@ -283,7 +243,7 @@ class Residual(Base):
         total = jnp.broadcast_to(
             jnp.where(False, codes[0], 0.0).reshape(*example.shape[:-1], -1)[..., :1], example.shape
         )
-        return self._stages(stage, total, params, state, codes, self._scales)[0]
+        return self._stages(stage, total, codes, self._scales, params=params, state=state)[0]
 
     def _first(self, params, state):
         if self.shared:

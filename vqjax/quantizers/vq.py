@@ -96,10 +96,10 @@ class VQ(Codebook):
         """
         shift = lax.stop_gradient(state.shift)
         if self.affine:
-            vectors = (params.codebook + shift) * params.scale + params.offset
+            vectors = ops.rounded((params.codebook + shift) * params.scale) + params.offset
         else:
             vectors = params + shift
-        return ops.normalize(vectors) if self.metric == 'cosine' else vectors
+        return ops.unit_rows(vectors) if self.metric == 'cosine' else vectors
 
     def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""

@@ -90,8 +90,8 @@ class VQEMA(Codebook):
     def read_codebook(self, params, state) -> jax.Array:
         """sums / smoothed(counts), float32 [K, D]; of unit length for the cosine metric."""
         del params
-        vectors = state.sums * (1 / ops.smoothed(state.counts, self.eps))[:, None]
-        return lax.stop_gradient(ops.normalize(vectors) if self.metric == 'cosine' else vectors)
+        vectors = ops.rounded(state.sums * (1 / ops.smoothed(state.counts, self.eps))[:, None])
+        return lax.stop_gradient(ops.unit_rows(vectors) if self.metric == 'cosine' else vectors)
 
     def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
