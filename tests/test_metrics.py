@@ -58,7 +58,7 @@ def test_uniform_baseline_of_the_published_case():
     assert perplexity / 64_000 == pytest.approx(0.57, abs=0.005)
 
 
-@pytest.mark.parametrize("num_tokens,num_codes", [(1, 5), (3, 2), (360, 256), (20_000, 64)])
+@pytest.mark.parametrize('num_tokens,num_codes', [(1, 5), (3, 2), (360, 256), (20_000, 64)])
 def test_uniform_baseline_against_sampling(num_tokens, num_codes):
     rng = np.random.default_rng(1)
     counts = rng.multinomial(num_tokens, [1 / num_codes] * num_codes, size=4000)
@@ -72,7 +72,7 @@ def test_uniform_baseline_at_its_ends():
     assert metrics.uniform_baseline(0, 8) == (0.0, 0.0)
     assert metrics.uniform_baseline(9, 1) == (1.0, 1.0)
     assert metrics.uniform_baseline(10**9, 1024).perplexity == pytest.approx(1024, rel=1e-5)
-    with pytest.raises(ValueError, match="num_codes=0"):
+    with pytest.raises(ValueError, match='num_codes=0'):
         metrics.uniform_baseline(5, 0)
 
 
@@ -123,7 +123,7 @@ def test_reliability_adds_up_to_the_calibration_error():
     )
 
 
-@pytest.mark.parametrize("n,expected", [(360, 0.012), (10_000, 0.0023)])
+@pytest.mark.parametrize('n,expected', [(360, 0.012), (10_000, 0.0023)])
 def test_a_calibrated_model_scores_what_its_size_lets_it(n, expected):
     probs, labels = confident_model(n)
     band = metrics.calibration_band(probs)
@@ -156,7 +156,7 @@ def test_bootstrap_interval():
     assert high == pytest.approx(mean + half, abs=half / 5)
     assert metrics.bootstrap_interval([0.7]) == (0.7, 0.7, 0.7)
     assert metrics.bootstrap_interval(values) == (mean, low, high)  # same draws every time
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match='empty'):
         metrics.bootstrap_interval([])
 
 
@@ -165,5 +165,5 @@ def test_wilson_interval():
     assert metrics.wilson_interval(0, 10) == pytest.approx((0, 0, 0.27753), abs=1e-5)
     assert metrics.wilson_interval(10, 10) == pytest.approx((1, 0.72247, 1), abs=1e-5)
     assert metrics.wilson_interval(50, 100) == pytest.approx((0.5, 0.40383, 0.59617), abs=1e-5)
-    with pytest.raises(ValueError, match="successes=3"):
+    with pytest.raises(ValueError, match='successes=3'):
         metrics.wilson_interval(3, 2)

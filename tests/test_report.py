@@ -22,132 +22,132 @@ def seed_of(seed, accuracy, num_codes=None, stages=1, spread=1.0):
     labels = (rng.random(TOKENS) > accuracy).astype(int)
     bins = metrics.reliability(probs, labels)
     found = {
-        "seed": seed,
-        "accuracy": float(metrics.accuracy(probs, labels)),
-        "nll": 0.11 + 0.01 * seed,
-        "brier": 0.03,
-        "ece": float(metrics.expected_calibration_error(probs, labels)),
-        "reliability": {k: np.asarray(v).tolist() for k, v in bins._asdict().items()},
+        'seed': seed,
+        'accuracy': float(metrics.accuracy(probs, labels)),
+        'nll': 0.11 + 0.01 * seed,
+        'brier': 0.03,
+        'ece': float(metrics.expected_calibration_error(probs, labels)),
+        'reliability': {k: np.asarray(v).tolist() for k, v in bins._asdict().items()},
     }
     if num_codes is None:
         return found
     weight = np.arange(1, num_codes + 1.0) ** -spread
     counts = rng.multinomial(TOKENS, weight / weight.sum(), size=stages)
     return found | {
-        "counts": (counts if stages > 1 else counts[0]).tolist(),
-        "perplexity": float(metrics.perplexity(counts).mean()),
-        "perplexity_per_stage": metrics.perplexity(counts).tolist(),
-        "active_codes": float(metrics.active_codes(counts).mean()),
-        "usage": float(metrics.usage(counts).mean()),
+        'counts': (counts if stages > 1 else counts[0]).tolist(),
+        'perplexity': float(metrics.perplexity(counts).mean()),
+        'perplexity_per_stage': metrics.perplexity(counts).tolist(),
+        'active_codes': float(metrics.active_codes(counts).mean()),
+        'usage': float(metrics.usage(counts).mean()),
     }
 
 
 def method_of(bits, params, **kwargs):
-    accuracy = kwargs.pop("accuracy")
+    accuracy = kwargs.pop('accuracy')
     seeds = [seed_of(s, accuracy, **kwargs) for s in range(5)]
     return {
-        "spec": None,
-        "bits": bits,
-        "params": params,
-        "seconds": 21.4,
-        "summary": report.summarise(seeds),
-        "seeds": seeds,
+        'spec': None,
+        'bits': bits,
+        'params': params,
+        'seconds': 21.4,
+        'summary': report.summarise(seeds),
+        'seeds': seeds,
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def results():
     return {
-        "schema": 1,
-        "command": "python train.py --config.seeds=5",
-        "config": {"dataset": "digits", "epochs": 30, "batch_size": 64, "bottleneck": "vector"},
-        "environment": {"jax": "0.10.2", "devices": "1 x cpu"},
-        "methods": {
-            "none": method_of(4096, 112_394, accuracy=0.985),
-            "vq_ema": method_of(8, 145_418, accuracy=0.981, num_codes=256, spread=0.5),
-            "fsq": method_of(15.97, 113_930, accuracy=0.972, num_codes=64_000),
-            "rvq": method_of(32, 244_490, accuracy=0.985, num_codes=256, stages=4, spread=0.7),
+        'schema': 1,
+        'command': 'python train.py --config.seeds=5',
+        'config': {'dataset': 'digits', 'epochs': 30, 'batch_size': 64, 'bottleneck': 'vector'},
+        'environment': {'jax': '0.10.2', 'devices': '1 x cpu'},
+        'methods': {
+            'none': method_of(4096, 112_394, accuracy=0.985),
+            'vq_ema': method_of(8, 145_418, accuracy=0.981, num_codes=256, spread=0.5),
+            'fsq': method_of(15.97, 113_930, accuracy=0.972, num_codes=64_000),
+            'rvq': method_of(32, 244_490, accuracy=0.985, num_codes=256, stages=4, spread=0.7),
         },
-        "findings": [
+        'findings': [
             {
-                "name": "low_perplexity",
-                "severity": "warning",
-                "method": "fsq",
-                "seed": 2,
-                "evidence": {"perplexity": 7.25, "classes": 10},
-                "remedy": "normalise the features before the bottleneck",
+                'name': 'low_perplexity',
+                'severity': 'warning',
+                'method': 'fsq',
+                'seed': 2,
+                'evidence': {'perplexity': 7.25, 'classes': 10},
+                'remedy': 'normalise the features before the bottleneck',
             }
         ],
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def histories(results):
     def record(method, seed, epoch):
-        found = {"epoch": epoch, "step": 16 * epoch, "loss": 1 / epoch, "accuracy": 0.9}
-        stages = results["methods"][method]["seeds"][seed].get("perplexity_per_stage")
+        found = {'epoch': epoch, 'step': 16 * epoch, 'loss': 1 / epoch, 'accuracy': 0.9}
+        stages = results['methods'][method]['seeds'][seed].get('perplexity_per_stage')
         if stages is None:
             return found
         stages = [p * (1 - math.exp(-epoch / 4)) for p in stages]
-        return found | {"perplexity": float(np.mean(stages)), "perplexity_per_stage": stages}
+        return found | {'perplexity': float(np.mean(stages)), 'perplexity_per_stage': stages}
 
     return {
         method: [[record(method, s, e) for e in range(2, 31, 2)] for s in range(5)]
-        for method in results["methods"]
+        for method in results['methods']
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def workdir(tmp_path_factory, results, histories):
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp('run')
     report.write(folder, results, histories)
     return folder
 
 
 def cells(text, heading, first):
     """The cells of the row that begins with `first` under the Markdown heading."""
-    part = text.split(f"## {heading}")[1].split("\n## ")[0]
-    row = next(line for line in part.splitlines() if line.startswith(f"| {first} |"))
-    return [cell.strip() for cell in row.strip("|").split("|")]
+    part = text.split(f'## {heading}')[1].split('\n## ')[0]
+    row = next(line for line in part.splitlines() if line.startswith(f'| {first} |'))
+    return [cell.strip() for cell in row.strip('|').split('|')]
 
 
 # Numbers.
 
 
 def test_summary_has_every_number_with_its_interval():
-    seeds = [{"seed": s, "accuracy": a, "counts": [1, 2]} for s, a in enumerate([0.9, 0.8, 1.0])]
+    seeds = [{'seed': s, 'accuracy': a, 'counts': [1, 2]} for s, a in enumerate([0.9, 0.8, 1.0])]
     found = report.summarise(seeds)
-    assert found.keys() == {"accuracy"}
-    assert found["accuracy"]["mean"] == pytest.approx(0.9)
-    assert 0.8 <= found["accuracy"]["low"] < 0.9 < found["accuracy"]["high"] <= 1.0
+    assert found.keys() == {'accuracy'}
+    assert found['accuracy']['mean'] == pytest.approx(0.9)
+    assert 0.8 <= found['accuracy']['low'] < 0.9 < found['accuracy']['high'] <= 1.0
     assert json.loads(json.dumps(found)) == found
-    with pytest.raises(ValueError, match="at least one seed"):
+    with pytest.raises(ValueError, match='at least one seed'):
         report.summarise([])
 
 
 def test_difference_is_paired_by_seed_and_not_by_place():
-    base = [{"seed": s, "accuracy": 0.1 * s} for s in range(8)]
-    other = [{"seed": s, "accuracy": 0.1 * s + 0.02} for s in reversed(range(1, 9))]
+    base = [{'seed': s, 'accuracy': 0.1 * s} for s in range(8)]
+    other = [{'seed': s, 'accuracy': 0.1 * s + 0.02} for s in reversed(range(1, 9))]
     # Accuracies differ by .1 from seed to seed, yet each pair by .02 exactly.
-    assert report.paired_difference(other, base, "accuracy") == pytest.approx((0.02,) * 3)
-    with pytest.raises(ValueError, match="no seed in common"):
-        report.paired_difference(base[:1], other[:1], "accuracy")
+    assert report.paired_difference(other, base, 'accuracy') == pytest.approx((0.02,) * 3)
+    with pytest.raises(ValueError, match='no seed in common'):
+        report.paired_difference(base[:1], other[:1], 'accuracy')
 
 
 @pytest.mark.parametrize(
-    "difference,words",
+    'difference,words',
     [
         ((-0.001, -0.012, 0.009), "none, within 2 points: 'incompatible"),
         ((-0.010, -0.019, -0.002), "below none, within 2 points: 'incompatible"),
-        ((-0.800, -0.850, -0.750), "worse than none by 75.0 points or more"),
-        ((-0.030, -0.040, -0.010), "worse than none"),
-        ((0.030, 0.010, 0.050), "better than none"),
-        ((-0.010, -0.050, 0.010), "undecided"),
+        ((-0.800, -0.850, -0.750), 'worse than none by 75.0 points or more'),
+        ((-0.030, -0.040, -0.010), 'worse than none'),
+        ((0.030, 0.010, 0.050), 'better than none'),
+        ((-0.010, -0.050, 0.010), 'undecided'),
     ],
 )
 def test_verdict_follows_from_the_interval(difference, words):
     assert words in summaries.verdict(metrics.Interval(*difference), num_seeds=5)
-    assert "nothing can be said" in summaries.verdict(metrics.Interval(*difference), num_seeds=1)
+    assert 'nothing can be said' in summaries.verdict(metrics.Interval(*difference), num_seeds=1)
 
 
 def test_band_from_bins_is_the_band_from_probabilities():
@@ -159,9 +159,9 @@ def test_band_from_bins_is_the_band_from_probabilities():
 
 
 def test_code_use_counts_the_tokens_of_one_stage(results):
-    methods = results["methods"]
-    assert summaries.code_use(methods["none"]) is None
-    for name, num_codes in (("vq_ema", 256), ("rvq", 256), ("fsq", 64_000)):
+    methods = results['methods']
+    assert summaries.code_use(methods['none']) is None
+    for name, num_codes in (('vq_ema', 256), ('rvq', 256), ('fsq', 64_000)):
         use = summaries.code_use(methods[name])
         assert (use.num_codes, use.num_tokens) == (num_codes, TOKENS)
         assert use.uniform == metrics.uniform_baseline(TOKENS, num_codes)
@@ -171,56 +171,56 @@ def test_code_use_counts_the_tokens_of_one_stage(results):
 
 
 def test_report_states_the_figures_of_the_results(workdir, results):
-    text = (workdir / "report.md").read_text()
-    assert results["command"] in text
-    for name, method in results["methods"].items():
-        row = cells(text, "Outcome on the test split", name)
-        accuracy = method["summary"]["accuracy"]
-        assert row[1] == "{:.1f} ({:.1f} to {:.1f})".format(
-            *(100 * accuracy[k] for k in ("mean", "low", "high"))
+    text = (workdir / 'report.md').read_text()
+    assert results['command'] in text
+    for name, method in results['methods'].items():
+        row = cells(text, 'Outcome on the test split', name)
+        accuracy = method['summary']['accuracy']
+        assert row[1] == '{:.1f} ({:.1f} to {:.1f})'.format(
+            *(100 * accuracy[k] for k in ('mean', 'low', 'high'))
         )
-        assert float(row[2].replace(",", "")) == pytest.approx(method["bits"], rel=0.01)
-        assert row[3] == f"{method['params']:,}" and row[4] == "21"
-        assert float(row[7]) == pytest.approx(method["summary"]["ece"]["mean"], abs=6e-4)
-    row = cells(text, "Codes on the test split", "rvq")
-    assert row[1:3] == ["256", "360"] and len(row[4].split(",")) == 4
-    assert float(row[9].rstrip("%")) == pytest.approx(75.6)
+        assert float(row[2].replace(',', '')) == pytest.approx(method['bits'], rel=0.01)
+        assert row[3] == f'{method["params"]:,}' and row[4] == '21'
+        assert float(row[7]) == pytest.approx(method['summary']['ece']['mean'], abs=6e-4)
+    row = cells(text, 'Codes on the test split', 'rvq')
+    assert row[1:3] == ['256', '360'] and len(row[4].split(',')) == 4
+    assert float(row[9].rstrip('%')) == pytest.approx(75.6)
     difference = report.paired_difference(
-        results["methods"]["fsq"]["seeds"], results["methods"]["none"]["seeds"], "accuracy"
+        results['methods']['fsq']['seeds'], results['methods']['none']['seeds'], 'accuracy'
     )
-    row = cells(text, "Difference to none", "fsq")
-    assert row[1].startswith(f"{100 * difference.mean:+.1f} (")
-    assert sum(int(n) for n in row[2].split("/")) == 5
+    row = cells(text, 'Difference to none', 'fsq')
+    assert row[1].startswith(f'{100 * difference.mean:+.1f} (')
+    assert sum(int(n) for n in row[2].split('/')) == 5
     assert row[3] == summaries.verdict(difference, 5)
 
 
 def test_report_states_findings_with_evidence_and_remedy(workdir, results):
-    text = (workdir / "report.md").read_text()
-    assert "**low_perplexity** (warning, method fsq, seed 2): perplexity = 7.25" in text
-    assert "Remedy: normalise the features" in text
-    assert "## Findings" not in report.markdown(results | {"findings": []})
+    text = (workdir / 'report.md').read_text()
+    assert '**low_perplexity** (warning, method fsq, seed 2): perplexity = 7.25' in text
+    assert 'Remedy: normalise the features' in text
+    assert '## Findings' not in report.markdown(results | {'findings': []})
 
 
 def test_sampling_error_of_360_images_is_stated(workdir):
     # sqrt(p (1 - p) / n) * 1.96 at 98.5% of 360 images is about 1.3 points.
-    text = (workdir / "report.md").read_text()
-    assert "the 360 test images are themselves a sample" in text
-    assert 0.8 < float(text.split("is worth ")[1].split(" points")[0]) < 1.8
+    text = (workdir / 'report.md').read_text()
+    assert 'the 360 test images are themselves a sample' in text
+    assert 0.8 < float(text.split('is worth ')[1].split(' points')[0]) < 1.8
 
 
 def test_every_picture_of_the_report_is_there(workdir):
-    text = (workdir / "report.md").read_text()
-    for name in ("accuracy", "perplexity", "usage", "reliability"):
-        assert f"({name}.png)" in text
-        assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    text = (workdir / 'report.md').read_text()
+    for name in ('accuracy', 'perplexity', 'usage', 'reliability'):
+        assert f'({name}.png)' in text
+        assert (workdir / f'{name}.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_a_run_without_codes_or_history_still_reports(tmp_path, results):
-    alone = results | {"methods": {"none": results["methods"]["none"]}}
+    alone = results | {'methods': {'none': results['methods']['none']}}
     report.write(tmp_path, alone, None)
-    text = (tmp_path / "report.md").read_text()
-    assert "Difference to none" not in text and "Codes on the test split" not in text
-    assert len(list(tmp_path.glob("*.png"))) == 4
+    text = (tmp_path / 'report.md').read_text()
+    assert 'Difference to none' not in text and 'Codes on the test split' not in text
+    assert len(list(tmp_path.glob('*.png'))) == 4
 
 
 # The terminal.
@@ -230,24 +230,24 @@ def test_table_fits_a_terminal_and_shows_the_baselines(results):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(report.table(results))
     lines = console.export_text().splitlines()
-    at = next(i for i, line in enumerate(lines) if "vq_ema" in line)
-    assert lines[at].split()[-3:] == ["8", "145,418", "21"]
-    assert "[75.6%]" in lines[at + 1] and "of 256" in lines[at + 1]
-    for name, method in results["methods"].items():
+    at = next(i for i, line in enumerate(lines) if 'vq_ema' in line)
+    assert lines[at].split()[-3:] == ['8', '145,418', '21']
+    assert '[75.6%]' in lines[at + 1] and 'of 256' in lines[at + 1]
+    for name, method in results['methods'].items():
         row = next(line for line in lines if line.split()[:1] == [name])
-        assert row.split()[1] == f"{100 * method['summary']['accuracy']['mean']:.1f}"
+        assert row.split()[1] == f'{100 * method["summary"]["accuracy"]["mean"]:.1f}'
 
 
 def test_a_log_gets_whole_rows_and_no_colour(results, tmp_path):
-    path = tmp_path / "results.json"
+    path = tmp_path / 'results.json'
     path.write_text(json.dumps(results))
     code = (
-        f"import json; from vqjax import report;report.print_table(json.load(open({str(path)!r})))"
+        f'import json; from vqjax import report;report.print_table(json.load(open({str(path)!r})))'
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout
-    assert any("rvq" in line and "244,490" in line for line in done.stdout.splitlines())
+    assert '\x1b' not in done.stdout
+    assert any('rvq' in line and '244,490' in line for line in done.stdout.splitlines())
 
 
 # Pictures of a codebook.
@@ -262,7 +262,7 @@ def test_feature_map_tells_used_from_unused_codes():
     features = centres[labels] + rng.normal(size=(300, 16))
     codebook = np.concatenate([centres, np.full((2, 16), 100.0)])
     (axis,) = codebook_plots.feature_map(features, labels, codebook).axes
-    assert "3 of 5 codes in use" in axis.get_title(loc="left")
+    assert '3 of 5 codes in use' in axis.get_title(loc='left')
 
 
 def test_heat_map_sorts_codes_by_final_use():
@@ -277,8 +277,8 @@ def test_heat_map_sorts_codes_by_final_use():
 
 def test_importing_the_library_imports_no_plotting():
     code = (
-        "import sys, vqjax, vqjax.report;"
+        'import sys, vqjax, vqjax.report;'
         "print([m for m in ('matplotlib', 'grain', 'sklearn') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr

@@ -19,20 +19,20 @@ def code_use_over_training(steps: Sequence[int], counts: np.ndarray) -> Figure:
     """
     counts = np.asarray(counts, np.float64)
     relative = counts / counts.sum(-1, keepdims=True) * counts.shape[-1]
-    relative = relative[:, np.argsort(-relative[-1], kind="stable")].T
+    relative = relative[:, np.argsort(-relative[-1], kind='stable')].T
     figure = new_figure(7, 4)
     axis = figure.subplots()
     image = axis.pcolormesh(
         np.asarray(steps), np.arange(counts.shape[-1]), np.where(relative > 0, relative, np.nan),
         norm=mpl.colors.LogNorm(0.1, 10), cmap="viridis", shading="nearest", rasterized=True,
     )  # fmt: skip
-    bar = figure.colorbar(image, ax=axis, extend="both", pad=0.02, ticks=[0.1, 1, 10])
-    bar.set_ticklabels(["0.1", "1", "10"])
-    bar.set_label("use relative to uniform (white: unused)")
+    bar = figure.colorbar(image, ax=axis, extend='both', pad=0.02, ticks=[0.1, 1, 10])
+    bar.set_ticklabels(['0.1', '1', '10'])
+    bar.set_label('use relative to uniform (white: unused)')
     bar.outline.set_visible(False)
     axis.invert_yaxis()
     axis.grid(visible=False)
-    axis.set(xlabel="step", ylabel="code, by use at the end")
+    axis.set(xlabel='step', ylabel='code, by use at the end')
     return figure
 
 
@@ -53,11 +53,11 @@ def feature_map(features: np.ndarray, labels: np.ndarray, codebook: np.ndarray) 
     figure = new_figure(7, 5.5)
     axis = figure.subplots()
     classes = np.unique(labels)
-    palette = mpl.colormaps["tab10" if len(classes) <= 10 else "viridis"]
+    palette = mpl.colormaps['tab10' if len(classes) <= 10 else 'viridis']
     for i, label in enumerate(classes):
         colour = palette(i if len(classes) <= 10 else i / (len(classes) - 1))
         own = flat[np.asarray(labels) == label]
-        axis.plot(*own.T, "o", ms=3, mew=0, alpha=0.35, color=colour)
+        axis.plot(*own.T, 'o', ms=3, mew=0, alpha=0.35, color=colour)
         # Named where it lies: ten colours are more than anyone tells apart by a legend.
         axis.annotate(
             str(label), np.median(own, axis=0), weight="bold", color=colour, fontsize=13,
@@ -69,15 +69,15 @@ def feature_map(features: np.ndarray, labels: np.ndarray, codebook: np.ndarray) 
     axis.set_xlim(flat[:, 0].min() - margin[0], flat[:, 0].max() + margin[0])
     axis.set_ylim(flat[:, 1].min() - margin[1], flat[:, 1].max() + margin[1])
     area = 12 + 1500 * count[used] / count.sum()
-    axis.scatter(*codes[used].T, s=area, color="none", edgecolor=DARK, lw=1.1, zorder=4)
-    axis.plot(*codes[~used].T, "x", color=GREY, ms=4, mew=0.8, zorder=4)
+    axis.scatter(*codes[used].T, s=area, color='none', edgecolor=DARK, lw=1.1, zorder=4)
+    axis.plot(*codes[~used].T, 'x', color=GREY, ms=4, mew=0.8, zorder=4)
     axis.set_title(
-        f"{used.sum():,} of {len(codebook):,} codes in use (circles; crosses: unused)",
-        weight="normal",
+        f'{used.sum():,} of {len(codebook):,} codes in use (circles; crosses: unused)',
+        weight='normal',
     )
     axis.set(
-        xlabel=f"first component ({explained[0]:.0%} of the variance)",
-        ylabel=f"second component ({explained[1]:.0%})",
+        xlabel=f'first component ({explained[0]:.0%} of the variance)',
+        ylabel=f'second component ({explained[1]:.0%})',
     )
     return figure
 
@@ -93,8 +93,8 @@ def reconstructions(rows: Mapping[str, np.ndarray]) -> Figure:
             image = np.clip(np.asarray(image, np.float64), 0, 1)
             if image.shape[-1] == 1:
                 image = image[..., 0]
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image, cmap='gray', vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8)
+        line[0].set_ylabel(title, rotation=0, ha='right', va='center', labelpad=8)
     return figure

@@ -26,7 +26,7 @@ _PAD = 1 / 8  # random crops shift by up to this share of the image's side
 # is no worker that could die without a word.
 _PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
-_log = logging.getLogger("vqjax")
+_log = logging.getLogger('vqjax')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Dataset:
     def batch(self, images: np.ndarray, labels: np.ndarray) -> Batch:
         """Raw images [b, H, W, C] and labels -> float32 of zero mean and unit scale, int32."""
         scaled = (images.astype(np.float32) - self.mean) / self.std
-        return {"image": scaled, "label": labels.astype(np.int32)}
+        return {'image': scaled, 'label': labels.astype(np.int32)}
 
 
 def load(name: str, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
@@ -71,12 +71,12 @@ def load(name: str, data_dir: str | None = None, image_size: int | None = None) 
         ValueError: unknown set, or not prepared (with the command that prepares it), or not images
             of one size with one label each.
     """
-    if name == "digits":
+    if name == 'digits':
         return _digits()
     from vqjax import tfds_records  # TFDS takes a second to import: only for those who use it
 
     num_classes, files = tfds_records.open_splits(name, data_dir, image_size)
-    shape = files["train"].image_shape
+    shape = files['train'].image_shape
     size = sum(len(f) for f in files.values()) * int(np.prod(shape))
     found = {split: whole(f, in_memory=size <= IN_MEMORY_BYTES) for split, f in files.items()}
     for split, examples in found.items():
@@ -87,13 +87,13 @@ def load(name: str, data_dir: str | None = None, image_size: int | None = None) 
                 name, len(examples.corrupt), total, split,
             )  # fmt: skip
         if not len(examples.indices):
-            raise ValueError(f"dataset={name!r}: no image of split {split!r} can be decoded")
+            raise ValueError(f'dataset={name!r}: no image of split {split!r} can be decoded')
     # Sets such as ImageNet publish no labelled test split: their validation split is the test.
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
-    for split in ("test", "validation"):
+    if 'test' not in found and 'validation' in found:
+        found['test'] = found.pop('validation')
+    for split in ('test', 'validation'):
         if split not in found:
-            found["train"], found[split] = carve(found["train"])
+            found['train'], found[split] = carve(found['train'])
     return _dataset(name, num_classes, shape, found)
 
 
@@ -108,19 +108,19 @@ def from_arrays(
         ValueError: a split missing or empty, or shapes and labels that do not fit together.
     """
     found = {}
-    for split in ("train", "validation", "test"):
+    for split in ('train', 'validation', 'test'):
         if split not in splits:
-            raise ValueError(f"splits has {list(splits)}: need train, validation and test")
+            raise ValueError(f'splits has {list(splits)}: need train, validation and test')
         images, labels = (np.asarray(x) for x in splits[split])
         if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
             raise ValueError(
-                f"splits[{split!r}] has images {images.shape} and labels {labels.shape}: "
-                "need [n, H, W, C] and [n] with n > 0"
+                f'splits[{split!r}] has images {images.shape} and labels {labels.shape}: '
+                'need [n, H, W, C] and [n] with n > 0'
             )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
-                f"splits[{split!r}] has labels {labels.min()} to {labels.max()}: "
-                f"need 0 to {num_classes - 1}"
+                f'splits[{split!r}] has labels {labels.min()} to {labels.max()}: '
+                f'need 0 to {num_classes - 1}'
             )
         good = np.isfinite(images).all((1, 2, 3))
         found[split] = Split(
@@ -141,22 +141,22 @@ def _digits() -> Dataset:
     cut = functools.partial(train_test_split, random_state=SPLIT_SEED)
     train, held_out = cut(np.arange(len(images)), test_size=720, stratify=digits.target)
     validation, test = cut(held_out, test_size=360, stratify=digits.target[held_out])
-    parts = {"train": train, "validation": validation, "test": test}
+    parts = {'train': train, 'validation': validation, 'test': test}
     return from_arrays(
-        "digits", 10, {split: (images[i], digits.target[i]) for split, i in parts.items()}
+        'digits', 10, {split: (images[i], digits.target[i]) for split, i in parts.items()}
     )
 
 
 def _dataset(
     name: str, num_classes: int, shape: tuple[int, int, int], splits: Mapping[str, Split]
 ) -> Dataset:
-    train = splits["train"]
+    train = splits['train']
     # A spread of 5,000 images gives each channel's mean and std to about a percent.
     sample = np.unique(np.linspace(0, len(train.indices) - 1, 5000).astype(int))
     images, _, good = train.read(sample)
     pixels = images[good].reshape(-1, shape[-1]).astype(np.float64)
     std = pixels.std(0)
-    splits = {split: splits[split] for split in ("train", "validation", "test")}
+    splits = {split: splits[split] for split in ('train', 'validation', 'test')}
     num_examples = {split: len(examples.indices) for split, examples in splits.items()}
     info = DataInfo(name, tuple(shape), num_classes, num_examples)
     return Dataset(
@@ -170,11 +170,11 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
     Raises:
         ValueError: batch_size below 1, or above the number of training images.
     """
-    num_examples = dataset.info.num_examples["train"]
+    num_examples = dataset.info.num_examples['train']
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
-            f"batch_size={batch_size}: need 1 to {num_examples}, "
-            f"the training images of {dataset.info.name!r}"
+            f'batch_size={batch_size}: need 1 to {num_examples}, '
+            f'the training images of {dataset.info.name!r}'
         )
     return num_examples // batch_size
 
@@ -182,9 +182,9 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
 def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     if not 0 <= process_index < process_count or batch_size % process_count:
         raise ValueError(
-            f"batch_size={batch_size}, process_index={process_index}, "
-            f"process_count={process_count}: need a batch size divisible by the process count, "
-            "and an index below the count"
+            f'batch_size={batch_size}, process_index={process_index}, '
+            f'process_count={process_count}: need a batch size divisible by the process count, '
+            'and an index below the count'
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
@@ -217,10 +217,10 @@ def train_batches(
     """
     steps = steps_per_epoch(dataset, batch_size)
     own = _own_rows(batch_size, process_index, process_count)
-    split, name = dataset.splits["train"], dataset.info.name
+    split, name = dataset.splits['train'], dataset.info.name
     if augment and dataset.info.image_shape[-1] != 3:
         raise ValueError(
-            f"augment=True is for colour images: {name!r} has shape {dataset.info.image_shape}"
+            f'augment=True is for colour images: {name!r} has shape {dataset.info.image_shape}'
         )
     order = functools.lru_cache(maxsize=2)(functools.partial(_order, len(split.indices), seed))
 
@@ -231,7 +231,7 @@ def train_batches(
         if not good.all():
             # Only sets too large to decode beforehand: a good neighbour stands in, for the shape.
             if not good.any():
-                raise ValueError(f"dataset={name!r}: no image of training batch {step} is readable")
+                raise ValueError(f'dataset={name!r}: no image of training batch {step} is readable')
             stand_in = np.where(good, np.arange(len(good)), np.flatnonzero(good)[0])
             images, labels = images[stand_in], labels[stand_in]
         if augment:
@@ -256,7 +256,7 @@ def _flip_and_crop(
     # Drawn for the global batch, so that the rows of a process do not depend on their number.
     top, left = (rng.integers(0, 2 * d + 1, batch_size)[own] for d in (dy, dx))
     flip = rng.random(batch_size)[own] < 0.5
-    padded = np.pad(images, ((0, 0), (dy, dy), (dx, dx), (0, 0)), mode="reflect")
+    padded = np.pad(images, ((0, 0), (dy, dy), (dx, dx), (0, 0)), mode='reflect')
     out = np.empty_like(images)
     for row, (t, s, mirrored) in enumerate(zip(top, left, flip, strict=True)):
         crop = padded[row, t : t + height, s : s + width]
@@ -284,7 +284,7 @@ def eval_batches(
         ValueError: unknown split, or batch_size not divisible.
     """
     if split not in dataset.splits:
-        raise ValueError(f"split={split!r}: need one of {list(dataset.splits)}")
+        raise ValueError(f'split={split!r}: need one of {list(dataset.splits)}')
     own = _own_rows(batch_size, process_index, process_count)
     examples = dataset.splits[split]
     num_examples = len(examples.indices)
@@ -295,8 +295,8 @@ def eval_batches(
         images, labels, good = examples.read(np.where(real, rows, 0))
         mask = real & good
         batch = dataset.batch(images, np.where(mask, labels, 0))
-        batch["image"][~mask] = 0.0
-        return batch | {"mask": mask}
+        batch['image'][~mask] = 0.0
+        return batch | {'mask': mask}
 
     num_batches = -(-num_examples // batch_size)
     return grain.MapDataset.range(num_batches).map(batch_at).to_iter_dataset(_PREFETCH)
@@ -308,6 +308,6 @@ def init_batch(dataset: Dataset, size: int, seed: int) -> Batch:
     The same on every process; fewer where the training split is smaller. For `model.init`, where
     k-means needs at least as many vectors as codes.
     """
-    split = dataset.splits["train"]
+    split = dataset.splits['train']
     images, labels, good = split.read(_order(len(split.indices), seed, epoch=0)[:size])
     return dataset.batch(images[good], labels[good])

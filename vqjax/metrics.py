@@ -70,7 +70,7 @@ def uniform_baseline(num_tokens: int, num_codes: int) -> UniformBaseline:
         ValueError: num_tokens below 0 or num_codes below 1.
     """
     if num_tokens < 0 or num_codes < 1:
-        raise ValueError(f"num_tokens={num_tokens}, num_codes={num_codes}: need at least 0 and 1")
+        raise ValueError(f'num_tokens={num_tokens}, num_codes={num_codes}: need at least 0 and 1')
     if num_tokens == 0:
         return UniformBaseline(0.0, 0.0)
     if num_codes == 1:
@@ -212,7 +212,7 @@ def bootstrap_interval(values: Sequence[float], num_samples: int = 10_000) -> In
     """
     values = np.asarray(values, np.float64)
     if values.size == 0:
-        raise ValueError("values is empty: an interval needs at least one seed")
+        raise ValueError('values is empty: an interval needs at least one seed')
     draws = np.random.default_rng(0).integers(0, values.size, (num_samples, values.size))
     low, high = np.quantile(values[draws].mean(-1), [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
@@ -226,7 +226,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(
-            f"successes={successes}, trials={trials}: need 0 <= successes <= trials >= 1"
+            f'successes={successes}, trials={trials}: need 0 <= successes <= trials >= 1'
         )
     z = 1.959963984540054  # the 97.5% point of the standard normal
     share = successes / trials

@@ -18,51 +18,51 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrM
 
 from vqjax.summaries import code_use
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DARK, GREY, LIGHT = "#333333", "#666666", "#DDDDDD"
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+DARK, GREY, LIGHT = '#333333', '#666666', '#DDDDDD'
 _STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": DARK,
-    "text.color": DARK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#EBEBEB",
-    "legend.frameon": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.08,
+    'font.size': 10,
+    'axes.titlesize': 11,
+    'axes.titleweight': 'bold',
+    'axes.titlelocation': 'left',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.edgecolor': GREY,
+    'axes.labelcolor': DARK,
+    'text.color': DARK,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': '#EBEBEB',
+    'legend.frameon': False,
+    'xtick.color': GREY,
+    'ytick.color': GREY,
+    'figure.constrained_layout.h_pad': 0.08,
+    'figure.constrained_layout.w_pad': 0.08,
 }
 styled = mpl.rc_context(_STYLE)  # also a decorator
 
 
 def save(figure: Figure, path: str | Path) -> None:
     """Writes `figure` as PNG, 150 dots an inch."""
-    figure.savefig(path, dpi=150, facecolor="white")
+    figure.savefig(path, dpi=150, facecolor='white')
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that size in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout='constrained')
 
 
 def _note(text: str) -> Figure:
     figure = new_figure(6, 1.5)
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
+    figure.text(0.5, 0.5, text, ha='center', va='center', color=GREY)
     return figure
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
     """Grey for 'none', the others in turn: a method has one colour in all figures of a run."""
-    quantized = [name for name in names if name != "none"]
+    quantized = [name for name in names if name != 'none']
     found = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(quantized)}
-    return found | {"none": GREY}
+    return found | {'none': GREY}
 
 
 def _panels(names: Sequence[str], **kwargs: Any) -> tuple[Figure, dict[str, Axes]]:
@@ -84,7 +84,7 @@ def _caption(figure: Figure, text: str) -> None:
 
 def _counts(method: Mapping[str, Any]) -> np.ndarray:
     """Use of the codes on the test split, [seeds, stages, K]."""
-    counts = np.asarray([seed["counts"] for seed in method["seeds"]], np.float64)
+    counts = np.asarray([seed['counts'] for seed in method['seeds']], np.float64)
     return counts.reshape(len(counts), -1, counts.shape[-1])
 
 
@@ -100,21 +100,21 @@ def _stage_colour(colour: str, stage: int, num_stages: int) -> tuple[float, ...]
 @styled
 def accuracy(results: Mapping[str, Any]) -> Figure:
     """Test accuracy of every seed, its mean and 95% interval, one row a method."""
-    methods = results["methods"]
+    methods = results['methods']
     colours = _colours(list(methods))
     figure = new_figure(7, 1.2 + 0.6 * len(methods))
     axis = figure.subplots()
     for row, (name, method) in enumerate(methods.items()):
-        summary = {k: 100 * v for k, v in method["summary"]["accuracy"].items()}
-        seeds = [100 * seed["accuracy"] for seed in method["seeds"]]
-        if name == "none":
-            axis.axvspan(summary["low"], summary["high"], color=LIGHT, alpha=0.6, lw=0)
-            axis.axvline(summary["mean"], color=GREY, lw=1, ls="--")
+        summary = {k: 100 * v for k, v in method['summary']['accuracy'].items()}
+        seeds = [100 * seed['accuracy'] for seed in method['seeds']]
+        if name == 'none':
+            axis.axvspan(summary['low'], summary['high'], color=LIGHT, alpha=0.6, lw=0)
+            axis.axvline(summary['mean'], color=GREY, lw=1, ls='--')
         # Equal seeds would hide each other: they are spread a little across the row.
         offset = 0.2 + 0.1 * (np.arange(len(seeds)) % 3 - 1)
-        axis.plot(seeds, row + offset, "o", color=colours[name], ms=4.5, alpha=0.45, mew=0)
-        axis.plot([summary["low"], summary["high"]], [row - 0.14] * 2, color=colours[name], lw=3)
-        axis.plot(summary["mean"], row - 0.14, "D", color=colours[name], ms=7, mec="white")
+        axis.plot(seeds, row + offset, 'o', color=colours[name], ms=4.5, alpha=0.45, mew=0)
+        axis.plot([summary['low'], summary['high']], [row - 0.14] * 2, color=colours[name], lw=3)
+        axis.plot(summary['mean'], row - 0.14, 'D', color=colours[name], ms=7, mec='white')
         axis.annotate(
             f"{summary['mean']:.1f}", (summary["mean"], row - 0.14), (0, 7),
             textcoords="offset points", ha="center", color=colours[name], weight="bold",
@@ -122,11 +122,11 @@ def accuracy(results: Mapping[str, Any]) -> Figure:
         )  # fmt: skip
     axis.set_yticks(range(len(methods)), list(methods), color=DARK)
     axis.set_ylim(len(methods) - 0.4, -0.75)
-    axis.grid(axis="y", visible=False)
-    axis.set_xlabel("test accuracy (%)")
-    axis.set_title(results["config"]["dataset"])
-    shaded = "; shaded: interval of none" if "none" in methods else ""
-    _caption(figure, f"dots: seeds; diamonds: their mean with 95% interval{shaded}")
+    axis.grid(axis='y', visible=False)
+    axis.set_xlabel('test accuracy (%)')
+    axis.set_title(results['config']['dataset'])
+    shaded = '; shaded: interval of none' if 'none' in methods else ''
+    _caption(figure, f'dots: seeds; diamonds: their mean with 95% interval{shaded}')
     return figure
 
 
@@ -134,39 +134,39 @@ def accuracy(results: Mapping[str, Any]) -> Figure:
 def perplexity(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """Perplexity on the validation split over training, seeds thin, their mean thick, per stage."""
     colours = _colours(list(histories))
-    quantized = [name for name, seeds in histories.items() if "perplexity" in seeds[0][0]]
+    quantized = [name for name, seeds in histories.items() if 'perplexity' in seeds[0][0]]
     if not quantized:
-        return _note("no method with codes: no perplexity")
+        return _note('no method with codes: no perplexity')
     figure, axes = _panels(quantized, sharey=True)
     for name, axis in axes.items():
         seeds = histories[name]
-        epochs = [record["epoch"] for record in seeds[0]]
-        found = np.asarray([[r["perplexity_per_stage"] for r in seed] for seed in seeds])
+        epochs = [record['epoch'] for record in seeds[0]]
+        found = np.asarray([[r['perplexity_per_stage'] for r in seed] for seed in seeds])
         found = found.reshape(len(seeds), len(epochs), -1)  # the last axis: stages
         num_stages = found.shape[-1]
         for stage in range(num_stages):
             colour = _stage_colour(colours[name], stage, num_stages)
             axis.plot(epochs, found[..., stage].T, color=colour, lw=0.8, alpha=0.35)
-            label = f"stage {stage + 1}" if num_stages > 1 else None
+            label = f'stage {stage + 1}' if num_stages > 1 else None
             axis.plot(epochs, found[..., stage].mean(0), color=colour, lw=2.4, label=label)
         if num_stages > 1:
-            axis.legend(fontsize=8, loc="lower right", handlelength=1.2)
-        axis.set_xlabel("epoch")
+            axis.legend(fontsize=8, loc='lower right', handlelength=1.2)
+        axis.set_xlabel('epoch')
         axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     next(iter(axes.values())).set_ylim(bottom=0)  # last: the panels share one scale
-    figure.supylabel("perplexity (codes)", fontsize=10)
-    _caption(figure, "on the validation split; thin: seeds, thick: their mean")
+    figure.supylabel('perplexity (codes)', fontsize=10)
+    _caption(figure, 'on the validation split; thin: seeds, thick: their mean')
     return figure
 
 
 @styled
 def usage(results: Mapping[str, Any]) -> Figure:
     """Sorted use of the codes on the test split, mean over seeds, beside a uniform source."""
-    methods = {n: m for n, m in results["methods"].items() if "counts" in m["seeds"][0]}
+    methods = {n: m for n, m in results['methods'].items() if 'counts' in m['seeds'][0]}
     if not methods:
-        return _note("no method with codes: no usage")
-    colours = _colours(list(results["methods"]))
+        return _note('no method with codes: no usage')
+    colours = _colours(list(results['methods']))
     figure, axes = _panels(list(methods), sharex=True, sharey=True)
     for name, axis in axes.items():
         counts = -np.sort(-_counts(methods[name]), axis=-1)
@@ -186,21 +186,21 @@ def usage(results: Mapping[str, Any]) -> Figure:
                 label=f"stage {stage + 1}" if num_stages > 1 else None,
             )  # fmt: skip
         if num_stages > 1:
-            axis.legend(fontsize=8, loc="lower left", handlelength=1.2)
+            axis.legend(fontsize=8, loc='lower left', handlelength=1.2)
         active = (counts > 0).sum(-1).mean()
         axis.text(
             0.97, 0.95,
             f"{active:,.0f} of {num_codes:,} codes\nuniform: {baseline.usage * num_codes:,.0f}",
             transform=axis.transAxes, ha="right", va="top", fontsize=9,
         )  # fmt: skip
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-        axis.set_xlabel("code, by rank of use")
-    figure.supylabel("share of the test tokens", fontsize=10)
+        axis.set_xscale('log')
+        axis.set_yscale('log')
+        axis.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f'{100 * share:g}%'))
+        axis.set_xlabel('code, by rank of use')
+    figure.supylabel('share of the test tokens', fontsize=10)
     _caption(
-        figure, "on the test split, mean over seeds; dashed: a uniform source of as many tokens"
+        figure, 'on the test split, mean over seeds; dashed: a uniform source of as many tokens'
     )
     return figure
 
@@ -208,14 +208,14 @@ def usage(results: Mapping[str, Any]) -> Figure:
 @styled
 def reliability(results: Mapping[str, Any]) -> Figure:
     """Accuracy against confidence, all seeds, with the 95% band of a calibrated model."""
-    methods = results["methods"]
+    methods = results['methods']
     colours = _colours(list(methods))
     figure, axes = _panels(list(methods), sharex=True, sharey=True)
     for name, axis in axes.items():
-        tables = [seed["reliability"] for seed in methods[name]["seeds"]]
+        tables = [seed['reliability'] for seed in methods[name]['seeds']]
         confidence, hits, count = (
             np.array([table[key] for table in tables], float)
-            for key in ("confidence", "accuracy", "count")
+            for key in ('confidence', 'accuracy', 'count')
         )
         total = count.sum(0)
         full = total > 0
@@ -229,18 +229,18 @@ def reliability(results: Mapping[str, Any]) -> Figure:
         axis.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=1.5)
         area = 15 + 220 * total[full] / total.sum()
         axis.plot(x, y, color=colours[name], lw=1.2, alpha=0.7)
-        axis.scatter(x, y, s=area, color=colours[name], edgecolor="white", lw=0.8, zorder=3)
+        axis.scatter(x, y, s=area, color=colours[name], edgecolor='white', lw=0.8, zorder=3)
         axis.set_title(
             f"ECE {methods[name]['summary']['ece']['mean']:.3f}",
             loc="right", weight="normal", fontsize=10,
         )  # fmt: skip
-        axis.set(xlim=(0, 1.04), ylim=(-0.03, 1.06), xlabel="confidence")
+        axis.set(xlim=(0, 1.04), ylim=(-0.03, 1.06), xlabel='confidence')
         axis.xaxis.set_major_formatter(PercentFormatter(1))
         axis.yaxis.set_major_formatter(PercentFormatter(1))
-    figure.supylabel("accuracy", fontsize=10)
+    figure.supylabel('accuracy', fontsize=10)
     _caption(
         figure,
-        "all seeds; area: share of the images; grey: 95% of calibrated models on one test split",
+        'all seeds; area: share of the images; grey: 95% of calibrated models on one test split',
     )
     return figure
 
@@ -248,16 +248,16 @@ def reliability(results: Mapping[str, Any]) -> Figure:
 @styled
 def accuracy_against_bits(results: Mapping[str, Any]) -> Figure:
     """Test accuracy with its 95% interval against bits an image; without quantizer, a band."""
-    methods = results["methods"]
+    methods = results['methods']
     colours = _colours(list(methods))
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
     for name, method in methods.items():
-        summary = {k: 100 * v for k, v in method["summary"]["accuracy"].items()}
-        mean, low, high = (summary[k] for k in ("mean", "low", "high"))
-        if name == "none":  # thousands of bits away from the others: a level and not a point
+        summary = {k: 100 * v for k, v in method['summary']['accuracy'].items()}
+        mean, low, high = (summary[k] for k in ('mean', 'low', 'high'))
+        if name == 'none':  # thousands of bits away from the others: a level and not a point
             axis.axhspan(low, high, color=LIGHT, alpha=0.6, lw=0)
-            axis.axhline(mean, color=GREY, lw=1, ls="--")
+            axis.axhline(mean, color=GREY, lw=1, ls='--')
             axis.annotate(
                 f"none ({method['bits']:,.0f} bits)", (0.99, mean), (0, 4),
                 xycoords=("axes fraction", "data"), textcoords="offset points",
@@ -274,5 +274,5 @@ def accuracy_against_bits(results: Mapping[str, Any]) -> Figure:
         )  # fmt: skip
     axis.margins(x=0.15)
     axis.set_xlim(left=0)
-    axis.set(xlabel="bits an image", ylabel="test accuracy (%)")
+    axis.set(xlabel='bits an image', ylabel='test accuracy (%)')
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 from vqjax import metrics
 from vqjax.metrics import Interval
 
-BASELINE = "none"  # the method that the others are compared with
+BASELINE = 'none'  # the method that the others are compared with
 MARGIN = 0.02  # of accuracy: a difference inside it counts as none
 
 
@@ -33,11 +33,11 @@ def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
         ValueError: no seeds.
     """
     if not per_seed:
-        raise ValueError("per_seed is empty: a summary needs at least one seed")
+        raise ValueError('per_seed is empty: a summary needs at least one seed')
     names = [
         name
         for name, value in per_seed[0].items()
-        if name != "seed" and isinstance(value, int | float) and all(name in s for s in per_seed)
+        if name != 'seed' and isinstance(value, int | float) and all(name in s for s in per_seed)
     ]
     return {
         name: metrics.bootstrap_interval([s[name] for s in per_seed])._asdict() for name in names
@@ -52,10 +52,10 @@ def paired_difference(
     Raises:
         ValueError: no seed in common.
     """
-    other = {s["seed"]: s[metric] for s in b}
-    differences = [s[metric] - other[s["seed"]] for s in a if s["seed"] in other]
+    other = {s['seed']: s[metric] for s in b}
+    differences = [s[metric] - other[s['seed']] for s in a if s['seed'] in other]
     if not differences:
-        raise ValueError(f"metric={metric!r}: the two methods have no seed in common")
+        raise ValueError(f'metric={metric!r}: the two methods have no seed in common')
     return metrics.bootstrap_interval(differences)
 
 
@@ -63,23 +63,23 @@ def verdict(difference: Interval, num_seeds: int) -> str:
     """What a paired difference of accuracy to the baseline says, in one sentence."""
     mean, low, high = difference
     if num_seeds == 1:
-        return "one seed: nothing can be said"
+        return 'one seed: nothing can be said'
     if -MARGIN < low and high < MARGIN:
-        side = "above " if low > 0 else "below " if high < 0 else ""
-        where = f"{side}{BASELINE}, within {100 * MARGIN:g} points"
+        side = 'above ' if low > 0 else 'below ' if high < 0 else ''
+        where = f'{side}{BASELINE}, within {100 * MARGIN:g} points'
         return f"{where}: 'incompatible with classification' is rejected"
     if high <= -MARGIN:
-        return f"worse than {BASELINE} by {-100 * high:.1f} points or more"
+        return f'worse than {BASELINE} by {-100 * high:.1f} points or more'
     if high < 0:
-        return f"worse than {BASELINE}"
+        return f'worse than {BASELINE}'
     if low > 0:
-        return f"better than {BASELINE}"
-    return "undecided: the interval is too wide, more seeds are needed"
+        return f'better than {BASELINE}'
+    return 'undecided: the interval is too wide, more seeds are needed'
 
 
 def code_use(method: Mapping[str, Any]) -> CodeUse | None:
     """Codes, tokens and uniform baseline of an entry of results['methods']; None without codes."""
-    counts = method["seeds"][0].get("counts")
+    counts = method['seeds'][0].get('counts')
     if counts is None:
         return None
     counts = np.asarray(counts)
@@ -94,7 +94,7 @@ def calibrated_error(bins: Mapping[str, Sequence[float]], num_samples: int = 200
     As `metrics.calibration_band`, but from 'confidence' and 'count' of the bins, which is what a
     run keeps; taking a bin's mean confidence for all its examples widens the band by a few percent.
     """
-    confidence, count = (np.asarray(bins[name], np.float64) for name in ("confidence", "count"))
+    confidence, count = (np.asarray(bins[name], np.float64) for name in ('confidence', 'count'))
     hits = np.random.default_rng(0).binomial(
         count.astype(int), np.clip(confidence, 0, 1), (num_samples, len(count))
     )
@@ -105,5 +105,5 @@ def calibrated_error(bins: Mapping[str, Sequence[float]], num_samples: int = 200
 
 def mean_calibrated_error(method: Mapping[str, Any]) -> Interval:
     """`calibrated_error` of an entry of results['methods'], mean over its seeds."""
-    bands = [calibrated_error(seed["reliability"]) for seed in method["seeds"]]
+    bands = [calibrated_error(seed['reliability']) for seed in method['seeds']]
     return Interval(*(float(np.mean(x)) for x in zip(*bands, strict=True)))

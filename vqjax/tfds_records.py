@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 
 class TfdsRecords:
@@ -86,10 +86,16 @@ def open_splits(
             f"dataset={name!r} is neither 'digits' nor a TFDS set, and is not in {_where(data_dir)}"
         ) from None
     info = builder.info
-    if not builder.is_prepared() or info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+    if not builder.is_prepared():
         raise ValueError(
-            f"dataset={name!r} is not prepared in array_record format in {_where(data_dir)}; "
-            f"prepare it with: {prepare_command(name, data_dir)}"
+            f'dataset={name!r} is not prepared in {_where(data_dir)}; '
+            f'prepare it with: {prepare_command(name, data_dir)}'
+        )
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f'dataset={name!r} in {_where(data_dir)} has file format {info.file_format.value}, not '
+            'array_record; prepare it in another data_dir, for example with: '
+            + prepare_command(name, 'tfds')
         )
     image_key, label_key = _keys(name, info)
     height, width, channels = info.features[image_key].shape
@@ -97,8 +103,8 @@ def open_splits(
         height = width = image_size
     if not height or not width or channels not in _MODES:
         raise ValueError(
-            f"dataset={name!r} has images of shape {info.features[image_key].shape}: "
-            "give image_size, and a set with 1, 3 or 4 channels"
+            f'dataset={name!r} has images of shape {info.features[image_key].shape}: '
+            'give image_size, and a set with 1, 3 or 4 channels'
         )
     splits = {
         split: TfdsRecords(
@@ -109,16 +115,16 @@ def open_splits(
             resize=image_size is not None,
         )
         for split in info.splits
-        if split in ("train", "validation", "test")
+        if split in ('train', 'validation', 'test')
     }
-    if "train" not in splits:
-        raise ValueError(f"dataset={name!r} has splits {list(info.splits)}: need one named train")
+    if 'train' not in splits:
+        raise ValueError(f'dataset={name!r} has splits {list(info.splits)}: need one named train')
     return info.features[label_key].num_classes, splits
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:
     """The shell command that downloads and prepares the TFDS set `name` for reading here."""
-    folder = "" if data_dir is None else f", data_dir={str(data_dir)!r}"
+    folder = '' if data_dir is None else f', data_dir={str(data_dir)!r}'
     return (
         "pip install 'vqjax[tfds]' && python -c \"import tensorflow_datasets as tfds; "
         f"tfds.builder({name!r}{folder}, file_format='array_record').download_and_prepare()\""
@@ -126,7 +132,7 @@ def prepare_command(name: str, data_dir: str | None) -> str:
 
 
 def _where(data_dir: str | None) -> str:
-    return f"data_dir={str(data_dir or tfds.core.constants.DATA_DIR)!r}"
+    return f'data_dir={str(data_dir or tfds.core.constants.DATA_DIR)!r}'
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
@@ -137,6 +143,6 @@ def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     labels = [k for k in keys if isinstance(features[k], tfds.features.ClassLabel)]
     if len(images) != 1 or len(labels) != 1 or features[images[0]].np_dtype != np.uint8:
         raise ValueError(
-            f"dataset={name!r} has features {list(features)}: need one uint8 image with one label"
+            f'dataset={name!r} has features {list(features)}: need one uint8 image with one label'
         )
     return images[0], labels[0]

@@ -1,0 +1,76 @@
+"""The package as strangers get it: what importing it needs, what a wheel holds."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vqjax
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+
+def run(*command, **kwargs):
+    done = subprocess.run(command, capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_needs_the_base_dependencies_only():
+    # Every package of the extras is made impossible to import (flax itself brings in orbax).
+    extras = {
+        "tensorflow_datasets", "tensorflow", "array_record", "grain", "ml_collections", "sklearn",
+        "matplotlib", "tensorboardX", "faiss", "torch",
+    }  # fmt: skip
+    code = f'import sys; sys.modules.update(dict.fromkeys({extras})); import vqjax; vqjax.VQEMA(8)'
+    run(sys.executable, '-c', code)
+
+
+def test_there_is_one_version():
+    assert vqjax.__version__ == PROJECT['version']
+    citation = (ROOT / 'CITATION.cff').read_text()
+    assert re.search(r'^version: (\S+)$', citation, re.MULTILINE)[1] == PROJECT['version']
+
+
+def test_the_extra_test_includes_train():
+    assert 'vqjax[train]' in PROJECT['optional-dependencies']['test']
+
+
+@pytest.mark.long
+def test_the_wheel_works_in_a_bare_environment(tmp_path):
+    run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '-w', str(tmp_path), str(ROOT))
+    (wheel,) = tmp_path.glob('*.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert all(name.split('/')[0] in ('vqjax', f'{wheel.stem[:11]}.dist-info') for name in names)
+    run(sys.executable, '-m', 'venv', str(tmp_path / 'venv'))
+    python = str(tmp_path / 'venv' / 'bin' / 'python')
+    run(python, '-m', 'pip', 'install', '--quiet', str(wheel))
+    code = """
+import jax, vqjax
+z = jax.random.normal(jax.random.key(0), (256, 8))
+q = vqjax.VQEMA(num_codes=16)
+params, state = q.init(jax.random.key(1), z)
+out = q.quantize(params, state, z)
+assert (q.decode(params, state, out.codes) == out.z_q).all()
+print(vqjax.__version__)
+"""
+    assert run(python, '-c', code, cwd=tmp_path).strip() == PROJECT['version']
+
+
+@pytest.mark.long
+def test_the_sdist_holds_what_builds_and_tests_it(tmp_path):
+    code = f'from hatchling.build import build_sdist; build_sdist({str(tmp_path)!r})'
+    run(sys.executable, '-m', 'venv', str(tmp_path / 'venv'))
+    python = str(tmp_path / 'venv' / 'bin' / 'python')
+    run(python, '-m', 'pip', 'install', '--quiet', 'hatchling')
+    run(python, '-c', code, cwd=ROOT)
+    (sdist,) = tmp_path.glob('*.tar.gz')
+    names = {name.split('/', 1)[1] for name in tarfile.open(sdist).getnames()}
+    assert {'train.py', 'Makefile', 'LICENSE', 'configs/digits.py', 'tests/test_data.py'} <= names
+    assert not any(name.startswith(('.venv', 'runs')) for name in names)
