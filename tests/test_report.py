@@ -137,7 +137,7 @@ def test_difference_is_paired_by_seed_and_not_by_place():
 @pytest.mark.parametrize(
     'difference,words',
     [
-        ((-0.001, -0.012, 0.009), "none, within 2 points: 'incompatible"),
+        ((-0.001, -0.012, 0.009), "not apart from none, within 2 points: 'incompatible"),
         ((-0.010, -0.019, -0.002), "below none, within 2 points: 'incompatible"),
         ((-0.800, -0.850, -0.750), 'worse than none by 75.0 points or more'),
         ((-0.030, -0.040, -0.010), 'worse than none'),
@@ -147,7 +147,8 @@ def test_difference_is_paired_by_seed_and_not_by_place():
 )
 def test_verdict_follows_from_the_interval(difference, words):
     assert words in summaries.verdict(metrics.Interval(*difference), num_seeds=5)
-    assert 'nothing can be said' in summaries.verdict(metrics.Interval(*difference), num_seeds=1)
+    few = summaries.verdict(metrics.Interval(*difference), num_seeds=2)
+    assert few == '2 seeds are too few for a verdict: run 5 or more'
 
 
 def test_band_from_bins_is_the_band_from_probabilities():

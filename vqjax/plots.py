@@ -148,9 +148,11 @@ def perplexity(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
             colour = _stage_colour(colours[name], stage, num_stages)
             axis.plot(epochs, found[..., stage].T, color=colour, lw=0.8, alpha=0.35)
             label = f'stage {stage + 1}' if num_stages > 1 else None
-            axis.plot(epochs, found[..., stage].mean(0), color=colour, lw=2.4, label=label)
+            axis.plot(
+                epochs, found[..., stage].mean(0), 'o-', color=colour, lw=2.4, ms=4, label=label
+            )
         if num_stages > 1:
-            axis.legend(fontsize=8, loc='lower right', handlelength=1.2)
+            axis.legend(fontsize=8, ncols=2, handlelength=1.2, columnspacing=1)
         axis.set_xlabel('epoch')
         axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -228,7 +230,6 @@ def reliability(results: Mapping[str, Any]) -> Figure:
         axis.fill_between(x, low, high, color=LIGHT, lw=0, zorder=1)
         axis.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=1.5)
         area = 15 + 220 * total[full] / total.sum()
-        axis.plot(x, y, color=colours[name], lw=1.2, alpha=0.7)
         axis.scatter(x, y, s=area, color=colours[name], edgecolor='white', lw=0.8, zorder=3)
         axis.set_title(
             f"ECE {methods[name]['summary']['ece']['mean']:.3f}",

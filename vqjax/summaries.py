@@ -10,6 +10,7 @@ from vqjax.metrics import Interval
 
 BASELINE = 'none'  # the method that the others are compared with
 MARGIN = 0.02  # of accuracy: a difference inside it counts as none
+ENOUGH_SEEDS = 5  # a bootstrap interval of fewer seeds is too narrow to go by
 
 
 class CodeUse(NamedTuple):
@@ -61,13 +62,15 @@ def paired_difference(
 
 def verdict(difference: Interval, num_seeds: int) -> str:
     """What a paired difference of accuracy to the baseline says, in one sentence."""
-    mean, low, high = difference
-    if num_seeds == 1:
-        return 'one seed: nothing can be said'
+    _, low, high = difference
+    if num_seeds < ENOUGH_SEEDS:
+        return f'{num_seeds} seeds are too few for a verdict: run {ENOUGH_SEEDS} or more'
     if -MARGIN < low and high < MARGIN:
-        side = 'above ' if low > 0 else 'below ' if high < 0 else ''
-        where = f'{side}{BASELINE}, within {100 * MARGIN:g} points'
-        return f"{where}: 'incompatible with classification' is rejected"
+        side = 'above' if low > 0 else 'below' if high < 0 else 'not apart from'
+        return (
+            f"{side} {BASELINE}, within {100 * MARGIN:g} points: 'incompatible with classification' "
+            'is rejected'
+        )
     if high <= -MARGIN:
         return f'worse than {BASELINE} by {-100 * high:.1f} points or more'
     if high < 0:
