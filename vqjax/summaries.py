@@ -68,7 +68,7 @@ def verdict(difference: Interval, num_seeds: int) -> str:
     if -MARGIN < low and high < MARGIN:
         side = 'above' if low > 0 else 'below' if high < 0 else 'not apart from'
         return (
-            f"{side} {BASELINE}, within {100 * MARGIN:g} points: 'incompatible with classification' "
+            f"{side} {BASELINE}, within {100 * MARGIN:g} points: 'incompatible with the task' "
             'is rejected'
         )
     if high <= -MARGIN:
