@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-_MISSING = "(missing)"
+_MISSING = '(missing)'
 
 
 class CheckpointError(RuntimeError):
@@ -41,7 +41,7 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
         except OSError as error:
-            raise CheckpointError(f"cannot write checkpoints to {directory}: {error}") from error
+            raise CheckpointError(f'cannot write checkpoints to {directory}: {error}') from error
 
     def _open(self) -> ocp.CheckpointManager:
         policy = checkpoint_managers.preservation_policy
@@ -49,7 +49,7 @@ class Checkpoints:
         if jax.process_count() > 1:
             # The state is the same everywhere, so no barrier: the others may be a step behind.
             processes = ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix="vqjax"
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix='vqjax'
             )
         options = ocp.CheckpointManagerOptions(
             create=False,
@@ -59,16 +59,14 @@ class Checkpoints:
                 [
                     policy.LatestN(self._keep),
                     policy.BestN(
-                        get_metric_fn=lambda metrics: metrics["accuracy"],
+                        get_metric_fn=lambda metrics: metrics['accuracy'],
                         n=1,
                         keep_checkpoints_without_metrics=False,
                     ),
                 ]
             ),
         )
-        return ocp.CheckpointManager(
-            self.directory, options=options, item_names=("state", "extra")
-        )
+        return ocp.CheckpointManager(self.directory, options=options, item_names=('state', 'extra'))
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were finished, oldest first."""
@@ -87,14 +85,14 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        extra = {"config": self._config, "digest": digest(state), "extra": extra}
+        extra = {'config': self._config, 'digest': digest(state), 'extra': extra}
         self._writing(
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
                 ),
-                metrics=None if accuracy is None else {"accuracy": accuracy},
+                metrics=None if accuracy is None else {'accuracy': accuracy},
             )
         )
 
@@ -115,8 +113,8 @@ class Checkpoints:
         except Exception as error:  # orbax wraps what the disk said in types of its own
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(
-                f"cannot write a checkpoint to {self.directory}: {reason[0]}; earlier checkpoints "
-                "are untouched: free space or allow writing there, then run the same command again"
+                f'cannot write a checkpoint to {self.directory}: {reason[0]}; earlier checkpoints '
+                'are untouched: free space or allow writing there, then run the same command again'
             ) from error
 
     def restore(self, like: Any, say: Callable[[str], None]) -> tuple[Any, dict] | None:
@@ -138,20 +136,22 @@ class Checkpoints:
                 extra = self._manager.restore(
                     step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())
                 ).extra
-                self._check_config(step, extra["config"])
+                self._check_config(step, extra['config'])
                 state = self._manager.restore(
                     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
                 ).state
                 self._check_shapes(step, state, like)
-                if digest(state) != extra["digest"]:
-                    raise ValueError("its content does not match its checksum")
-                return state, extra["extra"]
+                if digest(state) != extra['digest']:
+                    raise ValueError('its content does not match its checksum')
+                return state, extra['extra']
             except CheckpointError:
                 raise
             except Exception as error:  # whatever a damaged file makes orbax raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                say(f"checkpoint {self.directory / str(step)} cannot be read ({reason[:200]}); "
-                    "removed, falling back to the one before")
+                say(
+                    f'checkpoint {self.directory / str(step)} cannot be read ({reason[:200]}); '
+                    'removed, falling back to the one before'
+                )
                 self._manager.close()
                 shutil.rmtree(self.directory / str(step), ignore_errors=True)
                 self._manager = self._open()
@@ -161,19 +161,17 @@ class Checkpoints:
         found = differences(config, self._config)
         if found:
             raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} is of another configuration: "
-                f"{describe(found, 'there', 'here')}; use another --workdir"
+                f'checkpoint {self.directory / str(step)} is of another configuration: '
+                f'{describe(found, "there", "here")}; use another --workdir'
             )
 
     def _check_shapes(self, step: int, state: Any, like: Any) -> None:
-        pairs = zip(
-            jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(like), strict=True
-        )
+        pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(like), strict=True)
         for (path, leaf), expected in pairs:
             if leaf.shape != expected.shape:
                 raise CheckpointError(
-                    f"checkpoint {self.directory / str(step)}: {jax.tree_util.keystr(path)} has "
-                    f"shape {leaf.shape}, this model needs {expected.shape}; use another --workdir"
+                    f'checkpoint {self.directory / str(step)}: {jax.tree_util.keystr(path)} has '
+                    f'shape {leaf.shape}, this model needs {expected.shape}; use another --workdir'
                 )
 
 
@@ -182,19 +180,19 @@ def digest(state: Any) -> str:
     total = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         leaf = np.ascontiguousarray(leaf)
-        total.update(f"{leaf.shape}{leaf.dtype}".encode())
+        total.update(f'{leaf.shape}{leaf.dtype}'.encode())
         total.update(leaf.tobytes())
     return total.hexdigest()
 
 
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
     """Nested plain data as {'a.b.c': value}; tuples become lists, as JSON has them."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f'{prefix}{name}.')
         else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+            flat[f'{prefix}{name}'] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
@@ -210,6 +208,6 @@ def differences(a: dict, b: dict) -> dict[str, tuple[Any, Any]]:
 
 def describe(found: dict[str, tuple[Any, Any]], a: str, b: str) -> str:
     """One line for differences(): 'epochs is 30 there and 20 here, ...'."""
-    parts = [f"{name} is {x} {a} and {y} {b}" for name, (x, y) in list(found.items())[:4]]
+    parts = [f'{name} is {x} {a} and {y} {b}' for name, (x, y) in list(found.items())[:4]]
     more = len(found) - len(parts)
-    return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
+    return ', '.join(parts) + (f' and {more} more' if more > 0 else '')

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from vqjax import nn as vq_nn
 from vqjax.quantizers import base
 
-ENCODERS = ("conv", "resnet18")
-BOTTLENECKS = ("vector", "grid")
+ENCODERS = ('conv', 'resnet18')
+BOTTLENECKS = ('vector', 'grid')
 
 
 class Standardize(nn.Module):
@@ -119,9 +119,9 @@ class Encoder(nn.Module):
       dtype: of the computation; parameters are float32.
     """
 
-    kind: str = "conv"
+    kind: str = 'conv'
     features: int = 128
-    bottleneck: str = "vector"
+    bottleneck: str = 'vector'
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -129,22 +129,22 @@ class Encoder(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool, mask: jax.Array | None = None
     ) -> jax.Array:
-        if self.kind == "conv":
+        if self.kind == 'conv':
             x = ConvTrunk(dtype=self.dtype)(images, train=train)
-        elif self.kind == "resnet18":
+        elif self.kind == 'resnet18':
             x = ResNet18(axis_name=self.axis_name, dtype=self.dtype)(images, train=train)
         else:
-            raise ValueError(f"encoder is {self.kind!r}: choose one of {', '.join(ENCODERS)}")
-        if self.bottleneck == "vector":
+            raise ValueError(f'encoder is {self.kind!r}: choose one of {", ".join(ENCODERS)}')
+        if self.bottleneck == 'vector':
             x = jnp.mean(x, axis=(1, 2), keepdims=True)
-        elif self.bottleneck != "grid":
+        elif self.bottleneck != 'grid':
             raise ValueError(
-                f"bottleneck is {self.bottleneck!r}: choose one of {', '.join(BOTTLENECKS)}"
+                f'bottleneck is {self.bottleneck!r}: choose one of {", ".join(BOTTLENECKS)}'
             )
         z = nn.Dense(self.features, dtype=self.dtype)(x)
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
-        return Standardize(self.axis_name, name="standardize")(z, train=train, mask=mask)
+        return Standardize(self.axis_name, name='standardize')(z, train=train, mask=mask)
 
 
 class Decoder(nn.Module):
@@ -171,9 +171,9 @@ class Decoder(nn.Module):
         for factor, scale in ((4, 1), (2, 2), (1, 2)):
             size = (x.shape[1] * scale, x.shape[2] * scale)
             # Nearest-neighbour upsampling: a transposed convolution leaves a chequerboard.
-            x = jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "nearest")
+            x = jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'nearest')
             x = nn.relu(nn.Conv(factor * self.width, (3, 3), dtype=self.dtype)(x))
-        x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "nearest")
+        x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), 'nearest')
         return nn.Conv(channels, (3, 3), dtype=jnp.float32)(x)
 
 
@@ -193,6 +193,8 @@ class Output(NamedTuple):
 class Classifier(nn.Module):
     """Encoder -> Quantize (or nothing) -> mean over places -> head with one hidden layer.
 
+    The head is the same for every method and starts by standardising its input.
+
     Attributes:
       num_classes: length of the logits.
       quantizer: any quantizer, or None for the unquantized baseline.
@@ -201,9 +203,9 @@ class Classifier(nn.Module):
 
     num_classes: int
     quantizer: base.Quantizer | None = None
-    encoder: str = "conv"
+    encoder: str = 'conv'
     features: int = 128
-    bottleneck: str = "vector"
+    bottleneck: str = 'vector'
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -213,6 +215,7 @@ class Classifier(nn.Module):
         )
         if self.quantizer is not None:
             self.quantize = vq_nn.Quantize(self.quantizer, self.axis_name)
+        self.standardize = Standardize(self.axis_name)
         self.hidden = nn.Dense(self.features, dtype=self.dtype)
         self.logits = nn.Dense(self.num_classes)
 
@@ -237,6 +240,8 @@ class Classifier(nn.Module):
             quantized = self.requantize(z, train=train if update is None else update, mask=mask)
             pooled = quantized.z_q
         pooled = jnp.mean(pooled, axis=(1, 2))
+        # Quantizers differ in the scale of what they return, and a head learns at that scale.
+        pooled = self.standardize(pooled, train=train, mask=mask)
         logits = self.logits(nn.relu(self.hidden(pooled)).astype(jnp.float32))
         return Output(logits, z, quantized)
 

@@ -12,10 +12,17 @@ import optax
 from vqjax import ops
 from vqjax.models import Classifier, Output
 
-AXIS = "batch"
+AXIS = 'batch'
 
 # What can turn NaN or infinite in a step, in the order in which it is computed.
-PROBES = ("encoder output", "quantized vectors", "logits", "task loss", "quantizer loss", "gradient")
+PROBES = (
+    'encoder output',
+    'quantized vectors',
+    'logits',
+    'task loss',
+    'quantizer loss',
+    'gradient',
+)
 
 
 class TrainState(NamedTuple):
@@ -62,7 +69,7 @@ class Diverged(RuntimeError):
     """A step was not finite. `state` is the last healthy one, `step` the one that failed."""
 
     def __init__(self, step: int, what: str, state: TrainState):
-        super().__init__(f"step {step}: the {what} turned NaN or infinite first")
+        super().__init__(f'step {step}: the {what} turned NaN or infinite first')
         self.step, self.what, self.state = step, what, state
 
 
@@ -111,9 +118,9 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
     key, init_key, quantizer_key = jax.random.split(jax.random.key(seed), 3)
     # train=True: k-means has to see z as training will, normalised over the batch.
     output, variables = task.model.init_with_output(
-        {"params": init_key, "quantizer": quantizer_key}, images, train=True
+        {'params': init_key, 'quantizer': quantizer_key}, images, train=True
     )
-    params = variables.pop("params")
+    params = variables.pop('params')
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(key),
@@ -131,16 +138,16 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
 
 def clean(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Images with corrupt ones (NaN, inf) zeroed, and the mask of those that count, bool [B]."""
-    images = batch["image"]
+    images = batch['image']
     finite = jnp.all(jnp.isfinite(images), axis=(1, 2, 3))
     images = jnp.where(finite[:, None, None, None], images, 0.0)
-    return images, finite & batch["mask"] if "mask" in batch else finite
+    return images, finite & batch['mask'] if 'mask' in batch else finite
 
 
 def losses(
     task: Task, output: Output, labels: jax.Array, mask: jax.Array, total: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(task + quantizer, task, quantizer) losses of the real images, summed and divided by total."""
+    """Losses (task + quantizer, task, quantizer); the task's is a sum divided by total."""
     targets = jax.nn.one_hot(labels, task.model.num_classes)
     targets = optax.smooth_labels(targets, task.label_smoothing)
     entropy = optax.softmax_cross_entropy(output.logits, targets)
@@ -163,42 +170,42 @@ def gradients(
 
     def loss_fn(params: Any, stats: Any, images: Any, labels: Any, mask: Any, update: bool) -> Any:
         output, stats = task.model.apply(
-            {"params": params, **stats},
+            {'params': params, **stats},
             images,
             train=True,
             update=update,
             mask=mask,
             mutable=list(stats),
-            rngs={"quantizer": key},
+            rngs={'quantizer': key},
         )
         loss, task_loss, quantizer_loss = losses(task, output, labels, mask, total)
         z_q = output.z if output.quantized is None else output.quantized.z_q
         hits = (jnp.argmax(output.logits, -1) == labels) & mask
         measured = {
-            "loss": loss,
-            "task_loss": task_loss,
-            "quantizer_loss": quantizer_loss,
-            "accuracy": jnp.sum(hits) / total,
-            "input_norm": mean_norm(output.z, mask, total),
-            "code_norm": mean_norm(z_q, mask, total),
-            "finite": jnp.stack([finite(output.z), finite(z_q), finite(output.logits)]),
+            'loss': loss,
+            'task_loss': task_loss,
+            'quantizer_loss': quantizer_loss,
+            'accuracy': jnp.sum(hits) / total,
+            'input_norm': mean_norm(output.z, mask, total),
+            'code_norm': mean_norm(z_q, mask, total),
+            'finite': jnp.stack([finite(output.z), finite(z_q), finite(output.logits)]),
         }
         return loss, (stats, measured, output)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if task.accumulate == 1:
         grads, (stats, measured, _) = grad_fn(
-            state.params, state.stats, images, batch["label"], mask, True
+            state.params, state.stats, images, batch['label'], mask, True
         )
     else:
-        grads, stats, measured = accumulate(task, state, grad_fn, images, batch["label"], mask, key)
-    all_finite = jax.lax.pmin(measured.pop("finite").astype(jnp.int32), AXIS)
+        grads, stats, measured = accumulate(task, state, grad_fn, images, batch['label'], mask, key)
+    all_finite = jax.lax.pmin(measured.pop('finite').astype(jnp.int32), AXIS)
     grads, measured = jax.lax.pmean((grads, measured), AXIS)
-    measured["corrupt"] = jax.lax.psum(jnp.sum(~mask), AXIS)
-    measured["gradient_norm"] = optax.global_norm(grads)
-    rest = ("task_loss", "quantizer_loss", "gradient_norm")
+    measured['corrupt'] = jax.lax.psum(jnp.sum(~mask), AXIS)
+    measured['gradient_norm'] = optax.global_norm(grads)
+    rest = ('task_loss', 'quantizer_loss', 'gradient_norm')
     rest = jnp.stack([jnp.isfinite(measured[name]) for name in rest])
-    measured["finite"] = jnp.concatenate([all_finite.astype(bool), rest])
+    measured['finite'] = jnp.concatenate([all_finite.astype(bool), rest])
     return grads, stats, measured
 
 
@@ -222,17 +229,17 @@ def accumulate(
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (stats, grads), (measured, z) = jax.lax.scan(body, (state.stats, zeros), micro)
     measured = {
-        name: jnp.all(x, 0) if name == "finite" else jnp.sum(x, 0) for name, x in measured.items()
+        name: jnp.all(x, 0) if name == 'finite' else jnp.sum(x, 0) for name, x in measured.items()
     }
     if task.model.quantizer is not None:
         _, stats = task.model.apply(
-            {"params": state.params, **stats},
+            {'params': state.params, **stats},
             z.reshape(-1, *z.shape[2:]),
             train=True,
             mask=mask,
             mutable=list(stats),
-            rngs={"quantizer": key},
-            method="requantize",
+            rngs={'quantizer': key},
+            method='requantize',
         )
     return grads, stats, measured
 
@@ -255,10 +262,8 @@ def train_step(
     ema_params = ()
     if task.ema_decay:
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - task.ema_decay)
-    new = TrainState(
-        state.step + 1, state.key, params, stats, opt_state, ema_params, state.healthy
-    )
-    healthy = state.healthy & jnp.all(measured["finite"])
+    new = TrainState(state.step + 1, state.key, params, stats, opt_state, ema_params, state.healthy)
+    healthy = state.healthy & jnp.all(measured['finite'])
     state = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, state)
     return state._replace(healthy=healthy), measured
 
@@ -276,18 +281,18 @@ def eval_step(task: Task, state: TrainState, batch: dict[str, jax.Array]) -> dic
     """
     params = state.ema_params if task.ema_decay else state.params
     images, mask = clean(batch)
-    output = task.model.apply({"params": params, **state.stats}, images, train=False, mask=mask)
-    nll = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch["label"])
-    sums = {"nll": jnp.sum(nll * mask), "input_norm": mean_norm(output.z, mask, 1.0)}
+    output = task.model.apply({'params': params, **state.stats}, images, train=False, mask=mask)
+    nll = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch['label'])
+    sums = {'nll': jnp.sum(nll * mask), 'input_norm': mean_norm(output.z, mask, 1.0)}
     if output.quantized is not None:
-        sums["code_norm"] = mean_norm(output.quantized.z_q, mask, 1.0)
-        sums["quantizer_loss"] = output.quantized.loss * jnp.sum(mask)
-        sums["counts"] = count_codes(output.quantized.codes, task.model.quantizer)
+        sums['code_norm'] = mean_norm(output.quantized.z_q, mask, 1.0)
+        sums['quantizer_loss'] = output.quantized.loss * jnp.sum(mask)
+        sums['counts'] = count_codes(output.quantized.codes, task.model.quantizer)
     gathered = {
-        "probs": jax.nn.softmax(output.logits),
-        "label": batch["label"],
-        "mask": mask,
-        "corrupt": batch["mask"] & ~mask,
+        'probs': jax.nn.softmax(output.logits),
+        'label': batch['label'],
+        'mask': mask,
+        'corrupt': batch['mask'] & ~mask,
     }
     return jax.lax.psum(sums, AXIS) | jax.lax.all_gather(gathered, AXIS, tiled=True)
 
@@ -347,12 +352,10 @@ def fit(
     return state
 
 
-def check_finite(
-    measured: dict[str, np.ndarray], state: TrainState, on_step: Callable
-) -> None:
+def check_finite(measured: dict[str, np.ndarray], state: TrainState, on_step: Callable) -> None:
     """Hands the metrics of one step to on_step; raises Diverged if the step was not finite."""
-    if not measured["finite"].all():
-        what = PROBES[int(np.argmin(measured["finite"]))]
+    if not measured['finite'].all():
+        what = PROBES[int(np.argmin(measured['finite']))]
         raise Diverged(int(read(state.step)) + 1, what, state)
     on_step(measured)
 
@@ -379,26 +382,32 @@ def evaluate(
 ) -> Evaluation:
     """Runs pmapped eval_step over every batch of a split; every process gets the whole result."""
     outputs = [read(x) for x in [eval_fn(state, shard(batch)) for batch in batches]]
-    mask = np.concatenate([x["mask"] for x in outputs])
+    mask = np.concatenate([x['mask'] for x in outputs])
     sums = {
         name: sum(x[name].astype(np.float64) for x in outputs)
-        for name in ("nll", "input_norm", "code_norm", "quantizer_loss", "counts")
+        for name in ('nll', 'input_norm', 'code_norm', 'quantizer_loss', 'counts')
         if name in outputs[0]
     }
-    counts = sums.pop("counts", None)
+    counts = sums.pop('counts', None)
     return Evaluation(
-        probs=np.concatenate([x["probs"] for x in outputs])[mask],
-        labels=np.concatenate([x["label"] for x in outputs])[mask],
+        probs=np.concatenate([x['probs'] for x in outputs])[mask],
+        labels=np.concatenate([x['label'] for x in outputs])[mask],
         counts=counts,
         means={name: float(total) / max(int(mask.sum()), 1) for name, total in sums.items()},
-        corrupt=int(sum(x["corrupt"].sum() for x in outputs)),
+        corrupt=int(sum(x['corrupt'].sum() for x in outputs)),
     )
 
 
 def replicate(tree: Any) -> Any:
-    """One copy of every array for each local device: a new leading axis."""
+    """One copy of every array for each device, placed as pmap returns it: a new leading axis."""
+    # NumPy arrays would do, but their first step would be compiled apart from the rest.
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
     n = jax.local_device_count()
-    return jax.tree.map(lambda x: np.stack([np.asarray(x)] * n), tree)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.stack([np.asarray(x)] * n)),
+        tree,
+    )
 
 
 def read(tree: Any) -> Any:
@@ -407,6 +416,6 @@ def read(tree: Any) -> Any:
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Splits axis 0 of every array over the local devices: [b, ...] -> [devices, b/devices, ...]."""
+    """Splits axis 0 over the local devices: [b, ...] -> [devices, b / devices, ...]."""
     n = jax.local_device_count()
     return {name: np.reshape(x, (n, -1, *x.shape[1:])) for name, x in batch.items()}

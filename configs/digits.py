@@ -1,0 +1,57 @@
+"""none, VQ-EMA, FSQ and RVQ on the 8x8 digits that ship with scikit-learn.
+
+    python train.py
+
+Expected on two CPU cores: TIME; ACCURACY.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+
+    # Data.
+    config.dataset = 'digits'  # 'digits' or the name of any TFDS image classification set
+    config.data_dir = ''  # folder of prepared TFDS sets; '' = TFDS's own default
+    config.augment = False  # random flips and crops
+
+    # Model.
+    config.encoder = 'conv'  # 'conv' or 'resnet18'
+    config.bottleneck = 'vector'  # 'vector' (one an image) or 'grid' (one a place)
+    config.features = 128  # D, size of the vectors that are quantized
+    config.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters stay float32
+
+    # What is compared: name -> spec of the quantizer, None for no quantizer.
+    vq_ema = {'name': 'vq_ema', 'num_codes': 256, 'decay': 0.95}
+    config.quantizers = {
+        'none': None,
+        'vq_ema': vq_ema,
+        'fsq': {
+            'name': 'projected',
+            'dim': 6,
+            'inner': {'name': 'fsq', 'levels': (8, 8, 8, 5, 5, 5), 'noise': 0.0},
+        },
+        'rvq': {'name': 'residual', 'num_stages': 4, 'inner': dict(vq_ema)},
+    }
+    config.methods = 'none,vq_ema,fsq,rvq'  # which of them to run
+    config.seeds = 5  # runs a method: seeds 0 to 4
+
+    # Training.
+    config.epochs = 30
+    config.batch_size = 64  # images an optimizer step, over all devices
+    config.accumulate = 1  # micro-batches that make up such a batch
+    config.init_batch_size = 1024  # images that k-means starts the codebooks from
+    config.learning_rate = 2e-3  # peak, of AdamW
+    config.warmup_epochs = 1.0  # of linear warm-up; cosine decay to 0 after it
+    config.weight_decay = 1e-2  # decoupled, on kernels
+    config.label_smoothing = 0.0  # share of the target spread over all classes
+    config.clip_norm = 1.0  # largest norm of the gradient; 0 = no clipping
+    config.ema_decay = 0.0  # of a running average of the parameters for evaluation; 0 = off
+
+    # Bookkeeping.
+    config.eval_every = 5  # epochs between evaluations on the validation split
+    config.checkpoint_every = 10  # epochs between checkpoints
+    config.keep_checkpoints = 2  # newest ones kept, besides the best
+    config.log_every = 10  # steps between records of the training loss
+    return config
