@@ -16,20 +16,24 @@ WORKDIR = flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
     """Reads the flags and runs the comparison."""
-    logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes
-    config_file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-    workdir = WORKDIR.value or f'runs/{config_file.stem}'
-    experiment.run(flags.FLAGS.config.to_dict(), workdir)
-
-
-if __name__ == '__main__':
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
     try:
-        config_flags.DEFINE_config_file('config', str(DEFAULT), 'Configuration file.')
-        app.run(main)
+        config = flags.FLAGS.config.to_dict()
+    except OSError as error:
+        sys.exit(f'error: --config: {" ".join(str(error).split())}')
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+    try:
+        experiment.run(config, WORKDIR.value or f'runs/{name}')
     except experiment.RunError as error:
         sys.exit(f'error: {error}')
     except experiment.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
-    except (AttributeError, OSError) as error:
-        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    try:
+        config_flags.DEFINE_config_file('config', str(DEFAULT), 'Configuration file.')
+    except (AttributeError, KeyError) as error:  # overrides are read here already
+        sys.exit(f'error: no such config field: {error}')
+    app.run(main)

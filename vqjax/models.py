@@ -35,6 +35,8 @@ class Standardize(nn.Module):
             momentum=0.9,
             use_bias=False,
             use_scale=False,
+            # The difference of two large numbers would drown a small variance.
+            use_fast_variance=False,
             dtype=jnp.float32,
             axis_name=self.axis_name,
         )
