@@ -13,11 +13,10 @@ from jax.custom_batching import custom_vmap
 METRICS = ('euclidean', 'cosine')
 PRECISIONS = ('highest', 'default', 'bfloat16')
 
-# Scores of one tile. CPU, measured on two cores: 512 codes x 1,024 rows (2 MB) stay in the second
-# level cache between the product, the minimum and the comparison; half or twice that is within
-# noise, whole rows of 8,192 scores are a third slower. GPU and TPU, not measured: 16 MB, so that
-# a tile is some 10^9 operations at D = 128, tens of microseconds, against a launch's few.
-_TILE_SCORES_CPU = 2**19
+# Scores of one tile. CPU, measured on two cores: 512 codes x 2,048 rows (4 MB); half or twice
+# either costs up to a tenth, whole rows of 8,192 scores a third. GPU and TPU, not measured: 16 MB,
+# so that a tile is some 10^9 operations at D = 128, tens of microseconds, against a launch's few.
+_TILE_SCORES_CPU = 2**20
 _TILE_SCORES = 2**22
 _TILE_CODES_CPU = 512
 _TILE_CODES = 2048
@@ -79,10 +78,13 @@ def nearest_codes(
 def _searcher(metric, precision, fused):
     """The search of each platform, compiled once a shape: [N, D], [K, D] -> int32 [N]."""
 
-    def tiled(scores, codes):
-        return lambda *inputs: _search(*inputs, metric, precision, scores, codes)
+    def tiled(*tile):
+        return lambda *inputs: _search(*inputs, metric, precision, *tile)
 
-    branches = {'cpu': tiled(_TILE_SCORES_CPU, _TILE_CODES_CPU)}
+    default = tiled(_scores, _TILE_SCORES, _TILE_CODES)
+    # Folded, the bias would be rounded to bfloat16 with the rest.
+    scores = _scores if precision == 'bfloat16' else _folded_scores
+    branches = {'cpu': tiled(scores, _TILE_SCORES_CPU, _TILE_CODES_CPU)}
     if fused:
         # Not at the top of the file: Pallas takes longer to import than all of vqjax.
         from vqjax.ops.nearest_pallas import fused_search
@@ -91,7 +93,6 @@ def _searcher(metric, precision, fused):
 
     @custom_vmap
     def search(rows, codebook):
-        default = tiled(_TILE_SCORES, _TILE_CODES)
         return lax.platform_dependent(rows, codebook, default=default, **branches)
 
     @search.def_vmap
@@ -138,7 +139,7 @@ def _starts(total: int, size: int) -> tuple[int, jax.Array]:
     return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
 
 
-def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
+def _search(rows, codebook, metric, precision, scores, tile_scores, tile_codes):
     """Tiles of rows against tiles of codes: [N, D], [K, D] -> int32 [N]."""
     bias, codebook = bias_and_codes(codebook, metric)
     n, num_codes = rows.shape[0], codebook.shape[0]
@@ -146,7 +147,8 @@ def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
     row_size, row_starts = _starts(n, max(tile_scores // size, _ALIGN))
     # Few rows: longer tiles of codes instead.
     code_size, code_starts = _starts(num_codes, max(tile_scores // row_size, size))
-    index = jnp.arange(code_size, dtype=jnp.int32)[:, None]
+    # Exact as float32 (a tile has fewer than 2^24 codes), whose minimum is the faster one on CPU.
+    index = jnp.arange(code_size, dtype=jnp.float32)[:, None]
 
     def row_tile(row_start):
         tile = lax.dynamic_slice_in_dim(rows, row_start, row_size).astype(jnp.float32)
@@ -157,11 +159,11 @@ def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
             codes = lax.dynamic_slice_in_dim(codebook, code_start, code_size)
             offset = lax.dynamic_slice_in_dim(bias, code_start, code_size)
             # Codes first: the minimum then runs over rows of the matrix, which vectorises.
-            score = offset[:, None] - _dots(usable_codes(offset, codes), tile, precision)
+            score = scores(usable_codes(offset, codes), offset[:, None], tile, precision)
             best = jnp.min(score, axis=0)
             # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
             first = jnp.min(jnp.where(score == best, index, code_size), axis=0)
-            return best, code_start + first
+            return best, code_start + first.astype(jnp.int32)
 
         best, first = lax.map(code_tile, code_starts)
         least = jnp.min(best, axis=0)
@@ -173,10 +175,25 @@ def _search(rows, codebook, metric, precision, tile_scores, tile_codes):
     return jnp.concatenate([codes[:-1].reshape(-1), codes[-1, row_size - fresh :]])
 
 
+def _scores(codes, bias, rows, precision):
+    """[k, D], [k, 1], [n, D] -> float32 [k, n]: bias - codes.rows."""
+    if precision == 'bfloat16':
+        codes, rows = codes.astype(jnp.bfloat16), rows.astype(jnp.bfloat16)
+    return bias - _dots(codes, rows, precision)
+
+
+def _folded_scores(codes, bias, rows, precision):
+    """`_scores` with the bias as one more feature: on CPU that saves a pass over the tile.
+
+    On GPU and TPU the odd number of features would cost more than it saves.
+    """
+    codes = jnp.concatenate([-codes, bias], axis=1)
+    rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
+    return _dots(codes, rows, precision)
+
+
 def _dots(a, b, precision):
     """[n, D], [m, D] -> float32 [n, m]."""
-    if precision == 'bfloat16':
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     return lax.dot_general(
         a,
         b,

@@ -1,0 +1,183 @@
+"""Training steps against vector-quantize-pytorch: python benchmarks/quantizers.py
+
+A step is what a training loop pays for the quantizer: codes and vectors, the gradient to its
+input (and parameters), and the update of the statistics, revival included. Same data, bits and
+gradient estimator on both sides, float32. About three minutes on two cores; --quick takes seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vqjax
+
+OURS, PEER = 'vqjax', 'vector-quantize-pytorch'
+
+
+class Case(NamedTuple):
+    """A quantizer, its features, and a function that makes the peer's (None: it has none)."""
+
+    quantizer: vqjax.quantizers.Quantizer
+    dim: int
+    peer: Callable | None
+
+
+def cases(dim: int, k: int, stages: int) -> dict[str, Case]:
+    """Every quantizer beside its peer. A peer's dead code threshold 2 is its advised revival."""
+    import vqjax.quantizers as ours
+
+    vq = {'dim': dim, 'codebook_size': k, 'decay': 0.99, 'rotation_trick': False}
+    ema = {**vq, 'kmeans_init': True, 'threshold_ema_dead_code': 2}
+    gradient = {**vq, 'ema_update': False, 'learnable_codebook': True}
+    bits = k.bit_length() - 1
+    levels = (8, 5, 5, 5)
+
+    def residual(lib):
+        return lib.ResidualVQ(num_quantizers=stages, **ema)
+
+    def product(lib):
+        return lib.GroupedResidualVQ(groups=stages, num_quantizers=1, **ema)
+
+    def projection(lib):
+        return lib.RandomProjectionQuantizer(dim=dim, codebook_size=k, codebook_dim=16)
+
+    return {
+        'VQ-EMA': Case(ours.VQEMA(k), dim, lambda lib: lib.VectorQuantize(**ema)),
+        'VQ-EMA, cosine': Case(
+            ours.VQEMA(k, metric='cosine'),
+            dim,
+            lambda lib: lib.VectorQuantize(**ema, use_cosine_sim=True),
+        ),
+        'VQ': Case(ours.VQ(k), dim, lambda lib: lib.VectorQuantize(**gradient)),
+        f'Residual {stages} x VQ-EMA': Case(ours.Residual(ours.VQEMA(k), stages), dim, residual),
+        f'Product {stages} x VQ-EMA': Case(ours.Product(ours.VQEMA(k), stages), dim, product),
+        'SimVQ': Case(
+            ours.SimVQ(k),
+            dim,
+            lambda lib: lib.SimVQ(dim=dim, codebook_size=k, rotation_trick=False),
+        ),
+        'LFQ': Case(ours.LFQ(bits), bits, lambda lib: lib.LFQ(dim=bits, codebook_size=2**bits)),
+        'FSQ': Case(ours.FSQ(levels), len(levels), lambda lib: lib.FSQ(list(levels))),
+        'RandomProjection': Case(ours.RandomProjection(k, 16), dim, projection),
+        'GumbelSoftmax': Case(ours.GumbelSoftmax(k), dim, None),
+    }
+
+
+def our_step(quantizer, z, cotangent):
+    """(a function that trains for one step, seconds to the end of the first step)."""
+
+    # z is an argument, not a constant: XLA folds what it knows at compile time.
+    def step(params, state, z, cotangent, key):
+        def loss(params, z):
+            out = quantizer.quantize(params, state, z, key)
+            return jnp.sum(out.z_q * cotangent) + out.loss, out.codes
+
+        # A quantizer of targets has no gradient to hand on, and its z_q other features.
+        if quantizer.targets_only:
+            codes, gradients = quantizer.quantize(params, state, z, key).codes, ()
+        else:
+            gradients, codes = jax.grad(loss, (0, 1), has_aux=True)(params, z)
+        return (gradients, codes), quantizer.update(params, state, z, codes, key)
+
+    key = jax.random.key(0)
+    params, state = jax.jit(quantizer.init)(key, z)
+    jax.block_until_ready((params, state))
+    start = time.perf_counter()
+    z, cotangent = jax.device_put((z, cotangent))
+    compiled = jax.jit(step, donate_argnums=1).lower(params, state, z, cotangent, key).compile()
+    seconds = time.perf_counter() - start
+    held = {'state': state, 'step': 0}
+
+    def run():
+        held['step'] += 1
+        step_key = jax.random.fold_in(key, held['step'])
+        out, held['state'] = compiled(params, held['state'], z, cotangent, step_key)
+        jax.block_until_ready((out, held['state']))
+
+    return run, seconds
+
+
+def peer_step(make, z, cotangent, targets_only):
+    """The same step of the peer: forward in training mode, and backward."""
+    import torch
+    import vector_quantize_pytorch
+
+    module = make(vector_quantize_pytorch).train()
+    z, cotangent = torch.from_numpy(z).requires_grad_(), torch.from_numpy(cotangent)
+
+    def run():
+        out = module(z)
+        if targets_only:
+            return
+        z_q, *rest = out if isinstance(out, tuple) else (out,)
+        loss = (z_q * cotangent).sum()
+        # FSQ returns no loss; LFQ and the others return it last.
+        if rest and rest[-1].is_floating_point():
+            loss = loss + rest[-1].sum()
+        z.grad = None
+        module.zero_grad(set_to_none=True)
+        loss.backward()
+
+    return run
+
+
+def compare(name, case, n, repeats):
+    """One row of the table."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((16, n // 16, case.dim), np.float32)
+    cotangent = rng.standard_normal(z.shape, np.float32) / z.size
+    targets_only = case.quantizer.targets_only
+    run, seconds = our_step(case.quantizer, z, cotangent)
+    runs = {OURS: run}
+    if case.peer is not None and common.version(PEER):
+        runs[PEER] = peer_step(case.peer, z, cotangent, targets_only)
+    times = common.measure(runs, repeats)
+    speedup = common.ratio(times, PEER, OURS)
+    row = {'quantizer': repr(case.quantizer), 'N': n, 'D': case.dim, 'runs': common.summary(times)}
+    row |= {'compile_s': round(seconds, 2), 'speedup': speedup}
+    print(
+        f'{name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {speedup} x  compile {seconds:.2f} s'
+    )
+    return row
+
+
+def sweep(n, k, repeats):
+    """The VQ-EMA row for another N and K, for the plot."""
+    return compare(f'VQ-EMA N={n} K={k}', cases(64, k, 2)['VQ-EMA'], n, repeats)
+
+
+def main():
+    """Measure, write quantizers.json and quantizers.png."""
+    options = common.arguments(__doc__)
+    common.missing(PEER)
+    quick = options.quick
+    n, dim, k, stages = (256, 8, 16, 2) if quick else (16_384, 128, 1_024, 8)
+    repeats = 1 if quick else 5
+    table = {name: compare(name, case, n, repeats) for name, case in cases(dim, k, stages).items()}
+    sizes = [16, 32] if quick else [2**i for i in range(6, 14)]
+    batches = [128, 256] if quick else [2**i for i in range(10, 16)]
+    by_k = [sweep(n // 4, size, min(repeats, 3)) for size in sizes]
+    by_n = [sweep(batch, k, min(repeats, 3)) for batch in batches]
+    results = {'steps': table, 'against_K': by_k, 'against_N': by_n}
+    common.write(options.out, 'quantizers', results)
+
+    def lines(rows, xs):
+        names = rows[0]['runs']
+        return {name: (xs, [row['runs'][name]['min_ms'] for row in rows]) for name in names}
+
+    panels = [
+        (f'VQ-EMA step, {n // 4:,} vectors of 64', 'codes K', lines(by_k, sizes)),
+        (f'VQ-EMA step, {k:,} codes of 64', 'vectors N', lines(by_n, [r['N'] for r in by_n])),
+    ]
+    common.plot_times(options.out / 'quantizers.png', panels)
+
+
+if __name__ == '__main__':
+    main()
