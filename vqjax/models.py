@@ -143,7 +143,8 @@ class Encoder(nn.Module):
             raise ValueError(
                 f'bottleneck is {self.bottleneck!r}: choose one of {", ".join(BOTTLENECKS)}'
             )
-        z = nn.Dense(self.features, dtype=self.dtype)(x)
+        # No bias: the mean is taken off next, and noise is all that such a bias would follow.
+        z = nn.Dense(self.features, use_bias=False, dtype=self.dtype)(x)
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
         return Standardize(self.axis_name, name='standardize')(z, train=train, mask=mask)

@@ -1,0 +1,207 @@
+"""The training step: what it moves, what it leaves, and that devices do not change it."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax import VQEMA, models, training
+
+QUANTIZER = VQEMA(16, decay=0.9)
+
+
+def make_task(quantizer=QUANTIZER, learning_rate=1e-2, **kwargs):
+    model = models.Classifier(4, quantizer, features=8, axis_name=training.AXIS)
+    return training.Task(model, training.make_optimizer(learning_rate, 100), **kwargs)
+
+
+def make_batch(size=64, seed=0):
+    """Four classes: which quarter of the image is bright."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 4, size).astype(np.int32)
+    image = rng.normal(size=(size, 8, 8, 1)).astype(np.float32)
+    for i, k in enumerate(label):
+        image[i, 4 * (k // 2) :][:4, 4 * (k % 2) :][:, :4] += 2.0
+    return {'image': image, 'label': label}
+
+
+@functools.cache
+def compiled(**kwargs):
+    task = make_task(**kwargs)
+    step = jax.pmap(functools.partial(training.train_step, task), axis_name=training.AXIS)
+    return task, step, training.init_state(task, 0, make_batch(256, seed=9)['image'])
+
+
+def batches(start=0):
+    while True:
+        yield make_batch(seed=start)
+        start += 1
+
+
+def run(num_steps, source=None, **kwargs):
+    _, step, state = compiled(**kwargs)
+    records = []
+    source = batches() if source is None else source
+    state = training.fit(step, training.replicate(state), source, num_steps, records.append)
+    return training.read(state), records
+
+
+def test_two_steps_move_parameters_and_statistics_and_report_every_step():
+    _, _, before = compiled()
+    after, records = run(2)
+    assert after.step == 2
+    assert len(records) == 2
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before.params, after.params)
+    assert all(jax.tree.leaves(moved)), moved
+    old, new = (s.stats['codebook_stats']['quantize']['state'] for s in (before, after))
+    # Every step adds (1 - decay) of its 64 vectors to what is left of the rest.
+    expected = 0.81 * old.counts.sum() + (0.09 + 0.1) * 64
+    np.testing.assert_allclose(new.counts.sum(), expected, rtol=0.05)
+    assert new.step == 2
+    assert all(r['loss'] > 0 and r['finite'].all() and r['corrupt'] == 0 for r in records)
+    np.testing.assert_allclose(
+        records[0]['loss'], records[0]['task_loss'] + records[0]['quantizer_loss'], rtol=1e-6
+    )
+
+
+def test_forty_steps_learn_the_task():
+    _, records = run(40)
+    assert np.mean([r['accuracy'] for r in records[-5:]]) > 0.95
+    assert np.mean([r['accuracy'] for r in records[:2]]) < 0.7
+
+
+def test_micro_batches_update_the_codebook_once_with_the_whole_batch():
+    """Updating at each of four would keep .9^4 of the old counts and add a quarter batch each."""
+    _, _, before = compiled(accumulate=4)
+    after, records = run(1, accumulate=4)
+    old, new = (s.stats['codebook_stats']['quantize']['state'] for s in (before, after))
+    assert new.step == 1
+    np.testing.assert_allclose(new.counts.sum(), 0.9 * old.counts.sum() + 0.1 * 64, rtol=1e-5)
+    np.testing.assert_allclose(
+        records[0]['loss'], records[0]['task_loss'] + records[0]['quantizer_loss'], rtol=1e-6
+    )
+    assert 1.0 < records[0]['task_loss'] < 2.5  # about log 4, not four times that
+
+
+def test_corrupt_images_are_counted_and_change_nothing_but_their_own_share():
+    bad = make_batch()
+    bad['image'][60:] = np.nan
+    zeroed = make_batch()
+    zeroed['image'][60:] = np.inf
+    a, records = run(1, iter([bad]))
+    b, _ = run(1, iter([zeroed]))
+    assert records[0]['corrupt'] == 4
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(a))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    counts = a.stats['codebook_stats']['quantize']['state'].counts
+    old = compiled()[2].stats['codebook_stats']['quantize']['state'].counts
+    np.testing.assert_allclose(counts.sum(), 0.9 * old.sum() + 0.1 * 60, rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it():
+    huge = make_batch()
+    huge['image'][:] = np.where(huge['image'] > 0, 3e38, -3e38)  # finite, but no longer inside
+    healthy, _ = run(2)
+    with pytest.raises(training.Diverged, match='step 3: the encoder output turned NaN') as error:
+        run(9, iter([make_batch(seed=0), make_batch(seed=1), huge, *(make_batch() for _ in 'abc')]))
+    state = training.read(error.value.state)
+    assert not state.healthy
+    jax.tree.map(np.testing.assert_array_equal, state._replace(healthy=healthy.healthy), healthy)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size_and_changes_nothing():
+    task, _, state = compiled()
+    data = make_batch(70) | {'mask': np.ones(70, bool)}
+
+    def padded(size):
+        for i in range(0, 70, size):
+            part = {k: v[i : i + size] for k, v in data.items()}
+            yield {
+                k: np.pad(v, [(0, size - len(v))] + [(0, 0)] * (v.ndim - 1))
+                for k, v in part.items()
+            }
+
+    fn = jax.pmap(functools.partial(training.eval_step, task), axis_name=training.AXIS)
+    replicated = training.replicate(state)
+    a, b = (training.evaluate(fn, replicated, padded(size)) for size in (40, 70))
+    assert a.counts.sum() == b.counts.sum() == 70
+    np.testing.assert_array_equal(a.counts, b.counts)
+    np.testing.assert_array_equal(a.labels, data['label'])
+    np.testing.assert_allclose(a.probs, b.probs, atol=1e-6)
+    assert a.means == pytest.approx(b.means, rel=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, training.read(replicated), jax.device_get(state))
+
+
+def test_schedule_decay_and_clipping():
+    params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    optimizer = training.make_optimizer(1.0, 10, warmup_steps=2, weight_decay=0.5)
+    state = optimizer.init(params)
+    sizes = []
+    for _ in range(11):
+        updates, state = optimizer.update(zero, state, params)
+        assert not updates['bias'].any()
+        sizes.append(-float(updates['kernel'][0, 0]))
+    # Without a gradient only the decay is left: .5 x the learning rate of each step.
+    cosine = 0.5 * (1 + np.cos(np.pi * np.arange(9) / 8))
+    np.testing.assert_allclose(sizes, 0.5 * np.array([0, 0.5, *cosine]), atol=1e-6)
+    clipped = training.make_optimizer(1.0, 10, clip_norm=1.0)
+    huge = jax.tree.map(lambda p: 1e6 * p, params)
+    _, state = clipped.update(huge, clipped.init(params), params)
+    mu = next(x for x in jax.tree.leaves(state) if x.shape == (2, 2))
+    np.testing.assert_allclose(mu, 0.1 / np.sqrt(6), rtol=1e-5)
+
+
+def test_averaged_parameters_follow_the_decay():
+    _, _, before = compiled(ema_decay=0.75)
+    after, _ = run(1, ema_decay=0.75)
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, before.params, after.params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+        after.ema_params,
+        expected,
+    )
+
+
+SCRIPT = """
+import sys, jax, numpy as np
+import test_training as t
+from vqjax import training
+state, records = t.run(int(sys.argv[1]))
+task, _, _ = t.compiled()
+fn = jax.pmap(t.functools.partial(training.eval_step, task), axis_name=training.AXIS)
+batch = t.make_batch(64, seed=99) | {'mask': np.arange(64) < 60}
+seen = training.evaluate(fn, training.replicate(state), [batch])
+np.savez(sys.argv[2], *jax.tree.leaves(state), losses=[r['loss'] for r in records],
+         counts=seen.counts, probs=seen.probs, devices=jax.device_count())
+"""
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    """20 steps, k-means start and revival included: state to 1e-5, codes equal."""
+    running = {}
+    for devices in (1, 8):
+        environment = os.environ | {
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+            'JAX_PLATFORMS': 'cpu',
+            'PYTHONPATH': str(pathlib.Path(__file__).parent),
+        }
+        command = [sys.executable, '-c', SCRIPT, '20', str(tmp_path / f'{devices}.npz')]
+        running[devices] = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        )
+    for process in running.values():
+        problem = process.communicate()[1]
+        assert process.returncode == 0, problem[-2000:]
+    one, eight = (dict(np.load(tmp_path / f'{devices}.npz')) for devices in running)
+    assert (one.pop('devices'), eight.pop('devices')) == (1, 8)
+    np.testing.assert_array_equal(one['counts'], eight['counts'])
+    for name, value in one.items():
+        close = 1e-5 * np.abs(value).max(initial=1.0)
+        np.testing.assert_allclose(value, eight[name], rtol=1e-5, atol=close, err_msg=name)
