@@ -1,0 +1,120 @@
+"""Codes as a stream of bits, each code as wide as its number of codes needs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from vqjax.quantizers import Quantizer
+
+# A multiple of 8, so that every slice of this many vectors ends on a byte.
+_SLICE = 2**14
+
+
+def code_widths(quantizer: Quantizer) -> np.ndarray:
+    """Bits of each code of a vector in a packed stream: ceil(log2 K), int [*code_shape].
+
+    Their sum is `quantizer.bits` where every K is a power of two, and otherwise up to a bit a code
+    above it: FSQ with levels [8, 5, 5, 5] has 1000 codes, 9.97 bits, and takes 10.
+    """
+    inner = getattr(quantizer, 'inner', None)
+    if inner is None:
+        return np.asarray(math.ceil(math.log2(quantizer.num_codes)))
+    if isinstance(inner, tuple):
+        return np.stack([code_widths(stage) for stage in inner], axis=-1)
+    widths = code_widths(inner)
+    added = quantizer.code_shape[widths.ndim :]
+    return np.broadcast_to(widths.reshape(widths.shape + (1,) * len(added)), widths.shape + added)
+
+
+def pack(quantizer: Quantizer, codes: np.ndarray) -> np.ndarray:
+    """Codes as bits, vector after vector, the most significant bit of each code first.
+
+    Args:
+      quantizer: what made the codes.
+      codes: integers [..., *code_shape], none of them -1.
+
+    Returns:
+      uint8 [ceil(vectors * sum(code_widths) / 8)]; the last byte is filled up with zeros.
+
+    Raises:
+      ValueError: for codes of another shape or out of range (-1, a masked vector, has no bits).
+    """
+    codes = check_codes(quantizer, codes, lowest=0)
+    widths = code_widths(quantizer).reshape(-1)
+    rows = codes.reshape(-1, len(widths)).astype(np.uint32)
+    # Column j of the bits of a vector is bit `places[j]` of its code number `owners[j]`.
+    owners = np.repeat(np.arange(len(widths)), widths)
+    places = _places(widths)
+    parts = [
+        np.packbits((rows[first : first + _SLICE, owners] >> places & 1).astype(np.uint8))
+        for first in range(0, len(rows), _SLICE)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+
+
+def unpack(quantizer: Quantizer, packed: np.ndarray, shape: int | tuple[int, ...]) -> np.ndarray:
+    """The codes that `pack` made a stream of.
+
+    Args:
+      quantizer: what made the codes.
+      packed: uint8 [n].
+      shape: leading axes of the codes, or how many vectors; the bytes alone do not tell.
+
+    Returns:
+      int32 [*shape, *code_shape].
+
+    Raises:
+      ValueError: for a stream of another length, or one that holds a code out of range.
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    widths = code_widths(quantizer).reshape(-1)
+    number, bits = math.prod(shape), int(widths.sum())
+    packed = np.asarray(packed)
+    expected = -(-number * bits // 8)
+    if packed.dtype != np.uint8 or packed.shape != (expected,):
+        raise ValueError(
+            f'packed must be {expected} bytes (uint8) for {number} vectors of {bits} bits, '
+            f'got {packed.dtype} of shape {packed.shape}'
+        )
+    owners, places = np.repeat(np.arange(len(widths)), widths), _places(widths)
+    codes = np.zeros((number, len(widths)), np.int32)
+    for first in range(0, number, _SLICE):
+        rows = codes[first : first + _SLICE]
+        start = first * bits // 8
+        piece = packed[start : start - (-len(rows) * bits // 8)]
+        flags = np.unpackbits(piece, count=len(rows) * bits).reshape(len(rows), bits)
+        for column in range(len(widths)):
+            own = owners == column
+            rows[:, column] = flags[:, own].astype(np.int32) @ (1 << places[own])
+    return check_codes(quantizer, codes.reshape(*shape, *quantizer.code_shape), lowest=0)
+
+
+def check_codes(quantizer: Quantizer, codes: np.ndarray, lowest: int = -1) -> np.ndarray:
+    """`codes` as an array, if they are integers [..., *code_shape] within [lowest, K).
+
+    Raises:
+      ValueError: otherwise.
+    """
+    codes = np.asarray(codes)
+    shape = quantizer.code_shape
+    if (
+        not np.issubdtype(codes.dtype, np.integer)
+        or codes.shape[codes.ndim - len(shape) :] != shape
+    ):
+        raise ValueError(
+            f'codes must be integers of shape [..., {", ".join(map(str, shape))}], '
+            f'got {codes.dtype} of shape {codes.shape}'
+        )
+    if codes.size and not lowest <= codes.min() <= codes.max() < quantizer.num_codes:
+        raise ValueError(
+            f'codes must be from {lowest} to {quantizer.num_codes - 1}, '
+            f'got {codes.min()} to {codes.max()}'
+        )
+    return codes
+
+
+def _places(widths):
+    """Of every bit of a vector its place in its code, most significant first: int32 [bits]."""
+    return np.concatenate([np.arange(width)[::-1] for width in widths]).astype(np.int32)

@@ -1,0 +1,252 @@
+"""Codec: a quantizer with its params and state, working on arrays of any length."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqjax.codec import packing
+from vqjax.codec.images import ImageEncoder
+from vqjax.quantizers import Quantizer
+
+# Vectors that go to the device at once.
+BATCH = 2**14
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codec:
+    """A trained quantizer as a tokenizer: vectors (or images) to codes and back.
+
+    What goes in and out are NumPy arrays of any length; the device sees a batch at a time.
+
+    Fields:
+      quantizer: any quantizer.
+      params, state: as `init` returns them and training leaves them; placed on the device once.
+      dim: D, the features of a vector; by default those that decode gives.
+      info: plain data kept in the file, such as what `fit` measured.
+      encoder: what turns images into vectors, where the codec is of a training run.
+
+    Raises ValueError for params or state of another structure, shape or dtype than the
+    quantizer's.
+    """
+
+    quantizer: Quantizer
+    params: Any
+    state: Any
+    dim: int | None = None
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    encoder: ImageEncoder | None = None
+
+    def __post_init__(self):
+        for name in ('params', 'state'):
+            object.__setattr__(self, name, jax.tree.map(jnp.asarray, getattr(self, name)))
+        if self.dim is None:
+            object.__setattr__(self, 'dim', self.decoded_dim)
+        like = structure(self.quantizer, self.dim)
+        check_like(self.params, self.state, like)
+
+    @classmethod
+    def from_workdir(
+        cls, workdir: str | os.PathLike, method: str, seed: int = 0, data_dir: str | None = None
+    ) -> Codec:
+        """The codec of a finished training run: images -> codes.
+
+        Args:
+          workdir: folder that `train.py` wrote.
+          method: name of one of its quantized methods.
+          seed: which of its runs.
+          data_dir: folder of the prepared TFDS sets, if they are elsewhere now.
+
+        Raises:
+          ValueError: for a folder, method or seed that is not there, or not quantized.
+        """
+        from vqjax.codec import images
+
+        encoder, quantizer, params, state, info = images.read_run(workdir, method, seed, data_dir)
+        return cls(quantizer, params, state, encoder.features, info, encoder)
+
+    @property
+    def bits(self) -> int:
+        """Bits of one vector in a packed stream, see `pack`."""
+        return int(packing.code_widths(self.quantizer).sum())
+
+    @property
+    def decoded_dim(self) -> int:
+        """Features of a decoded vector: D, unless the quantizer is for targets only."""
+        codes = jax.ShapeDtypeStruct(self.quantizer.code_shape, jnp.int32)
+        try:
+            vector = jax.eval_shape(self.quantizer.decode, self.params, self.state, codes)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            given = {k: _describe(v) for k, v in leaves(self.params, self.state).items()}
+            raise ValueError(f'params and state do not fit {self.quantizer!r}: {given}') from error
+        return vector.shape[-1]
+
+    def encode(self, z: np.ndarray) -> np.ndarray:
+        """Codes of vectors: z [..., D] -> int32 [..., *code_shape], -1 where not finite.
+
+        With an encoder it takes images, see `encode_images`.
+
+        Raises:
+          ValueError: for vectors (or images) of another shape.
+        """
+        if self.encoder is not None:
+            return self.encode_images(z)
+        return self._encode_vectors(self._check_vectors(z))
+
+    def encode_images(self, images: np.ndarray) -> np.ndarray:
+        """Codes of images [n, H, W, C], pixels as the dataset has them: int32 [n, h, w, ...].
+
+        Raises:
+          ValueError: for a codec without an encoder, or images of another shape.
+        """
+        if self.encoder is None:
+            raise ValueError('this codec has no encoder: give vectors, or use Codec.from_workdir')
+        return self._encode_vectors(self.encoder(images))
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Vectors float32 [..., D] of codes [..., *code_shape]; zeros for -1.
+
+        Raises:
+          ValueError: for codes of another shape, type or range.
+        """
+        codes = packing.check_codes(self.quantizer, codes)
+        shape = self.quantizer.code_shape
+        rows = codes.reshape(-1, *shape).astype(np.int32)
+        vectors = _by_batch(
+            functools.partial(_decode, self.quantizer, self.params, self.state),
+            rows,
+            (self.decoded_dim,),
+            np.float32,
+        )
+        return vectors.reshape(*codes.shape[: codes.ndim - len(shape)], -1)
+
+    def error(self, z: np.ndarray) -> float:
+        """Mean squared error of decode(encode(z)), over vectors and features: z [..., D].
+
+        Vectors that are not finite count nowhere.
+
+        Raises:
+          ValueError: for vectors of another shape, or a quantizer that decodes into other spaces.
+        """
+        rows = self._check_vectors(z).reshape(-1, self.dim)
+        if self.decoded_dim != self.dim:
+            raise ValueError(
+                f'{self.quantizer!r} decodes to {self.decoded_dim} features, not the {self.dim} '
+                'of z: it has no reconstruction error'
+            )
+        total, number = 0.0, 0
+        for first in range(0, len(rows), BATCH):
+            part = np.asarray(rows[first : first + BATCH], np.float32)
+            part = part[np.isfinite(part).all(-1)]
+            restored = self.decode(self._encode_vectors(part))
+            total += float(np.sum((part - restored).astype(np.float64) ** 2))
+            number += part.size
+        return total / number if number else float('nan')
+
+    def pack(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [..., *code_shape] as a stream of `bits` a vector, uint8 [n]; see `codec.pack`."""
+        return packing.pack(self.quantizer, codes)
+
+    def unpack(self, packed: np.ndarray, shape: int | tuple[int, ...]) -> np.ndarray:
+        """Codes int32 [*shape, *code_shape] of such a stream; see `codec.unpack`."""
+        return packing.unpack(self.quantizer, packed, shape)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the codec to one safetensors file; see `codec.save`."""
+        from vqjax.codec import files
+
+        files.save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> Codec:
+        """Read a codec from such a file; see `codec.load`."""
+        from vqjax.codec import files
+
+        return files.load(path)
+
+    def _encode_vectors(self, z):
+        rows = z.reshape(-1, z.shape[-1])
+        shape = self.quantizer.code_shape
+        run = functools.partial(_encode, self.quantizer, self.params, self.state)
+        codes = _by_batch(run, rows, shape, np.int32)
+        return codes.reshape(*z.shape[:-1], *shape)
+
+    def _check_vectors(self, z):
+        z = z if isinstance(z, np.ndarray) else np.asarray(z)
+        if z.ndim < 1 or z.shape[-1] != self.dim:
+            raise ValueError(
+                f'z must have {self.dim} features, those of this codec, got shape {z.shape}'
+            )
+        return z
+
+
+def structure(quantizer: Quantizer, dim: int) -> tuple[Any, Any]:
+    """Shapes and dtypes of (params, state) for vectors of `dim` features; computes nothing."""
+    z = jax.ShapeDtypeStruct((1, dim), jnp.float32)
+    return jax.eval_shape(lambda z: quantizer.init(jax.random.key(0), z), z)
+
+
+def leaves(params: Any, state: Any) -> dict[str, Any]:
+    """Arrays of both trees by name, such as 'state.counts'."""
+    return {
+        name + ''.join(jax.tree_util.keystr((part,), simple=False) for part in path): leaf
+        for name, tree in (('params', params), ('state', state))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def check_like(params: Any, state: Any, like: tuple[Any, Any]) -> None:
+    """Raise ValueError unless both trees have the names, shapes and dtypes of `like`."""
+    given, expected = (
+        {k: _describe(x) for k, x in leaves(*t).items()} for t in ((params, state), like)
+    )
+    if given != expected:
+        wrong = sorted(name for name in given | expected if given.get(name) != expected.get(name))
+        raise ValueError(
+            'params and state do not fit the quantizer: '
+            + '; '.join(
+                f'{name} is {given.get(name, "missing")}, needs {expected.get(name, "nothing")}'
+                for name in wrong[:4]
+            )
+        )
+
+
+def _describe(leaf):
+    return f'{leaf.dtype}{list(leaf.shape)}'
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(quantizer, params, state, z):
+    return quantizer.quantize(params, state, z).codes
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(quantizer, params, state, codes):
+    return quantizer.decode(params, state, codes)
+
+
+def batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Slices of at most BATCH rows."""
+    for first in range(0, len(rows), BATCH):
+        yield rows[first : first + BATCH]
+
+
+def _by_batch(run, rows, shape, dtype):
+    """run(part) of every part of the rows, one after the other: [n, *shape]."""
+    result = np.empty((len(rows), *shape), dtype)
+    first = 0
+    for part in batches(rows):
+        # Padded to a power of two: few shapes, so few compilations.
+        size = min(BATCH, 1 << (len(part) - 1).bit_length())
+        padded = np.zeros((size, *part.shape[1:]), part.dtype)
+        padded[: len(part)] = part
+        result[first : first + len(part)] = np.asarray(run(padded))[: len(part)]
+        first += len(part)
+    return result
