@@ -1,6 +1,7 @@
 """Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
 
 from vqjax.quantizers.base import Quantized, Quantizer, make, to_spec
+from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax, GumbelState
 from vqjax.quantizers.lfq import LFQ
@@ -33,6 +34,7 @@ __all__ = [
     'VQ',
     'VQEMA',
     'Affine',
+    'Codebook',
     'GumbelParams',
     'GumbelSoftmax',
     'GumbelState',

@@ -102,6 +102,14 @@ class Base:
         """Bits that one code takes: log2 K."""
         return math.log2(self.num_codes)
 
+    def unbound(self, z: jax.Array) -> jax.Array:
+        """What to quantize instead of z so that a fixed grid meets it without its bound.
+
+        `Residual` asks for it: a stage's error would otherwise hold the curve of the bound, which
+        no further stage can make good. z [..., D] -> [..., D].
+        """
+        return z
+
     def update(self, params, state, z, codes, key=None, mask=None, axis_name=None):
         """The state itself: nothing is tracked."""
         del params, z, codes, key, mask, axis_name

@@ -70,8 +70,14 @@ class FSQ(Base):
 
     @property
     def stage_scale(self) -> tuple[float, ...]:
-        """1 / (L - 1) of each feature, rounded to a power of two."""
-        return tuple(2.0 ** -round(math.log2(max(level - 1, 2))) for level in self.levels)
+        """The power of two by which a grid may shrink and still reach all a coarser one leaves."""
+        scales = []
+        for level in self.levels:
+            # In units of the plain grid's spacing: it spans [-L // 2, top], and serves half a
+            # spacing beyond. The symmetric grid is the same with top = (L - 1) / 2.
+            top = (level - 1) / 2 if self.symmetric else level - 1 - level // 2
+            scales.append(2.0 ** math.ceil(math.log2(0.5 / (top + 0.5))))
+        return tuple(scales)
 
     @property
     def _strides(self) -> np.ndarray:
@@ -83,15 +89,27 @@ class FSQ(Base):
         check_features(z, len(self.levels), f'levels={self.levels}')
         return (), ()
 
-    def _bounded(self, x):
-        """x bounded, in units of levels (centred in the plain form); differentiable."""
-        levels = np.asarray(self.levels, np.float32)
-        if self.symmetric:
-            return (levels - 1) * (jnp.tanh(x) + 1) / 2
+    def _bound(self):
+        """(half, offset, shift) of the plain form, float32 [D]."""
+        levels = np.asarray(self.levels, np.float64)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        shift = np.arctanh(offset / half).astype(np.float32)
-        return jnp.tanh(x + shift) * half.astype(np.float32) - offset.astype(np.float32)
+        return np.float32(half), np.float32(offset), np.float32(np.arctanh(offset / half))
+
+    def _bounded(self, x):
+        """Bounded x in units of levels (centred in the plain form); differentiable."""
+        if self.symmetric:
+            return (np.asarray(self.levels, np.float32) - 1) * (jnp.tanh(x) + 1) / 2
+        half, offset, shift = self._bound()
+        return jnp.tanh(x + shift) * half - offset
+
+    def unbound(self, z: jax.Array) -> jax.Array:
+        """The inverse of the bound, cut off where it would be infinite. z [..., len(levels)]."""
+        if self.symmetric:
+            return jnp.arctanh(jnp.clip(z, -0.999, 0.999))
+        half, offset, shift = self._bound()
+        inner = (z * (np.asarray(self.levels) // 2).astype(np.float32) + offset) / half
+        return jnp.arctanh(jnp.clip(inner, -0.9999, 0.9999)) - shift
 
     def _values(self, index):
         """Values float32 of level indices int32 [..., D]."""

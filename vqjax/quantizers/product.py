@@ -59,6 +59,10 @@ class Product(Base):
         scale = np.asarray(self.inner.stage_scale)
         return tuple(np.tile(scale, self.num_groups).tolist()) if scale.ndim else float(scale)
 
+    def unbound(self, z: jax.Array) -> jax.Array:
+        """The inner's, for each group of z [..., D]."""
+        return self.inner.unbound(self._grouped(z)).reshape(z.shape)
+
     @property
     def starts_from_data(self) -> bool:
         """The inner's."""

@@ -33,7 +33,8 @@ class Residual(Base):
     z_q is the sum of the stages' vectors. Stages are detached from each other: the loss of each
     reaches z, and one estimator (the inner quantizer's, else straight-through) stands around the
     whole, so dz_q/dz is 1 and not the number of stages. `loss` is the sum over stages. Stages run
-    as one `lax.scan`, so compile time does not grow with their number.
+    as one `lax.scan`, so compile time does not grow with their number. A fixed grid (FSQ, LFQ)
+    shrinks from stage to stage and takes its input unbounded: it then covers [-1, 1].
 
     Fields:
       inner: the quantizer of every stage, or a tuple with one for each.
@@ -143,7 +144,7 @@ class Residual(Base):
 
         def start(inner, residual, params, state, key, scale):
             del params, state
-            scaled = residual / scale
+            scaled = inner.unbound(residual / scale)
             params, state = inner.init(key, scaled, mask, axis_name)
             codes = inner.quantize(params, state, scaled, None, mask, axis_name).codes
             residual -= inner.decode(params, state, codes) * scale
@@ -169,7 +170,7 @@ class Residual(Base):
 
         def stage(inner, carry, params, state, key, used, chosen, scale):
             residual, total, carrier = carry
-            scaled = residual / scale
+            scaled = inner.unbound(residual / scale)
             if jax.tree.leaves(params):
                 out = _detached(inner, params, state, scaled, key, used, axis_name, chosen)
                 carrier += out.z_q * scale
@@ -217,8 +218,10 @@ class Residual(Base):
         def stage(inner, residual, params, state, codes, key, scale):
             value = inner.decode(params, state, codes) * scale
             if self.shared:
-                return residual - value, residual / scale
-            moved = inner.update(params, state, residual / scale, codes, key, mask, axis_name)
+                return residual - value, inner.unbound(residual / scale)
+            moved = inner.update(
+                params, state, inner.unbound(residual / scale), codes, key, mask, axis_name
+            )
             return residual - value, moved
 
         _, outputs = self._stages(stage, z, codes, keys, self._scales, params=params, state=state)

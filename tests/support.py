@@ -1,0 +1,83 @@
+"""Where the shared reference data is, and what tests of quantizers have in common."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+SHARED = pathlib.Path(os.environ.get('VQJAX_SHARED', pathlib.Path(__file__).parents[2] / 'shared'))
+
+
+def shared(*parts: str) -> pathlib.Path:
+    """A path in the shared reference data; the test is skipped where it is missing."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f'no reference data at {path}; set VQJAX_SHARED to the folder that has it')
+    return path
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """Arrays of a golden: the copy in tests/goldens, so it runs everywhere, else the shared one."""
+    copied = pathlib.Path(__file__).parent / 'goldens' / f'{name}.npz'
+    return dict(np.load(copied if copied.exists() else shared('goldens', f'{name}.npz')))
+
+
+def table():
+    """Every quantizer and the nestings, by name: what each contract test runs over."""
+    from vqjax import (
+        FSQ,
+        LFQ,
+        VQ,
+        VQEMA,
+        GumbelSoftmax,
+        Product,
+        Projected,
+        RandomProjection,
+        Residual,
+        SimVQ,
+        ops,
+    )
+
+    # Revival at every step and generous, so that the contract is tested with codes being revived.
+    eager = ops.Revival(below=0.9, every=1)
+    ema = VQEMA(8, decay=0.8, revival=eager)
+    vq = VQ(8, decay=0.8, revival=eager)
+    entries = [
+        ema,
+        VQEMA(8, metric='cosine', gradient=ops.rotate, revival=eager),
+        VQEMA(8, init=ops.normal, revival=ops.Revival(below=0.9, every=1, source=ops.split)),
+        VQEMA(8, init=ops.batch_rows, temperature=0.5, revival=None),
+        VQEMA(8, revival=ops.Revival(below=0.9, every=1, source=ops.anchors)),
+        vq,
+        VQ(8, metric='cosine', affine=True, gradient=ops.directional, revival=eager),
+        VQ(8, orthogonality=0.1, diversity=0.1, sync_nu=0.5, revival=eager),
+        SimVQ(8, gradient=ops.rotate),
+        FSQ((8, 5, 4, 3, 3, 3, 4, 3)),
+        FSQ((2, 3, 4, 5, 2, 2, 2, 2), symmetric=True, noise=1.0),
+        LFQ(8),
+        LFQ(8, spherical=True, gamma=0.5),
+        GumbelSoftmax(8, diversity=0.1),
+        RandomProjection(8, 4),
+        Residual(ema, 3),
+        Residual(ema, 3, shared=True),
+        Residual(ema, 3, dropout='sample'),
+        Residual(vq, 2, dropout='batch'),
+        Residual(ema, 3, beam=3),
+        Residual((VQEMA(8), VQ(4), FSQ((3,) * 8))),
+        Product(ema, 2),
+        Product(vq, 2, shared=True),
+        Projected(FSQ((8, 5, 5)), 3),
+        Projected(VQEMA(8, metric='cosine', revival=eager), 4, normalize=True),
+        # Nestings of two combinators.
+        Residual(Residual(ema, 2), 2),
+        Residual(Product(vq, 2), 2),
+        Residual(Projected(ema, 4), 2),
+        Product(Residual(ema, 2), 2),
+        Product(Product(LFQ(2), 2), 2),
+        Product(Projected(FSQ((5, 4)), 2), 2),
+        Projected(Residual(GumbelSoftmax(4), 2), 4),
+        Projected(Product(SimVQ(4), 2, shared=True), 4),
+        Projected(Projected(ema, 4), 4),
+    ]
+    return {repr(q).replace('num_codes=', ''): q for q in entries}
