@@ -25,12 +25,12 @@ STYLES = [('#0072B2', 'o'), ('#D55E00', 's'), ('#009E73', '^'), ('#CC79A7', 'D')
 _REST_S = 0.01
 
 
-def arguments(doc: str) -> argparse.Namespace:
-    """--quick (small shapes, seconds) and --out (folder of JSON and plots)."""
+def arguments(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """--quick (small shapes, torch left out: seconds) and --out (folder of JSON and plots)."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument('--quick', action='store_true', help='small shapes: checks that it runs')
+    parser.add_argument('--quick', action='store_true', help='small shapes, without torch')
     parser.add_argument('--out', type=Path, default=RESULTS, help='folder for JSON and plots')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def version(package: str) -> str | None:
@@ -41,12 +41,15 @@ def version(package: str) -> str | None:
         return None
 
 
-def missing(*packages: str) -> bool:
-    """Whether a peer has to be skipped; says so once a call."""
+def available(quick: bool, *packages: str) -> bool:
+    """Whether these peers are to be measured; says so where they are not."""
     absent = [package for package in packages if version(package) is None]
+    # torch takes longer to import than a quick run takes.
+    if quick and 'torch' in packages:
+        absent = absent or ['torch (--quick)']
     if absent:
-        print(f"skipped: {', '.join(absent)} not installed (pip install 'vqjax[bench]')")
-    return bool(absent)
+        print(f"without {', '.join(packages)}: {', '.join(absent)} (pip install 'vqjax[bench]')")
+    return not absent
 
 
 def measure(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -114,6 +117,14 @@ def write(out: Path, name: str, results: dict) -> None:
     text = json.dumps({**results, 'environment': environment()}, indent=1)
     (out / f'{name}.json').write_text(text + '\n')
     print(f'wrote {out / name}.json')
+
+
+def lines(rows: Sequence[Mapping], axis: str) -> dict[str, tuple[list, list]]:
+    """The fastest milliseconds of each run against `axis`, for `plot_times`."""
+    return {
+        name: ([row[axis] for row in rows], [row['runs'][name]['min_ms'] for row in rows])
+        for name in rows[0]['runs']
+    }
 
 
 def plot_times(

@@ -128,7 +128,7 @@ def peer_step(make, z, cotangent, targets_only):
     return run
 
 
-def compare(name, case, n, repeats):
+def compare(name, case, n, repeats, peers):
     """One row of the table."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((16, n // 16, case.dim), np.float32)
@@ -136,7 +136,7 @@ def compare(name, case, n, repeats):
     targets_only = case.quantizer.targets_only
     run, seconds = our_step(case.quantizer, z, cotangent)
     runs = {OURS: run}
-    if case.peer is not None and common.version(PEER):
+    if case.peer is not None and peers:
         runs[PEER] = peer_step(case.peer, z, cotangent, targets_only)
     times = common.measure(runs, repeats)
     speedup = common.ratio(times, PEER, OURS)
@@ -148,33 +148,32 @@ def compare(name, case, n, repeats):
     return row
 
 
-def sweep(n, k, repeats):
+def sweep(n, k, repeats, peers):
     """The VQ-EMA row for another N and K, for the plot."""
-    return compare(f'VQ-EMA N={n} K={k}', cases(64, k, 2)['VQ-EMA'], n, repeats)
+    row = compare(f'VQ-EMA N={n} K={k}', cases(64, k, 2)['VQ-EMA'], n, repeats, peers)
+    return row | {'K': k}
 
 
-def main():
+def main(argv=None):
     """Measure, write quantizers.json and quantizers.png."""
-    options = common.arguments(__doc__)
-    common.missing(PEER)
+    options = common.arguments(__doc__, argv)
     quick = options.quick
+    peers = common.available(quick, 'torch', PEER)
     n, dim, k, stages = (256, 8, 16, 2) if quick else (16_384, 128, 1_024, 8)
     repeats = 1 if quick else 5
-    table = {name: compare(name, case, n, repeats) for name, case in cases(dim, k, stages).items()}
-    sizes = [16, 32] if quick else [2**i for i in range(6, 14)]
-    batches = [128, 256] if quick else [2**i for i in range(10, 16)]
-    by_k = [sweep(n // 4, size, min(repeats, 3)) for size in sizes]
-    by_n = [sweep(batch, k, min(repeats, 3)) for batch in batches]
-    results = {'steps': table, 'against_K': by_k, 'against_N': by_n}
+    table = cases(dim, k, stages)
+    if quick:
+        table = {name: table[name] for name in ('RandomProjection', 'LFQ', 'FSQ')}
+    steps = {name: compare(name, case, n, repeats, peers) for name, case in table.items()}
+    sizes = [16] if quick else [2**i for i in range(6, 15, 2)]
+    batches = [2**i for i in range(10, 17, 2)]
+    by_k = [sweep(n // 4, size, min(repeats, 3), peers) for size in sizes]
+    by_n = by_k if quick else [sweep(batch, k, min(repeats, 3), peers) for batch in batches]
+    results = {'steps': steps, 'against_K': by_k, 'against_N': by_n}
     common.write(options.out, 'quantizers', results)
-
-    def lines(rows, xs):
-        names = rows[0]['runs']
-        return {name: (xs, [row['runs'][name]['min_ms'] for row in rows]) for name in names}
-
     panels = [
-        (f'VQ-EMA step, {n // 4:,} vectors of 64', 'codes K', lines(by_k, sizes)),
-        (f'VQ-EMA step, {k:,} codes of 64', 'vectors N', lines(by_n, [r['N'] for r in by_n])),
+        (f'VQ-EMA step, {n // 4:,} vectors of 64', 'codes K', common.lines(by_k, 'K')),
+        (f'VQ-EMA step, {k:,} codes of 64', 'vectors N', common.lines(by_n, 'N')),
     ]
     common.plot_times(options.out / 'quantizers.png', panels)
 

@@ -1,0 +1,166 @@
+"""Whole training steps of a small model, against PyTorch: python benchmarks/training.py
+
+An autoencoder of patches (two dense layers, quantizer, two dense layers; Adam; float32) trained
+with vqjax and Flax, and the same model with vector-quantize-pytorch: forward, backward, optimizer
+and statistics. About two minutes on two cores; --quick takes seconds.
+"""
+
+from __future__ import annotations
+
+import time
+
+import common
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vqjax.nn import Quantize
+from vqjax.quantizers import FSQ, VQEMA, Residual
+
+OURS, PEER = 'vqjax + Flax', 'vector-quantize-pytorch'
+PATCH, HIDDEN = 48, 256
+LEVELS = (8, 5, 5, 5)
+
+
+class Autoencoder(nn.Module):
+    """Dense, gelu, dense, quantizer, dense, gelu, dense."""
+
+    quantizer: object
+    dim: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        z = nn.Dense(self.dim)(nn.gelu(nn.Dense(HIDDEN)(x)))
+        loss = 0.0
+        if self.quantizer is not None:
+            z, _, loss, _ = Quantize(self.quantizer)(z, train)
+        return nn.Dense(PATCH)(nn.gelu(nn.Dense(HIDDEN)(z))), loss
+
+
+def our_run(quantizer, dim, x):
+    """(a function that trains for one step, seconds to compile it)."""
+    model, optimizer = Autoencoder(quantizer, dim), optax.adam(1e-3)
+    x = jax.device_put(x)
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), x, False)
+    params, stats = variables['params'], variables.get('codebook_stats', {})
+
+    def step(held, x, key):
+        params, stats, moments = held
+
+        def loss(params):
+            (y, extra), changed = model.apply(
+                {'params': params, 'codebook_stats': stats},
+                x,
+                True,
+                mutable=['codebook_stats'],
+                rngs={'quantizer': key},
+            )
+            return jnp.mean((y - x) ** 2) + extra, changed.get('codebook_stats', {})
+
+        gradients, stats = jax.grad(loss, has_aux=True)(params)
+        updates, moments = optimizer.update(gradients, moments)
+        return optax.apply_updates(params, updates), stats, moments
+
+    held = {'state': (params, stats, optimizer.init(params)), 'step': 0}
+    key = jax.random.key(1)
+    start = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=0).lower(held['state'], x, key).compile()
+    seconds = time.perf_counter() - start
+
+    def run():
+        held['step'] += 1
+        held['state'] = compiled(held['state'], x, jax.random.fold_in(key, held['step']))
+        jax.block_until_ready(held['state'])
+
+    return run, seconds
+
+
+def peer_run(make, dim, x):
+    """The same step in PyTorch; `make(library)` is the quantizer, or None."""
+    import torch
+    import vector_quantize_pytorch
+    from torch.nn import GELU, Linear, Sequential
+
+    encoder = Sequential(Linear(PATCH, HIDDEN), GELU('tanh'), Linear(HIDDEN, dim))
+    decoder = Sequential(Linear(dim, HIDDEN), GELU('tanh'), Linear(HIDDEN, PATCH))
+    quantizer = make(vector_quantize_pytorch) if make else None
+    modules = [m for m in (encoder, decoder, quantizer) if m is not None]
+    optimizer = torch.optim.Adam([p for m in modules for p in m.parameters()], lr=1e-3)
+    x = torch.from_numpy(x)
+
+    def run():
+        optimizer.zero_grad(set_to_none=True)
+        z, extra = encoder(x), 0.0
+        if quantizer is not None:
+            z, *rest = quantizer(z)
+            extra = rest[-1].sum() if rest[-1].is_floating_point() else 0.0
+        loss = ((decoder(z) - x) ** 2).mean() + extra
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def cases(dim, k, stages):
+    """Quantizer, features, and the peer's: the same data, bits and gradient estimator."""
+    vq = {'dim': dim, 'codebook_size': k, 'decay': 0.99, 'kmeans_init': True}
+    vq |= {'threshold_ema_dead_code': 2, 'rotation_trick': False}
+    return {
+        'no quantizer': (None, dim, None),
+        'VQ-EMA': (VQEMA(k), dim, lambda lib: lib.VectorQuantize(**vq)),
+        f'Residual {stages} x VQ-EMA': (
+            Residual(VQEMA(k), stages),
+            dim,
+            lambda lib: lib.ResidualVQ(num_quantizers=stages, **vq),
+        ),
+        'FSQ': (FSQ(LEVELS), len(LEVELS), lambda lib: lib.FSQ(list(LEVELS))),
+    }
+
+
+def compare(name, case, n, repeats, peers):
+    """One row: times of a step, and how many times faster ours is."""
+    quantizer, dim, make = case
+    x = np.random.default_rng(0).standard_normal((n, 1, PATCH), np.float32)
+    run, seconds = our_run(quantizer, dim, x)
+    runs = {OURS: run}
+    if peers:
+        runs[PEER] = peer_run(make, dim, x)
+    times = common.measure(runs, repeats)
+    speedup = common.ratio(times, PEER, OURS)
+    print(f'{name:24} {min(times[OURS]):9.2f} ms  {speedup} x  compile {seconds:.2f} s')
+    row = {'N': n, 'D': dim, 'quantizer': repr(quantizer), 'runs': common.summary(times)}
+    return row | {'compile_s': round(seconds, 2), 'speedup': speedup}
+
+
+def main(argv=None):
+    """Measure, write training.json and training.png."""
+    options = common.arguments(__doc__, argv)
+    quick = options.quick
+    peers = common.available(quick, 'torch', PEER)
+    n, dim, k, stages = (128, 8, 16, 2) if quick else (16_384, 64, 1_024, 4)
+    repeats = 1 if quick else 5
+    table = cases(dim, k, stages)
+    if quick:
+        table = {name: table[name] for name in ('no quantizer', 'FSQ')}
+    steps = {name: compare(name, case, n, repeats, peers) for name, case in table.items()}
+
+    def sweep(n, k):
+        case = cases(dim, k, stages)['VQ-EMA']
+        return compare(f'N={n} K={k}', case, n, min(repeats, 3), peers) | {'K': k}
+
+    sizes = [16] if quick else [2**i for i in range(6, 15, 2)]
+    by_k = [sweep(n // 4, size) for size in sizes]
+    by_n = by_k if quick else [sweep(2**i, k) for i in range(10, 17, 2)]
+    results = {'steps': steps, 'against_K': by_k, 'against_N': by_n}
+    common.write(options.out, 'training', results)
+    panels = [
+        (f'{n // 4:,} patches a step', 'codes K', common.lines(by_k, 'K')),
+        (f'{k:,} codes', 'patches a step N', common.lines(by_n, 'N')),
+    ]
+    common.plot_times(options.out / 'training.png', panels)
+
+
+if __name__ == '__main__':
+    main()

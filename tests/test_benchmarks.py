@@ -1,0 +1,81 @@
+"""The benchmarks run, and their JSON has what the tables and plots are drawn from."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / 'benchmarks'
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run a benchmark with --quick; its results as written."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def run(name):
+        module = importlib.import_module(name)
+        module.main(['--quick', '--out', str(tmp_path)])
+        results = json.loads((tmp_path / f'{name}.json').read_text())
+        environment = results['environment']
+        assert {'cpu', 'cores', 'device', 'load_average', 'versions'} <= environment.keys()
+        assert environment['versions']['jax']
+        return results, tmp_path / f'{name}.png'
+
+    yield run
+    # Their names are common ones: no later test should import these instead.
+    for name in ('common', 'nearest', 'quantizers', 'training', 'fit'):
+        sys.modules.pop(name, None)
+
+
+def _is_png(path):
+    return path.read_bytes().startswith(b'\x89PNG') and path.stat().st_size > 10_000
+
+
+def test_nearest(run):
+    pytest.importorskip('faiss')
+    results, plot = run('nearest')
+    for row in results['search']['rows']:
+        assert row['runs']['vqjax']['median_ms'] >= row['runs']['vqjax']['min_ms'] > 0
+        assert row['ratio_to_faiss'] > 0
+        assert row['float64']['largest_excess_in_roundings'] < 4
+    assert results['search']['geometric_mean_ratio_to_faiss'] > 0
+    assert results['memory']['bytes'] < 64e6
+    assert [row['K'] for row in results['against_K']] == [64, 256]
+    assert _is_png(plot)
+
+
+def test_quantizers_and_training(run):
+    for name in ('quantizers', 'training'):
+        results, plot = run(name)
+        for row in results['steps'].values():
+            assert row['runs'] and row['compile_s'] > 0
+            # torch is left out of a quick run: no ratio is invented.
+            assert row['speedup'] is None
+        assert results['against_K'] and results['against_N']
+        assert _is_png(plot)
+
+
+def test_fit_errors_are_those_of_faiss_to_a_few_percent(run):
+    pytest.importorskip('faiss')
+    results, _ = run('fit')
+    for row in results['fits'].values():
+        assert row['error']['vqjax'] == pytest.approx(row['error']['faiss'], rel=0.1)
+        assert row['speedup'] > 0
+
+
+def test_ratios_are_medians_over_rounds(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    common = importlib.import_module('common')
+    times = {'a': [1.0, 20.0, 3.0], 'b': [2.0, 20.0, 6.0]}
+    assert common.ratio(times, 'a', 'b') == 0.5
+    assert common.ratio(times, 'a', 'absent') is None
+    assert common.geometric_mean([0.5, 2.0, 1.0]) == 1.0
+    assert common.geometric_mean([0.5, None]) is None
+    order = []
+    runs = {'a': lambda: order.append('a'), 'b': lambda: order.append('b')}
+    assert [len(t) for t in common.measure(runs, 2).values()] == [2, 2]
+    assert order == ['a', 'b'] * 3
+    sys.modules.pop('common')
