@@ -104,11 +104,25 @@ def test_corrupt_images_are_counted_and_change_nothing_but_their_own_share():
     np.testing.assert_allclose(counts.sum(), 0.9 * old.sum() + 0.1 * 60, rtol=1e-5)
 
 
+def test_a_batch_of_corrupt_images_alone_leaves_codebook_and_averages_as_they_were():
+    empty = make_batch()
+    empty['image'][:] = np.nan
+    after, records = run(1, iter([empty]))
+    before = compiled()[2]
+    assert records[0]['corrupt'] == 64
+    jax.tree.map(
+        np.testing.assert_array_equal, before.stats['batch_stats'], after.stats['batch_stats']
+    )
+    old, new = (s.stats['codebook_stats']['quantize']['state'] for s in (before, after))
+    np.testing.assert_array_equal(old.sums, new.sums)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+
+
 def test_a_step_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it():
     huge = make_batch()
     huge['image'][:] = np.where(huge['image'] > 0, 3e38, -3e38)  # finite, but no longer inside
     healthy, _ = run(2)
-    with pytest.raises(training.Diverged, match='step 3: the encoder output turned NaN') as error:
+    with pytest.raises(training.Diverged, match='step 3: the gradient turned NaN') as error:
         run(9, iter([make_batch(seed=0), make_batch(seed=1), huge, *(make_batch() for _ in 'abc')]))
     state = training.read(error.value.state)
     assert not state.healthy

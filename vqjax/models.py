@@ -29,18 +29,38 @@ class Standardize(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """z [..., D], mask [...] bool -> float32 [..., D]."""
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            use_bias=False,
-            use_scale=False,
-            # The difference of two large numbers would drown a small variance.
-            use_fast_variance=False,
-            dtype=jnp.float32,
-            axis_name=self.axis_name,
+        """Standardises z [..., D] -> float32 [..., D]; mask [...] bool, True = counts.
+
+        In training by the mean and variance of the batch of all replicas, otherwise by their
+        running averages.
+        """
+        shape, dtype = z.shape[-1:], jnp.float32
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, dtype)
+        variance = self.variable('batch_stats', 'variance', jnp.ones, shape, dtype)
+        z = z.astype(dtype)
+        if not train:
+            return (z - mean.value) * jax.lax.rsqrt(variance.value + 1e-5)
+        axis_name = None if self.is_initializing() else self.axis_name
+        weight = jnp.ones(z.shape[:-1], dtype) if mask is None else mask.astype(dtype)
+        axes = tuple(range(z.ndim - 1))
+        total = _sum(weight, axes, axis_name)
+        # Two passes: the difference of two large numbers would drown a small variance.
+        batch_mean = _sum(z * weight[..., None], axes, axis_name) / jnp.maximum(total, 1.0)
+        centred = z - batch_mean
+        batch_variance = _sum(centred**2 * weight[..., None], axes, axis_name) / jnp.maximum(
+            total, 1.0
         )
-        return norm(z, mask=None if mask is None else mask[..., None])
+        if not self.is_initializing():
+            keep = jnp.where(total > 0, 0.9, 1.0)
+            mean.value = keep * mean.value + (1 - keep) * batch_mean
+            variance.value = keep * variance.value + (1 - keep) * batch_variance
+        return centred * jax.lax.rsqrt(batch_variance + 1e-5)
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Array:
+    """Sum over axes and, where an axis_name is given, over replicas."""
+    total = jnp.sum(x, axis=axes)
+    return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
 class ConvTrunk(nn.Module):
