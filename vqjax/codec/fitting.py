@@ -26,6 +26,7 @@ _START_LEAST, _START_MOST = 2**14, 2**18
 _MEASURED = 2**16
 
 
+@functools.lru_cache
 def default_optimizer(steps: int) -> optax.GradientTransformation:
     """Adam with steps relative to the size of each array, so that the scale of z does not matter.
 
@@ -85,16 +86,19 @@ def fit(
     with _bar(steps, progress) as report:
         report('starting the codebook', 0)
         mask = np.isfinite(sample).all(-1)
-        params, state = quantizer.init(start_key, np.where(mask[:, None], sample, 0), mask)
+        if quantizer.starts_from_data:
+            ops.check_distinct(sample, mask)
+        params, state = _start(quantizer, start_key, np.where(mask[:, None], sample, 0), mask)
         done = 0
         if jax.tree.leaves((params, state)) and steps:
             optimizer = default_optimizer(steps) if optimizer is None else optimizer
-            step = jax.jit(functools.partial(_step, quantizer, optimizer), donate_argnums=0)
             carry = (params, state, optimizer.init(params))
             previous = None
             for done, batch in enumerate(itertools.islice(stream, steps), 1):
                 _check_dim(batch, sample.shape[-1])
-                carry, error = step(carry, batch, jax.random.fold_in(step_key, done))
+                carry, error = _step(
+                    quantizer, optimizer, carry, batch, jax.random.fold_in(step_key, done)
+                )
                 # What is shown is a few steps old, so that nothing waits for the device.
                 if done % max(1, steps // 50) == 0:
                     if previous is not None:
@@ -113,6 +117,13 @@ def fit(
     return Codec(quantizer, params, state, sample.shape[-1], info)
 
 
+# Compiled once for a quantizer, however often it is fitted.
+@functools.partial(jax.jit, static_argnums=0)
+def _start(quantizer, key, z, mask):
+    return quantizer.init(key, z, mask)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _step(quantizer, optimizer, carry, z, key):
     """One training step on z [n, D]: the new (params, state, optimizer state), and the error."""
     params, state, memory = carry
