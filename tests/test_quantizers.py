@@ -43,7 +43,7 @@ def test_fsq_case_of_the_reference_page():
     assert int(out.codes) == 10
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(3, 9), min_size=1, max_size=4), st.booleans(), st.integers(0, 9))
 def test_fsq_codes_number_the_grid(levels, symmetric, seed):
     """decode is a bijection from [0, K) to the grid, and quantize finds the nearest level."""

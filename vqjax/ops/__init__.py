@@ -34,7 +34,7 @@ from vqjax.ops.revival import (
     random_rows,
     split,
 )
-from vqjax.ops.rows import flat_rows, gumbel_matrix, gumbel_rows, row_places, top_rows, uniform_rows
+from vqjax.ops.rows import flat_rows, gumbel_rows, row_noise, row_places, top_rows, uniform_rows
 from vqjax.ops.schedules import Schedule
 from vqjax.ops.statistics import (
     AxisName,
@@ -73,7 +73,6 @@ __all__ = [
     'flat_rows',
     'function_name',
     'graft',
-    'gumbel_matrix',
     'gumbel_rows',
     'imbalance',
     'kmeans',
@@ -92,6 +91,7 @@ __all__ = [
     'random_rows',
     'rotate',
     'rounded',
+    'row_noise',
     'row_places',
     'sample_codes',
     'smoothed',

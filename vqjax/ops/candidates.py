@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vqjax.ops.nearest import normalize
-from vqjax.ops.rows import flat_rows, gumbel_matrix, row_places
+from vqjax.ops.rows import flat_rows, row_noise, row_places
 from vqjax.ops.statistics import AxisName, pmean
 
 _TILE_ROWS = 1024
@@ -64,7 +64,7 @@ def sample_codes(
 
     def tile(rows, places):
         logits = -_squared_distances(rows, codebook, metric) / temperature
-        noise = gumbel_matrix(key, places, codebook.shape[0])
+        noise = row_noise(jax.random.gumbel, key, places, codebook.shape[0])
         return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
     codes = _tiles(tile, rows, places)

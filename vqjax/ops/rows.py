@@ -53,10 +53,13 @@ def gumbel_rows(key: jax.Array, valid: jax.Array, axis_name: AxisName = None) ->
     return -jnp.log(-jnp.log(uniform_rows(key, valid, axis_name)))
 
 
-def gumbel_matrix(key: jax.Array, places: jax.Array, num: int) -> jax.Array:
-    """Gumbel noise for each row and each of `num` choices, by the row's place: float32 [N, num]."""
+def row_noise(draw, key: jax.Array, places: jax.Array, num: int) -> jax.Array:
+    """Noise for each row and each of `num` entries, by the row's place, float32 [N, num].
+
+    `draw` is a sampler of jax.random: (key, shape) -> float32 [num].
+    """
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-    return jax.vmap(lambda row: jax.random.gumbel(row, (num,)))(keys)
+    return jax.vmap(lambda row: draw(row, (num,)))(keys)
 
 
 def top_rows(

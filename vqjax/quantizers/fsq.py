@@ -125,12 +125,14 @@ class FSQ(Base):
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
         """Codes and grid values of z [..., len(levels)]; the gradient is that of the bound."""
-        del params, state, axis_name
+        del params, state
         check_features(z, len(self.levels), f'levels={self.levels}')
         bounded = self._bounded(z.astype(jnp.float32))
         noisy = bounded
         if key is not None and self.noise > 0:
-            noisy = bounded + self.noise * jax.random.uniform(key, z.shape, minval=-0.5, maxval=0.5)
+            places = ops.row_places(ops.flat_rows(z, mask)[1], axis_name)
+            noise = ops.row_noise(jax.random.uniform, key, places, z.shape[-1])
+            noisy = bounded + self.noise * (noise.reshape(z.shape) - 0.5)
         levels = np.asarray(self.levels, np.int32)
         if self.symmetric:
             rounded, lowest = jnp.floor(noisy + 0.5), 0

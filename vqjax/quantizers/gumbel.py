@@ -98,7 +98,8 @@ class GumbelSoftmax(Base):
         if key is not None:
             _, valid = ops.flat_rows(z, mask)
             places = ops.row_places(valid, axis_name)
-            noisy += ops.gumbel_matrix(key, places, self.num_codes).reshape(logits.shape)
+            noise = ops.row_noise(jax.random.gumbel, key, places, self.num_codes)
+            noisy += noise.reshape(logits.shape)
         codes = jnp.argmax(lax.stop_gradient(noisy), axis=-1).astype(jnp.int32)
         codes = hide(jnp.where(jnp.all(jnp.isfinite(z), axis=-1), codes, -1), mask)
         soft = jnp.matmul(

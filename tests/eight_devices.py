@@ -1,0 +1,83 @@
+"""Run by test_transforms in a process with 8 CPU devices: what they compute equals one device's."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from vqjax import LFQ, VQ, VQEMA, GumbelSoftmax, Product, Residual, ops  # noqa: E402
+
+EAGER = ops.Revival(below=0.9, every=1)
+STEPS = 20
+QUANTIZERS = [
+    VQEMA(8, decay=0.9, revival=EAGER),
+    VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.anchors)),
+    VQ(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.error_rows)),
+    Residual(VQEMA(8, decay=0.9, revival=EAGER), 3, dropout='sample'),
+    Product(VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.split)), 2),
+    GumbelSoftmax(8, diversity=0.1),
+    LFQ(4),
+]
+
+
+def program(q, axis_name):
+    """k-means start and 20 training steps: z [20, n, 4] and mask [20, n] to codes, state, loss."""
+
+    def run(z, mask):
+        params, state = q.init(jax.random.key(0), z[0], mask[0], axis_name)
+
+        def step(carry, inputs):
+            state, seed = carry
+            z, mask = inputs
+            key = jax.random.fold_in(jax.random.key(1), seed)
+            out = q.quantize(params, state, z, key, mask, axis_name)
+            state = q.update(params, state, z, out.codes, key, mask, axis_name)
+            return (state, seed + 1), (out.codes, out.loss)
+
+        (state, _), (codes, loss) = jax.lax.scan(step, (state, 0), (z, mask))
+        return codes, ops.pmean(loss, axis_name), state
+
+    return run
+
+
+def compare(name, q, expected, codes, loss, state):
+    np.testing.assert_array_equal(np.asarray(expected[0]), np.asarray(codes), err_msg=name)
+    np.testing.assert_allclose(expected[1], loss, rtol=1e-4, atol=1e-5, err_msg=name)
+    for a, b in zip(jax.tree.leaves(expected[2]), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f'{name} {q}')
+
+
+def main():
+    assert jax.device_count() == 8
+    z = jnp.round(6 * jax.random.normal(jax.random.key(3), (STEPS, 64, 4)))
+    # One device has nothing but padding in every step, another in some.
+    mask = jnp.ones((STEPS, 64), bool).at[:, 16:24].set(False).at[5:9, 40:48].set(False)
+    mesh = jax.make_mesh((8,), ('i',), axis_types=(AxisType.Auto,))
+    split = PartitionSpec(None, 'i')
+    for q in QUANTIZERS:
+        expected = jax.jit(program(q, None))(z, mask)
+        shards = (
+            jnp.moveaxis(z.reshape(STEPS, 8, 8, 4), 1, 0),
+            jnp.moveaxis(mask.reshape(STEPS, 8, 8), 1, 0),
+        )
+        codes, loss, state = jax.pmap(program(q, 'i'), axis_name='i')(*shards)
+        codes = jnp.moveaxis(codes, 0, 1).reshape(expected[0].shape)
+        for replica in range(8):
+            part = jax.tree.map(lambda x, r=replica: x[r], (loss, state))
+            compare('pmap', q, expected, codes, *part)
+        sharded = jax.shard_map(
+            program(q, 'i'),
+            mesh=mesh,
+            in_specs=(split, split),
+            out_specs=(split, PartitionSpec(), PartitionSpec()),
+        )
+        compare('shard_map', q, expected, *jax.jit(sharded)(z, mask))
+    print(f'agree: {len(QUANTIZERS)} quantizers, {STEPS} steps, 8 devices')
+
+
+main()
