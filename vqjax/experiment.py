@@ -36,13 +36,13 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     settings = check(config)
     try:
         dataset = data.load(settings.dataset, settings.data_dir or None)
+        steps = settings.epochs * data.steps_per_epoch(dataset, settings.batch_size)
     except (ValueError, OSError) as error:
-        raise RunError(f'dataset {settings.dataset}: {error}') from error
+        raise RunError(' '.join(str(error).split())) from error
     writes = jax.process_index() == 0
     folder = on_first_process(lambda: Workdir(workdir, config))
     try:
         todo = agree(_unfinished(settings, folder) if writes else None)
-        steps = settings.epochs * data.steps_per_epoch(dataset, settings.batch_size)
         total = sum(len(seeds) for seeds in todo.values()) * steps
         with logs.Display(total, quiet=not writes) as display, StopRequest() as stop:
             context = Context(settings, dataset, folder, display, stop)

@@ -77,31 +77,31 @@ class Run:
         self.train_fn, self.eval_fn = train_fn, eval_fn
         self.begun = time.monotonic()
         context.display.start(method, seed)
-        self.batches = data.train_batches(
-            context.dataset,
-            self.settings.batch_size,
-            seed,
-            jax.process_index(),
-            jax.process_count(),
-            self.settings.augment,
-        )
         # What a checkpoint holds beside the arrays.
         self.history: list[dict[str, float]] = []
         self.tally: dict[str, float] = {}  # sums over the steps since the last evaluation
         self.seconds = 0.0
         self.step = 0
         self.checkpoints = None
-        self.state = training.replicate(self._restore() or self._init())
+        try:
+            self.batches = data.train_batches(
+                context.dataset,
+                self.settings.batch_size,
+                seed,
+                jax.process_index(),
+                jax.process_count(),
+                self.settings.augment,
+            )
+            self.state = training.replicate(self._restore() or self._init())
+        except ValueError as error:  # what data and quantizers say of values that do not fit
+            raise RunError(f'{method} seed {seed}: {error}') from error
         self.recorder = logs.NoRecorder()
         if context.workdir is not None:
             self.recorder = logs.Recorder(context.workdir.path, method, seed, self.step)
 
     def _init(self) -> training.TrainState:
         batch = data.init_batch(self.context.dataset, self.settings.init_batch_size, self.seed)
-        try:
-            return training.init_state(self.task, self.seed, batch['image'])
-        except ValueError as error:
-            raise RunError(f'{self.method} seed {self.seed}: {error}') from error
+        return training.init_state(self.task, self.seed, batch['image'])
 
     def _restore(self) -> training.TrainState | None:
         shape = self.context.dataset.info.image_shape
