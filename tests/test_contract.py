@@ -27,15 +27,25 @@ def batch(seed, shape=SHAPE):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+# Compiling is most of these tests' time; only the bits that `run` compares need full optimisation.
+cheap_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        'xla_backend_optimization_level': 0,
+        'xla_llvm_disable_expensive_passes': True,
+    },
+)
+
+
 class Step:
     """The compiled steps of a quantizer, shared by its tests: compiling is most of their time."""
 
     def __init__(self, q):
         self.q = q
         self.traces = 0
-        self.params, self.state = jax.jit(q.init)(jax.random.key(0), batch(0))
+        self.params, self.state = cheap_jit(q.init)(jax.random.key(0), batch(0))
         self.run = jax.jit(self._run)
-        self.plain = jax.jit(self._plain)
+        self.plain = cheap_jit(self._plain)
 
     def _run(self, state, z, mask, key):
         """A training step with gradients: (to params, to state, to z), out, decoded, new state."""
@@ -124,7 +134,7 @@ def test_a_masked_batch_equals_the_batch_without_those_rows(q):
     step = step_of(q)
     z = batch(1)
     masked = jnp.broadcast_to(jnp.arange(SHAPE[0])[:, None] < 2, SHAPE[:-1])
-    short = jax.jit(
+    short = cheap_jit(
         lambda z: (
             (out := q.quantize(step.params, step.state, z, KEY)),
             q.update(step.params, step.state, z, out.codes, KEY),
@@ -184,7 +194,7 @@ def test_replicas_agree_with_one_device(q):
         return out.codes, out.loss, q.update(params, state, z, out.codes, KEY, mask, 'i')
 
     _, whole, _, after = step_of(q).run(state, z, mask, KEY)
-    codes, loss, shard_after = jax.jit(jax.vmap(run, axis_name='i'))(z[:, None], mask[:, None])
+    codes, loss, shard_after = cheap_jit(jax.vmap(run, axis_name='i'))(z[:, None], mask[:, None])
     np.testing.assert_array_equal(np.asarray(codes[:, 0]), np.asarray(whole.codes))
     np.testing.assert_allclose(np.mean(loss), whole.loss, rtol=1e-4, atol=1e-5)
     for replica in range(SHAPE[0]):
@@ -207,7 +217,7 @@ def test_half_precision_inputs(q):
     """The codes of the same values in float32, z_q in the input's dtype, the loss in float32."""
     step = step_of(q)
     z = batch(4).astype(jnp.bfloat16)
-    out = jax.jit(lambda z: q.quantize(step.params, step.state, z))(z)
+    out = cheap_jit(lambda z: q.quantize(step.params, step.state, z))(z)
     full, _ = step.plain(z.astype(jnp.float32))
     np.testing.assert_array_equal(np.asarray(out.codes), np.asarray(full.codes))
     assert out.z_q.dtype == z.dtype and out.loss.dtype == jnp.float32
@@ -227,7 +237,7 @@ def test_non_finite_vectors_do_not_poison_the_state(q):
     assert np.isfinite(np.asarray(out.z_q)[~bad]).all()
     # The rest is counted as if those vectors were masked.
     _, _, _, masked = step.run(step.state, batch(5), jnp.asarray(~bad), KEY)
-    if not isinstance(q, vqjax.Product):  # a group without the bad feature still counts
+    if 'Product(' not in repr(q):  # a group without the bad feature still counts
         assert_same(after, masked, exact=False)
 
 

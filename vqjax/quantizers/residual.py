@@ -227,9 +227,11 @@ class Residual(Base):
         _, outputs = self._stages(stage, z, codes, keys, self._scales, params=params, state=state)
         if not self.shared:
             return outputs
-        masks = None if mask is None else jnp.stack([mask] * self.num_stages)
-        # Vectors of all stages in one update: the averages decay once a step, not S times.
-        return self.inner.update(params, state, outputs, codes, key, masks, axis_name)
+        # Vectors of all stages in one update: the averages decay once a step, not S times. The
+        # stage is the last axis of them, so that replicas hold consecutive rows of the whole.
+        masks = None if mask is None else jnp.stack([mask] * self.num_stages, axis=-1)
+        rows, codes = jnp.moveaxis(outputs, 0, -2), jnp.moveaxis(codes, 0, z.ndim - 1)
+        return self.inner.update(params, state, rows, codes, key, masks, axis_name)
 
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
