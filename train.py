@@ -6,24 +6,28 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqjax import experiment
+from vqjax import autopsy, experiment, processes
 
 DEFAULT = pathlib.Path(__file__).parent / 'configs' / 'digits.py'
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for results and checkpoints; default: runs/<config name>.'
 )
+COORDINATOR = flags.DEFINE_string(
+    'coordinator_address', None, 'host:port of process 0; not needed on TPU pods or under Slurm.'
+)
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes take part.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 
 
 def main(_: list[str]) -> None:
     """Reads the flags and runs the comparison."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
-    try:
-        config = flags.FLAGS.config.to_dict()
-    except OSError as error:
-        sys.exit(f'error: --config: {" ".join(str(error).split())}')
+    config = flags.FLAGS.config.to_dict()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     try:
-        experiment.run(config, WORKDIR.value or f'runs/{name}')
+        processes.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        study = autopsy if 'cases' in config else experiment
+        study.run(config, WORKDIR.value or f'runs/{name}')
     except experiment.RunError as error:
         sys.exit(f'error: {error}')
     except experiment.Stopped as stopped:
@@ -31,9 +35,18 @@ def main(_: list[str]) -> None:
         sys.exit(128 + stopped.signal)
 
 
-if __name__ == '__main__':
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags; a mistake is one line."""
     try:
         config_flags.DEFINE_config_file('config', str(DEFAULT), 'Configuration file.')
-    except (AttributeError, KeyError) as error:  # overrides are read here already
+        rest = app.parse_flags_with_usage(argv)
+        flags.FLAGS.config.to_dict()  # loads the file
+        return rest
+    except (AttributeError, KeyError) as error:
         sys.exit(f'error: no such config field: {error}')
-    app.run(main)
+    except OSError as error:
+        sys.exit(f'error: --config: {" ".join(str(error).split())}')
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse)

@@ -97,6 +97,10 @@ class Workdir:
         file = self.path / 'finished' / method / f'seed_{seed}.json'
         return json.loads(file.read_text()) if file.exists() else None
 
+    def release(self) -> None:
+        """Lets another run have the folder."""
+        self._lock.close()
+
     def discard(self) -> None:
         """Removes what this object made, unless a run has been finished in it."""
         if self._made is not None and not any(self.path.glob('finished/*/*.json')):

@@ -1,0 +1,84 @@
+"""The autopsy: the collapse to its published figure, and every fault told from every cure."""
+
+import json
+import re
+
+import pytest
+
+from vqjax import autopsy, cases, health
+from vqjax.settings import RunError
+
+NAMES = (
+    "missing_total", "no_straight_through", "detached_commitment", "clamped_loss",
+    "discarded_init", "stale_revival", "zero_counts", "swapped_coefficients",
+    "absolute_threshold", "revival_every_step", "eval_updates", "reshaped_features",
+    "unscaled_fsq",
+)  # fmt: skip
+
+
+def config(**fields):
+    return {'dataset': 'digits', 'data_dir': '', 'cases': 'missing_total', 'seed': 0} | fields
+
+
+def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
+    results = autopsy.run(config(), str(tmp_path))
+    assert results == json.loads((tmp_path / 'results.json').read_text())
+    case = results['cases']['missing_total']
+    faulty, cured = case['faulty'], case['cured']
+    # The seeds' 1.03 and 1.06 are what the clamp at 1e-5 makes of one code.
+    assert faulty['reported_perplexity'] == pytest.approx(1.0298, abs=5e-5)
+    assert faulty['reported_perplexity_k512'] == pytest.approx(1.0606, abs=5e-5)
+    assert faulty['perplexity'] == 1 and faulty['active_codes'] == 1
+    assert faulty['active_codes_step_1'] == 1  # from the first step on
+    assert faulty['max_norm_step_1'] == pytest.approx(16, abs=0.01)  # (1 - g) n
+    assert faulty['max_norm'] == pytest.approx(293.4, abs=0.5)
+    assert cured['perplexity'] > 40 and cured['perplexity_k512'] > 40
+    assert cured['max_norm'] <= 1.001  # a code lies in the hull of its vectors
+    assert case['claim'] and case['source'] == 'seed 002'
+    assert 'missing_total' in [f['name'] for f in case['findings']['faulty']]
+    assert case['findings']['cured'] == []
+    assert (tmp_path / 'missing_total.png').read_bytes().startswith(b'\x89PNG')
+    report = (tmp_path / 'report.md').read_text()
+    assert '1.0298' in report and '(missing_total.png)' in report
+
+
+def test_the_same_command_again_trains_nothing(tmp_path, monkeypatch):
+    first = autopsy.run(config(), str(tmp_path))
+    monkeypatch.setattr(autopsy, 'drive', None)
+    assert autopsy.run(config(), str(tmp_path)) == first
+
+
+def test_the_cases_are_those_of_the_claims():
+    assert tuple(cases.CASES) == NAMES
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'cases': 'missing_totl'}, "unknown case 'missing_totl'"),
+        ({'cases': 3}, 'cases is 3'),
+        ({'epochs': 3}, "unknown config field 'epochs'"),
+        ({'dataset': 'nowhere'}, 'dataset nowhere'),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(tmp_path, fields, message):
+    with pytest.raises(RunError, match=re.escape(message)):
+        autopsy.run(config(**fields), str(tmp_path / 'run'))
+
+
+@pytest.mark.long
+def test_every_fault_is_found_and_no_cure_is(tmp_path):
+    found = autopsy.run(config(cases='all'), str(tmp_path))['cases']
+    for name in NAMES:
+        assert name in [f['name'] for f in found[name]['findings']['faulty']], name
+        assert found[name]['findings']['cured'] == [], name
+        assert (tmp_path / f'{name}.png').exists()
+    assert found['no_straight_through']['faulty']['accuracy'] <= 0.23
+    assert found['no_straight_through']['cured']['accuracy'] >= 0.95
+    assert found['clamped_loss']['faulty']['largest_loss_without_clamp'] > 1e13
+    assert found['detached_commitment']['faulty']['effect_of_commitment'] == 0
+    assert found['swapped_coefficients']['cured']['effect_of_codebook_weight_with_ema'] == 0
+    assert found['zero_counts']['faulty']['max_code_norm_step_1'] > 1e5
+    assert found['stale_revival']['cured']['reverted'] == 0
+    assert found['unscaled_fsq']['faulty']['active_codes'] == 1
+    assert {rule.__name__.lstrip('_') for rule in health.RULES} >= set(NAMES)

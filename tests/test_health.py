@@ -1,0 +1,183 @@
+"""Diagnosis from plain records: each fault is told from its own trace, a sound run gets nothing."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax import VQ, VQEMA, Projected, faults, health
+
+K, CLASSES, BATCH = 256, 10, 64
+
+
+def sound(num_steps=300):
+    """Records as a healthy run leaves them: one a step, and an evaluation every 60."""
+    rng = np.random.default_rng(0)
+    history = []
+    for step in range(1, num_steps + 1):
+        scale = 2 + 20 * min(step / 60, 1)
+        history.append({
+            'step': step,
+            'loss': 2.3 * 0.98**step + 0.05,
+            'gradient_norm': 1.0,
+            'quantizer_loss': 1e-4 * scale**2 * rng.uniform(0.9, 1.1),
+            'input_norm': scale,
+            'code_norm': 0.97 * scale,
+            'batch_tokens': BATCH,
+            'codebook_norm': 0.9 * scale,
+            'max_code_norm': 1.6 * scale,
+            'revived': float(step % 10 == 0) * 60 * 0.97**step // 1,
+            'reverted': 0.0,
+        })  # fmt: skip
+        if step % 60 == 0:
+            history.append({
+                'step': step, 'perplexity': 140.0, 'active_codes': 170.0, 'max_share': 0.02,
+                'tokens': 360, 'evaluation_drift': 0.0, 'gradient_at_codes': 1e-3,
+                'gradient_at_input': 1e-3, 'quantizer_gradient': 2e-3,
+                'quantizer_loss': 1e-4 * scale**2 * rng.uniform(0.9, 1.1), 'input_norm': scale,
+                'commitment_weight': 0.25,
+            })  # fmt: skip
+    return history
+
+
+def changed(**entries):
+    """The sound history with entries replaced: a number, or a function of the record."""
+    history = sound()
+    for record in history:
+        for name, value in entries.items():
+            if name in record:
+                record[name] = value(record) if callable(value) else value
+    return history
+
+
+def names(history, spec=None):
+    return [f.name for f in health.diagnose(history, K, CLASSES, spec)]
+
+
+def test_a_sound_run_gets_no_finding():
+    assert names(sound()) == []
+
+
+def test_no_records_or_unknown_ones_are_no_evidence():
+    assert health.diagnose([]) == []
+    assert health.diagnose([{'step': 1, 'mine': 3.0, 'note': 'text'}]) == []
+
+
+def at(step, name, value):
+    return {name: lambda r: value if r['step'] == step else r[name]}
+
+
+FAULTS = {
+    'missing_total': {'max_code_norm': lambda r: 64 * r['input_norm']},
+    'zero_counts': at(2, 'codebook_norm', 1.5e5),
+    'discarded_init': at(2, 'codebook_norm', 0.03),
+    'no_straight_through': {'gradient_at_input': 0.0},
+    'detached_commitment': {'quantizer_gradient': 0.0},
+    'clamped_loss': {'quantizer_gradient': 0.0, 'quantizer_loss': 100.0},
+    'growing_inputs': {'input_norm': lambda r: r['input_norm'] * 1.02 ** r['step']},
+    'revival_every_step': {'revived': 64.0},
+    'absolute_threshold': {'revived': lambda r: 35.0 * (r['step'] % 10 == 0)},
+    'stale_revival': {'reverted': lambda r: 40.0 * (r['step'] % 10 == 1)},
+    'eval_updates': {'evaluation_drift': 0.05},
+    'collapse': {'perplexity': 1.03},
+    'dead_codes': {'active_codes': 8.0},
+    'loss_rising': {'quantizer_loss': lambda r: r['quantizer_loss'] * 1.01 ** r['step']},
+    'diverged': at(200, 'loss', float('nan')),
+    'spikes': {'quantizer_loss': lambda r: r['quantizer_loss'] * (9 if r['step'] % 50 == 2 else 1)},
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_each_trace_gets_its_finding_with_evidence_and_remedy(name):
+    found = health.diagnose(changed(**FAULTS[name]), K, CLASSES)
+    assert [f.name for f in found] == [name]
+    (finding,) = found
+    assert finding.severity in ('error', 'warning', 'note')
+    assert finding.evidence and all(np.isfinite(x) for x in finding.evidence.values())
+    assert finding.remedy
+    json.dumps(finding._asdict())
+
+
+def test_findings_that_need_what_only_some_quantizers_record():
+    history = [r | {'position_overlap': 0.02} for r in sound()]
+    assert names(history) == ['reshaped_features']
+    history = [
+        r | {'codebook_weight': 0.25, 'commitment_weight': 1.0} if 'tokens' in r else r
+        for r in sound()
+    ]
+    assert names(history) == ['swapped_coefficients']
+    tiny = changed(perplexity=1.0, active_codes=1.0)
+    spec = {'name': 'projected', 'dim': 6, 'inner': {'name': 'fsq', 'levels': [8, 8, 8, 5, 5, 5]}}
+    assert 'unscaled_fsq' in names(tiny, spec)
+    assert 'unscaled_fsq' not in names(tiny)
+
+
+def test_perplexity_is_judged_against_classes_and_tokens():
+    record = {'perplexity': 18.0, 'active_codes': 20.0, 'tokens': 360}
+    assert health.diagnose([record], 256, 10) == []
+    assert [f.name for f in health.diagnose([record], 256, 100)] == ['collapse']
+    # Without classes every token carries detail: 18 of the 193 codes that chance would use.
+    assert {f.name for f in health.diagnose([record], 256)} == {'collapse', 'dead_codes'}
+    # Eight tokens cannot show more than eight codes.
+    assert health.diagnose([{'perplexity': 7.0, 'active_codes': 7.0, 'tokens': 8}], 256) == []
+
+
+def test_the_monitoring_rules_of_the_tokenizer():
+    def tokenizer(perplexity, active):
+        return [{'perplexity': perplexity, 'active_codes': active, 'tokens': 65536}]
+
+    assert health.diagnose(tokenizer(800, 950), 1024) == []
+    assert {f.name for f in health.diagnose(tokenizer(100, 200), 1024)} == {
+        'collapse', 'dead_codes',
+    }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measured(quantizer, z):
+    params, state = quantizer.init(jax.random.key(1), z)
+    head = jax.random.normal(jax.random.key(2), (z.shape[-1],))
+    return health.gradient_flow(
+        lambda x: quantizer.quantize(params, state, x), lambda z_q: jnp.mean((z_q @ head) ** 2), z
+    )
+
+
+@pytest.fixture
+def z():
+    return jax.random.normal(jax.random.key(0), (96, 8))
+
+
+@pytest.mark.parametrize('weight', [0.01, 0.25, 2.0])
+def test_measured_weights_are_those_of_the_loss(z, weight):
+    found = measured(VQEMA(16, init='normal', commitment=weight), z)
+    np.testing.assert_allclose(found['commitment_weight'], weight, rtol=1e-4)
+    assert 'codebook_weight' not in found
+    found = measured(VQ(16, init='normal', commitment=weight, codebook=0.5), z)
+    np.testing.assert_allclose(found['commitment_weight'], weight, rtol=1e-4)
+    np.testing.assert_allclose(found['codebook_weight'], 0.5, rtol=1e-3)
+    found = measured(
+        faults.SwappedCoefficients(16, init='normal', commitment=weight, codebook=0.5), z
+    )
+    np.testing.assert_allclose(found['commitment_weight'], 0.5, rtol=1e-4)
+
+
+def test_the_task_gradient_passes_straight_through_unchanged(z):
+    found = measured(VQEMA(16, init='normal'), z)
+    assert float(found['gradient_at_input']) == float(found['gradient_at_codes']) > 0
+    assert measured(faults.NoStraightThrough(16, init='normal'), z)['gradient_at_input'] == 0
+    assert measured(faults.DetachedCommitment(16, init='normal'), z)['quantizer_gradient'] == 0
+    # Combinators have no weights of their own to measure, but the same gradients.
+    assert measured(Projected(VQEMA(16, init='normal'), 4), z)['gradient_at_input'] > 0
+
+
+def test_events_tell_revived_from_reverted_and_from_moved():
+    old = jnp.eye(6)
+    jump = old.at[0].set(-old[0]).at[1].add(0.05).at[2].set(-old[2])
+    counts = jnp.array([0.0, 0, 5, 0, 0, 0])
+    found = health.codebook_events(old, old, jump, counts)
+    assert found['revived'] == 1 and found['reverted'] == 0  # row 2 was used, row 1 hardly moved
+    found = health.codebook_events(old, jump, old, counts)
+    assert found['revived'] == 0 and found['reverted'] == 1
+    assert found['codebook_norm'] > 0.9 and found['max_code_norm'] >= 1

@@ -1,0 +1,267 @@
+"""A small classifier trained in one compiled scan, every step recorded: what the autopsy runs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vqjax import data, health, metrics, models, ops
+from vqjax import nn as vq_nn
+from vqjax.quantizers import Quantizer
+from vqjax.quantizers.codebook import Codebook
+
+CHUNK = 60  # steps a compiled call, and between evaluations
+INIT_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is trained and how; hashable, so a static argument.
+
+    Attributes:
+      quantizer: of one vector of `features` numbers an image; its features are not standardised.
+      steps: a multiple of CHUNK.
+      learning_rate: of Adam.
+      bridge: the Linen module around the quantizer.
+      task_weight: of the classification loss; 0 leaves the quantizer alone with the encoder.
+    """
+
+    quantizer: Quantizer | None
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    features: int = 128
+    num_classes: int = 10
+    bridge: Any = vq_nn.Quantize
+
+    @property
+    def model(self) -> Network:
+        """The network."""
+        return Network(self.quantizer, self.num_classes, self.features, self.bridge)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam at a constant rate, nothing clipped."""
+        return optax.adam(self.learning_rate)
+
+
+class Network(nn.Module):
+    """Images [B, H, W, C] -> z [B, D] -> z_q -> logits [B, classes]."""
+
+    quantizer: Quantizer | None
+    num_classes: int
+    features: int
+    bridge: Any
+
+    def setup(self) -> None:
+        self.trunk = models.ConvTrunk(width=16)
+        self.project = nn.Dense(self.features)
+        if self.quantizer is not None:
+            self.quantize = self.bridge(self.quantizer)
+        self.hidden = nn.Dense(self.features)
+        self.logits = nn.Dense(self.num_classes)
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, D], as it comes: not standardised."""
+        return self.project(jnp.mean(self.trunk(images, train=False), axis=(1, 2)))
+
+    def head(self, z_q: jax.Array) -> jax.Array:
+        """[B, D] -> [B, classes]."""
+        return self.logits(nn.relu(self.hidden(z_q)))
+
+    def requantize(self, z: jax.Array, train: bool) -> Any:
+        """z [B, D] -> Quantized."""
+        return self.quantize(z, train=train)
+
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
+        """(logits, z, Quantized or None)."""
+        z = self.encode(images)
+        out = None if self.quantizer is None else self.quantize(z, train=train)
+        return self.head(z if out is None else out.z_q), z, out
+
+
+class Course(NamedTuple):
+    """What a run leaves: records in order of step, figures on the test split, and the variables."""
+
+    history: list[dict[str, float]]
+    final: dict[str, float]
+    variables: Any
+
+
+class _Carry(NamedTuple):
+    variables: Any
+    opt_state: Any
+    older: Any  # codebooks before the last step and before this one, () where there is none
+    old: Any
+
+
+def _codebook(patient: Patient, variables: Any) -> Any:
+    """The codebook [K, D] of a leaf that has one, else ()."""
+    if not isinstance(patient.quantizer, Codebook):
+        return ()
+    return patient.quantizer.read_codebook(*_parts(variables))
+
+
+def _parts(variables: Any) -> tuple[Any, Any]:
+    params = variables['params'].get('quantize', {}).get('quantizer', ())
+    return params, variables.get(vq_nn.COLLECTION, {}).get('quantize', {}).get('state', ())
+
+
+def _counts(quantizer: Quantizer, codes: jax.Array) -> jax.Array:
+    """Uses of each code, float32 [stages, K], of codes [B, *code_shape]."""
+    columns = codes.reshape(codes.shape[0], -1).T
+    return jax.vmap(lambda column: ops.code_counts(column, quantizer.num_codes))(columns)
+
+
+# Runs once: quick to compile rather than quick.
+@functools.partial(
+    jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
+)
+def _start(patient: Patient, key: jax.Array, images: jax.Array) -> tuple[_Carry, jax.Array]:
+    (_, z, _), variables = patient.model.init_with_output({'params': key}, images, train=True)
+    codebook = _codebook(patient, variables)
+    opt_state = patient.optimizer.init(variables['params'])
+    return _Carry(variables, opt_state, codebook, codebook), z
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(patient: Patient, carry: _Carry, batch: Any) -> tuple[_Carry, dict[str, jax.Array]]:
+    images, labels, key = batch
+    stats = {k: v for k, v in carry.variables.items() if k != 'params'}
+
+    def loss_fn(params):
+        (logits, z, out), moved = patient.model.apply(
+            {'params': params, **stats},
+            images,
+            train=True,
+            mutable=[vq_nn.COLLECTION],
+            rngs={'quantizer': key},
+        )
+        task = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        own = jnp.zeros(()) if out is None else out.loss
+        return task + own, (task, own, logits, z, out, moved)
+
+    params = carry.variables['params']
+    grads, (task, own, logits, z, out, moved) = jax.grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = patient.optimizer.update(grads, carry.opt_state, params)
+    variables = {'params': optax.apply_updates(params, updates), **(moved or stats)}
+    record = {
+        'loss': task + own,
+        'task_loss': task,
+        'train_accuracy': jnp.mean(jnp.argmax(logits, -1) == labels),
+        'gradient_norm': optax.global_norm(grads),
+        'input_norm': jnp.mean(jnp.linalg.norm(z, axis=-1)),
+    }
+    codebook = _codebook(patient, variables)
+    if out is not None:
+        counts = _counts(patient.quantizer, out.codes)
+        record['quantizer_loss'] = own
+        record['batch_tokens'] = jnp.float32(labels.shape[0])
+        record['code_norm'] = jnp.mean(jnp.linalg.norm(out.z_q, axis=-1))
+        record['batch_perplexity'] = jnp.mean(metrics.perplexity(counts))
+        if not isinstance(codebook, tuple):
+            record |= health.codebook_events(carry.older, carry.old, codebook, counts[0])
+    return _Carry(variables, opt_state, carry.old, codebook), record
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate(patient: Patient, variables: Any, images: jax.Array, labels: jax.Array):
+    """(figures, variables) of a split in one batch; a healthy model leaves its variables alone."""
+    (logits, z, out), moved = patient.model.apply(
+        variables, images, train=False, mutable=[vq_nn.COLLECTION]
+    )
+    found = {
+        'accuracy': jnp.mean(jnp.argmax(logits, -1) == labels),
+        'input_norm': jnp.mean(jnp.linalg.norm(z, axis=-1)),
+        'tokens': jnp.float32(labels.shape[0]),
+    }
+    if out is None:
+        return found, variables
+    counts = _counts(patient.quantizer, out.codes)
+    found |= {
+        'perplexity': jnp.mean(metrics.perplexity(counts)),
+        'active_codes': jnp.mean(metrics.active_codes(counts).astype(jnp.float32)),
+        'max_share': jnp.max(counts) / labels.shape[0],
+        'quantizer_loss': out.loss,
+        'error': jnp.mean((out.z_q - z) ** 2) / jnp.mean(z**2),
+    }
+    if getattr(patient.quantizer, 'shared', False):
+        share = counts / jnp.sum(counts, axis=-1, keepdims=True)
+        found['position_overlap'] = jnp.sum(jnp.min(share, axis=0))
+    before, after = _codebook(patient, variables), _codebook(patient, {**variables, **moved})
+    if not isinstance(before, tuple):
+        drift = jnp.linalg.norm(after - before) / jnp.maximum(jnp.linalg.norm(before), 1e-30)
+        found['evaluation_drift'] = drift
+        found['max_code_norm'] = jnp.max(jnp.linalg.norm(before, axis=-1))
+    return found, {**variables, **moved}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _flow(patient: Patient, variables: Any, images: jax.Array, labels: jax.Array):
+    model = patient.model
+    if patient.quantizer is None:
+        return {}
+
+    def quantize(z):
+        # Read only: what evaluation would move is not kept.
+        return model.apply(variables, z, False, method='requantize', mutable=[vq_nn.COLLECTION])[0]
+
+    def task_loss(z_q):
+        logits = model.apply(variables, z_q, method='head')
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    z = model.apply(variables, images, method='encode')
+    return health.gradient_flow(quantize, task_loss, z)
+
+
+def treat(patient: Patient, dataset: data.Dataset, seed: int = 0) -> Course:
+    """Trains a patient on `dataset` and keeps every measurement."""
+    arrays = {name: whole(dataset, name) for name in ('train', 'validation', 'test')}
+    images, labels = arrays['train']
+    rng = np.random.default_rng(seed)
+    first = rng.permutation(len(labels))[:INIT_IMAGES]
+    per_epoch = len(labels) // patient.batch_size
+    epochs = -(-patient.steps // per_epoch)
+    order = np.concatenate(
+        [rng.permutation(len(labels))[: per_epoch * patient.batch_size] for _ in range(epochs)]
+    )
+    order = order[: patient.steps * patient.batch_size].reshape(patient.steps, -1)
+    keys = jax.random.split(jax.random.key(seed + 1), patient.steps)
+    carry, z = _start(patient, jax.random.key(seed), images[first])
+    if patient.quantizer is not None:
+        ops.check_distinct(z)
+    history = []
+    for begin in range(0, patient.steps, CHUNK):
+        records = []
+        for step in range(begin, begin + CHUNK):
+            batch = (images[order[step]], labels[order[step]], keys[step])
+            carry, record = _step(patient, carry, batch)
+            records.append(record)
+        # Read only now: until here the host runs ahead of the device.
+        history += [{'step': begin + i + 1} | plain(r) for i, r in enumerate(records)]
+        found, variables = evaluate(patient, carry.variables, *arrays['validation'])
+        flow = _flow(patient, carry.variables, images[order[begin]], labels[order[begin]])
+        carry = carry._replace(variables=variables)
+        history.append({'step': begin + CHUNK} | plain(flow) | plain(found))
+    final, _ = evaluate(patient, carry.variables, *arrays['test'])
+    return Course(history, plain(final), carry.variables)
+
+
+def plain(tree: dict[str, Any]) -> dict[str, float]:
+    """Scalars as Python numbers."""
+    return {name: float(x) for name, x in tree.items()}
+
+
+def whole(dataset: data.Dataset, name: str) -> tuple[jax.Array, jax.Array]:
+    """Images and labels of a split."""
+    split = dataset.splits[name]
+    images, labels, _ = split.read(np.arange(len(split.indices)))
+    batch = dataset.batch(images, labels)
+    return jnp.asarray(batch['image']), jnp.asarray(batch['label'])
