@@ -28,7 +28,7 @@ compare: $(VENV)/.installed-train
 
 test: $(VENV)/.installed-test
 	@echo "== pytest, two processes (reference data: $(VQJAX_SHARED))"
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" $(ARGS)
 
 test-long: $(VENV)/.installed-test
 	@echo "== pytest, the long tests (reference data: $(VQJAX_SHARED))"

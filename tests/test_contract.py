@@ -20,7 +20,11 @@ from vqjax.quantizers import Codebook, make, to_spec
 
 TABLE = table()
 SHAPE = (4, 24, 8)
-every_quantizer = pytest.mark.parametrize('q', TABLE.values(), ids=TABLE.keys())
+# One group an entry: with --dist loadgroup its compiled steps are shared by all its tests.
+every_quantizer = pytest.mark.parametrize(
+    'q',
+    [pytest.param(q, id=name, marks=pytest.mark.xdist_group(name)) for name, q in TABLE.items()],
+)
 
 
 def batch(seed, shape=SHAPE):
