@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -174,26 +175,24 @@ def test_every_field_is_checked_by_type_and_none_is_optional():
 # The command itself, in processes of its own.
 
 
-def command(workdir, *flags):
-    return [
-        sys.executable, str(ROOT / 'train.py'), '--workdir', str(workdir), *flags,
-        '--config.features=16', '--config.methods=vq_ema', '--config.seeds=1',
-        '--config.quantizers.vq_ema.num_codes=16', '--config.epochs=12',
-        '--config.batch_size=256', '--config.checkpoint_every=1',
-    ]  # fmt: skip
+SMALL = (
+    '--config.features=16', '--config.methods=vq_ema', '--config.seeds=1',
+    '--config.quantizers.vq_ema.num_codes=16', '--config.epochs=12', '--config.batch_size=256',
+    '--config.checkpoint_every=1',
+)  # fmt: skip
 
 
-def start(workdir, cache, *flags):
+def start(workdir, cache, *flags, devices=1):
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
         'JAX_COMPILATION_CACHE_DIR': str(cache),  # compiled once for all the processes
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'NO_COLOR': '1',
     }
-    return subprocess.Popen(
-        command(workdir, *flags), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT,
-    )  # fmt: skip
+    command = [sys.executable, str(ROOT / 'train.py'), '--workdir', str(workdir), *flags]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
 
 def figures(workdir):
@@ -207,7 +206,7 @@ def figures(workdir):
 
 def test_a_run_that_was_stopped_and_killed_ends_with_the_same_figures(tmp_path):
     cache = tmp_path / 'cache'
-    whole = start(tmp_path / 'whole', cache)
+    whole = start(tmp_path / 'whole', cache, *SMALL)
     out, problem = whole.communicate()
     assert whole.returncode == 0, problem[-2000:]
     assert 'vq_ema' in out and '\x1b' not in out + problem  # the table; no colours, no bar
@@ -217,7 +216,7 @@ def test_a_run_that_was_stopped_and_killed_ends_with_the_same_figures(tmp_path):
 
     def interrupt(number, step):
         """Sends a signal once a checkpoint of at least this step is there."""
-        process = start(workdir, cache)
+        process = start(workdir, cache, *SMALL)
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             done = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
@@ -231,10 +230,37 @@ def test_a_run_that_was_stopped_and_killed_ends_with_the_same_figures(tmp_path):
     assert code == 128 + signal.SIGTERM and 'everything is saved' in said, said
     _, code = interrupt(signal.SIGKILL, 24)
     assert code == -signal.SIGKILL
-    last = start(workdir, cache)
+    last = start(workdir, cache, *SMALL)
     _, problem = last.communicate()
     assert last.returncode == 0, problem[-2000:]
     assert figures(workdir) == figures(tmp_path / 'whole')
+
+
+def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    short = (*SMALL, '--config.epochs=2', '--config.log_every=1')
+    pair = ('--coordinator_address', address, '--num_processes', '2', '--process_id')
+    cache = tmp_path / 'cache'
+    together = [start(tmp_path / 'two', cache, *pair, i, *short, devices=2) for i in '01']
+    alone = start(tmp_path / 'one', cache, *short, devices=4)
+    outputs = [process.communicate(timeout=500) for process in (*together, alone)]
+    for process, (_, problem) in zip((*together, alone), outputs, strict=True):
+        assert process.returncode == 0, problem[-2000:]
+    assert outputs[1] == ('', ''), 'only process 0 speaks'
+    lines = [
+        (tmp_path / name / 'metrics.jsonl').read_text().splitlines() for name in ('two', 'one')
+    ]
+    records = [[json.loads(line) for line in part] for part in lines]
+    assert len(records[0]) == len(records[1]) == 8 + 1
+    for two, one in zip(*records, strict=True):
+        for name in ('loss', 'quantizer_loss', 'accuracy', 'input_norm', 'code_norm'):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), (two['step'], name)
+    two, one = (figures(tmp_path / name)[0] for name in ('two', 'one'))
+    assert two['accuracy'] == pytest.approx(one['accuracy'], abs=2 / 360)
+    assert two['nll'] == pytest.approx(one['nll'], rel=1e-2)
+    assert sum(two['counts']) == sum(one['counts']) == 360
 
 
 @pytest.mark.parametrize(

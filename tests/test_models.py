@@ -56,6 +56,14 @@ def test_standardize_removes_scale_and_shared_direction_and_ignores_masked_rows(
     np.testing.assert_allclose(out[:48].std(0), 1.0, atol=0.01)
 
 
+def test_evaluation_standardizes_from_the_start_by_the_init_batch():
+    z = 3.0 + 5.0 * images(4096, 4)
+    norm = models.Standardize()
+    out = norm.apply(norm.init(jax.random.key(0), z, train=True), z, train=False)
+    np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(out.std(0), 1.0, atol=1e-5)
+
+
 def test_every_method_starts_from_the_same_encoder_and_head():
     x = images(32, 8, 8, 1)
     params = []

@@ -50,10 +50,10 @@ class Standardize(nn.Module):
         batch_variance = _sum(centred**2 * weight[..., None], axes, axis_name) / jnp.maximum(
             total, 1.0
         )
-        if not self.is_initializing():
-            keep = jnp.where(total > 0, 0.9, 1.0)
-            mean.value = keep * mean.value + (1 - keep) * batch_mean
-            variance.value = keep * variance.value + (1 - keep) * batch_variance
+        # The averages start from the init batch, so that they hold from the first step on.
+        keep = 0.0 if self.is_initializing() else jnp.where(total > 0, 0.9, 1.0)
+        mean.value = keep * mean.value + (1 - keep) * batch_mean
+        variance.value = keep * variance.value + (1 - keep) * batch_variance
         return centred * jax.lax.rsqrt(batch_variance + 1e-5)
 
 

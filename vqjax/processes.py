@@ -1,6 +1,7 @@
 """Several processes: only the first reads and writes files, and all have to know."""
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,33 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vqjax.settings import RunError
+
+
+def connect(address: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes; before anything else asks JAX for devices.
+
+    Args:
+      address: 'host:port' of process 0; None on one host, a TPU pod or under Slurm, where JAX
+        finds out itself.
+
+    Raises:
+      RunError: the three are not given together, or the others cannot be reached.
+    """
+    given = [x is not None for x in (address, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise RunError(
+            '--coordinator_address, --num_processes and --process_id go together: give all or none'
+        )
+    on_a_cluster = int(os.environ.get('SLURM_NTASKS', '1')) > 1 or ',' in os.environ.get(
+        'TPU_WORKER_HOSTNAMES', ''
+    )
+    if not any(given) and not on_a_cluster:
+        return
+    try:
+        jax.distributed.initialize(address, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f'cannot join the other processes at {address}: {reason}') from error
 
 
 def agree(value: Any) -> Any:

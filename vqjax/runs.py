@@ -18,9 +18,11 @@ from vqjax.workdir import Workdir
 class Stopped(Exception):
     """The run was asked to end; everything is saved. `signal` is what asked."""
 
-    def __init__(self, number: int):
-        super().__init__(f'stopped by {signal.Signals(number).name}: everything is saved')
-        self.signal = number
+    def __init__(self, number: int | None):
+        # None: the signal came to another process.
+        self.signal = signal.SIGTERM if number is None else number
+        name = signal.Signals(self.signal).name
+        super().__init__(f'stopped by {name}: everything is saved, the same command goes on')
 
 
 class StopRequest:

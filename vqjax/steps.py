@@ -131,6 +131,7 @@ def gradients(
     all_finite = jax.lax.pmin(measured.pop('finite').astype(jnp.int32), AXIS)
     grads, measured = jax.lax.pmean((grads, measured), AXIS)
     measured['corrupt'] = jax.lax.psum(jnp.sum(~mask), AXIS)
+    measured['stop'] = jax.lax.psum(jnp.sum(batch['stop']), AXIS)
     measured['gradient_norm'] = optax.tree.norm(grads)
     rest = ('task_loss', 'quantizer_loss', 'gradient_norm')
     rest = jnp.stack([jnp.isfinite(measured[name]) for name in rest])

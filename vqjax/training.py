@@ -104,7 +104,8 @@ def train_step(
     """One optimizer step inside pmap(axis_name=AXIS).
 
     Args:
-      batch: this replica's share: image [b, H, W, C], label int32 [b].
+      batch: this replica's share: image [b, H, W, C], label int32 [b]; stop bool [1], this
+        process was asked to stop (fit adds it).
 
     Returns:
       The new state, equal on all replicas, and float32 scalars averaged over them; `finite` is
@@ -169,30 +170,39 @@ def fit(
       state: replicated; donated.
       batches: of this process, each split here over its devices.
       on_step: receives the metrics of every step, while the next one runs.
-      should_stop: asked before every step; True ends the loop early.
+      should_stop: asked before every step; True on any process ends the loop on all, a step later.
 
     Raises:
       Diverged: a step was not finite.
     """
-    previous = None
+    n, previous = jax.local_device_count(), None
     for _ in range(num_steps):
-        if should_stop():
-            break
-        state, measured = step_fn(state, shard(next(batches)))
+        # The wish travels with the batch, so all processes hear of it at the same step.
+        stop = np.full((n, 1), should_stop())
+        state, measured = step_fn(state, shard(next(batches)) | {'stop': stop})
+        stopping = False
         if previous is not None:
-            check_finite(read(previous), state, on_step)
+            stopping = check_finite(read(previous), state, on_step)
         previous = measured
+        if stopping:
+            break
     if previous is not None:
         check_finite(read(previous), state, on_step)
     return state
 
 
-def check_finite(measured: dict[str, np.ndarray], state: TrainState, on_step: Callable) -> None:
-    """Hands the metrics of one step to on_step; raises Diverged if the step was not finite."""
+def check_finite(measured: dict[str, np.ndarray], state: TrainState, on_step: Callable) -> bool:
+    """Hands the metrics of one step to on_step and returns whether some process is to stop.
+
+    Raises:
+      Diverged: the step was not finite.
+    """
     if not measured['finite'].all():
         what = PROBES[int(np.argmin(measured['finite']))]
         raise Diverged(int(read(state.step)) + 1, what, state)
+    stopping = bool(measured.pop('stop'))
     on_step(measured)
+    return stopping
 
 
 class Evaluation(NamedTuple):
