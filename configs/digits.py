@@ -30,19 +30,19 @@ def get_config() -> ml_collections.ConfigDict:
         'fsq': {
             'name': 'projected',
             'dim': 6,
-            'inner': {'name': 'fsq', 'levels': (8, 8, 8, 5, 5, 5), 'noise': 0.0},
+            'inner': {'name': 'fsq', 'levels': (8, 8, 8, 5, 5, 5)},
         },
-        'rvq': {'name': 'residual', 'num_stages': 4, 'inner': dict(vq_ema)},
+        'rvq': {'name': 'residual', 'num_stages': 4, 'inner': vq_ema | {'commitment': 0.1}},
     }
     config.methods = 'none,vq_ema,fsq,rvq'  # which of them to run
     config.seeds = 5  # runs a method: seeds 0 to 4
 
     # Training.
-    config.epochs = 30
-    config.batch_size = 64  # images an optimizer step, over all devices
+    config.epochs = 40
+    config.batch_size = 96  # images an optimizer step, over all devices
     config.accumulate = 1  # micro-batches that make up such a batch
     config.init_batch_size = 1024  # images that k-means starts the codebooks from
-    config.learning_rate = 2e-3  # peak, of AdamW
+    config.learning_rate = 3e-3  # peak, of AdamW
     config.warmup_epochs = 1.0  # of linear warm-up; cosine decay to 0 after it
     config.weight_decay = 1e-2  # decoupled, on kernels
     config.label_smoothing = 0.0  # share of the target spread over all classes

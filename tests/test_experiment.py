@@ -149,6 +149,16 @@ def test_a_start_from_identical_vectors_is_one_line_and_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_healthy_state_saved(tmp_path):
+    workdir = tmp_path / 'run'
+    changes = {'methods': 'none', 'seeds': 1, 'learning_rate': 1e38, 'clip_norm': 0.0}
+    refuse('turned NaN or infinite first', workdir, **changes)
+    (saved,) = (workdir / 'checkpoints' / 'none' / 'seed_0').glob('[0-9]*')
+    assert 1 <= int(saved.name) < 8
+    # The same command goes on from there and meets the same step.
+    refuse(f'step {int(saved.name) + 1}: the', workdir, **changes)
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / 'file').write_text('')
     refuse('choose another with --workdir', tmp_path / 'file' / 'run')
@@ -161,7 +171,7 @@ def test_a_folder_in_use_is_refused(done):
     workdir, _ = done
     held = Workdir(workdir, config())
     refuse('in use by another run', workdir)
-    del held
+    held.close()
 
 
 def test_every_field_is_checked_by_type_and_none_is_optional():

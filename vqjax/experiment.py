@@ -63,6 +63,9 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
         if folder is not None:
             folder.discard()
         raise RunError(str(error)) from error
+    finally:
+        if folder is not None:
+            folder.close()
 
 
 def _unfinished(settings: Settings, folder: Workdir) -> dict[str, list[int]]:

@@ -171,9 +171,14 @@ class Run:
                     self.context.stop,
                 )
             except training.Diverged as error:
+                # The batches read ahead come again, so that the same command fails the same way.
                 self.state = error.state
+                self.batches.set_state({'next_index': self.step})
                 self._save(None)
-                raise RunError(f'{self.method} seed {self.seed}: {error}') from error
+                raise RunError(
+                    f'{self.method} seed {self.seed}, {error}; the state after step {self.step} '
+                    'is saved: lower learning_rate or clip_norm'
+                ) from error
             if self.step < until:
                 self._save(None)
                 raise Stopped(self.context.stop.number)
@@ -226,7 +231,9 @@ class Run:
                 'seconds': self._elapsed(),
                 'data': self.batches.get_state(),
             }
-            self.checkpoints.save(self.step, training.read(self.state), extra, accuracy)
+            # After a step that failed, this is the last one that did not.
+            state = training.read(self.state)._replace(healthy=np.ones((), bool))
+            self.checkpoints.save(self.step, state, extra, accuracy)
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun

@@ -101,7 +101,12 @@ class Workdir:
         """Lets another run have the folder."""
         self._lock.close()
 
+    def close(self) -> None:
+        """Lets another run have the folder."""
+        self._lock.close()
+
     def discard(self) -> None:
-        """Removes what this object made, unless a run has been finished in it."""
-        if self._made is not None and not any(self.path.glob('finished/*/*.json')):
+        """Removes what this object made, unless a run or a checkpoint has been finished in it."""
+        kept = (*self.path.glob('finished/*/*.json'), *self.path.glob('checkpoints/*/*/[0-9]*'))
+        if self._made is not None and not kept:
             shutil.rmtree(self._made, ignore_errors=True)
