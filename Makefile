@@ -11,13 +11,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 export VQJAX_SHARED
 
-.PHONY: help compare test test-long lint format clean
+.PHONY: help compare test test-long docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make compare    none, VQ-EMA, FSQ and RVQ on digits; results in runs/digits (ARGS='...' adds flags)"
 	@echo "make test       the tests, in a few minutes on two cores (ARGS='...' adds pytest arguments)"
 	@echo "make test-long  the tests that take minutes each"
+	@echo "make docs       the documentation, into site/; warnings are errors"
 	@echo "make lint       ruff, reading only"
 	@echo "make format     ruff, mending what it can"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
@@ -33,6 +34,10 @@ test: $(VENV)/.installed-test
 test-long: $(VENV)/.installed-test
 	@echo "== pytest, the long tests (reference data: $(VQJAX_SHARED))"
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+docs: $(VENV)/.installed-test
+	@echo "== mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@echo "== ruff check, ruff format --check"

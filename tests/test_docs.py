@@ -1,0 +1,92 @@
+"""The documentation: its examples run, it misses no quantizer, and it builds without a warning."""
+
+import doctest
+import importlib
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+import vqjax
+from vqjax.quantizers import REGISTRY
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+BLOCK = re.compile(r'^```python\n(.*?)^```', re.MULTILINE | re.DOTALL)
+WITH_CODE = [path for path in PAGES if BLOCK.search(path.read_text())]
+
+
+@pytest.mark.parametrize('path', WITH_CODE, ids=lambda path: path.name)
+def test_examples_run(path, tmp_path, monkeypatch):
+    text = path.read_text()
+    if 'codec.save' in text:
+        pytest.importorskip('safetensors')
+    monkeypatch.chdir(tmp_path)
+    names = {'__name__': 'example'}
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count('\n') + 1
+        if block[1].startswith('>>> '):
+            session = doctest.DocTestParser().get_doctest(block[1], names, path.name, path, line)
+            runner = doctest.DocTestRunner(verbose=False)
+            said = []
+            assert not runner.run(session, out=said.append, clear_globs=False).failed, ''.join(said)
+            names |= session.globs
+        else:
+            # Empty lines in front: a failure names the line of the page.
+            exec(compile('\n' * line + block[1], str(path), 'exec'), names)
+
+
+def test_there_are_examples_where_people_look_first():
+    names = {path.name for path in WITH_CODE}
+    assert {'README.md', 'quantizers.md', 'collapse.md', 'codec.md', 'moving.md'} <= names
+
+
+def test_docstring_examples_run():
+    for module in pkgutil.walk_packages(vqjax.__path__, 'vqjax.'):
+        text = pathlib.Path(importlib.util.find_spec(module.name).origin).read_text()
+        if '>>> ' in text:
+            failed, _ = doctest.testmod(importlib.import_module(module.name))
+            assert not failed, module.name
+
+
+def test_the_guide_misses_no_quantizer():
+    guide = (ROOT / 'docs' / 'quantizers.md').read_text()
+    api = (ROOT / 'docs' / 'api' / 'quantizers.md').read_text()
+    rows = set(re.findall(r'^\| `(\w+)` \|', guide, re.MULTILINE))
+    sections = set(re.findall(r'^### (\w+)$', guide, re.MULTILINE))
+    kinds = {kind.__name__: name for name, kind in REGISTRY.items()}
+    assert rows == sections == set(kinds)
+    for kind, name in kinds.items():
+        assert re.search(rf'vqjax\.quantizers\.{name}(\.{kind})?$', api, re.MULTILINE), kind
+
+
+def test_every_remedy_of_the_collapse_page_names_something_that_exists():
+    text = (ROOT / 'docs' / 'collapse.md').read_text()
+    for name in re.findall(r'`(vqjax\.[\w.]+)`', text):
+        found = vqjax
+        for part in name.split('.')[1:]:
+            if not hasattr(found, part):
+                found = importlib.import_module(f'{found.__name__}.{part}')
+            else:
+                found = getattr(found, part)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip('mkdocs')
+    pytest.importorskip('material')
+    pytest.importorskip('mkdocstrings')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '-d', str(tmp_path)]
+    # The theme greets on stderr with news of its makers unless told not to.
+    env = os.environ | {'NO_MKDOCS_2_WARNING': '1'}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / 'api' / 'quantizers' / 'index.html').read_text()
+    assert all(f'.{kind.__name__}"' in page for kind in REGISTRY.values())
+    # Nothing on a page is fetched from another host.
+    home = (tmp_path / 'index.html').read_text()
+    fetched = re.findall(r'<(?:link|script|img)[^>]+(?:href|src)="(https?:)?//', home)
+    assert not fetched
