@@ -1,5 +1,6 @@
 """The training step: what it moves, what it leaves, and that devices do not change it."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -68,6 +69,22 @@ def test_two_steps_move_parameters_and_statistics_and_report_every_step():
     np.testing.assert_allclose(
         records[0]['loss'], records[0]['task_loss'] + records[0]['quantizer_loss'], rtol=1e-6
     )
+
+
+def test_half_precision_computes_in_bfloat16_and_keeps_everything_in_float32():
+    task = make_task()
+    task = dataclasses.replace(task, model=task.model.clone(dtype=jnp.bfloat16))
+    state = training.state_shapes(task, (8, 8, 1), 64)
+    step = jax.vmap(functools.partial(training.train_step, task), axis_name=training.AXIS)
+    batch = jax.tree.map(lambda x: x[None], make_batch() | {'stop': np.zeros(1, bool)})
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state)
+    trace = jax.make_jaxpr(step)(one, batch)
+    assert 'bf16[' in str(trace)
+    after = jax.eval_shape(step, one, batch)[0]
+    assert jax.tree.map(lambda x: (x.shape[1:], x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert {x.dtype.name for x in jax.tree.leaves(after)} == {'float32', 'int32', 'uint32', 'bool'}
 
 
 def test_forty_steps_learn_the_task():

@@ -28,7 +28,8 @@ class Display:
         # Lines of a log file are not to be folded at a width nobody has.
         self.lines = not self.console.is_terminal
         self._left = total_steps
-        self._begun = self._spoken = time.monotonic()
+        self._spoken = time.monotonic()
+        self._first = 0.0  # when the first step was over: before it came compilation
         self._taken = 0
         self._now = ''
         self._quality = ''
@@ -69,8 +70,9 @@ class Display:
         text = f'{self._now} step {step}/{num_steps}'
         self._bar.update(self._task, advance=1, description=text, quality=self._quality)
         now = time.monotonic()
+        self._first = self._first or now
         if self.lines and now - self._spoken > LINE_EVERY_S:
-            left = (now - self._begun) / self._taken * self._left
+            left = (now - self._first) / max(self._taken - 1, 1) * self._left
             self.say(f'{text} {self._quality}, about {left:.0f} s left for all')
 
     def evaluated(self, record: dict[str, float]) -> None:

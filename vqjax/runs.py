@@ -213,6 +213,12 @@ class Run:
         steps = self.tally.pop('steps')
         means = {name: total / steps for name, total in self.tally.items()}
         means['train_accuracy'] = means.pop('accuracy')
+        corrupt = round(means.pop('corrupt') * steps)
+        if corrupt:
+            self.context.display.say(
+                f'{self.method} seed {self.seed}: {corrupt} training images held NaN or infinities '
+                f'since the last evaluation; left out'
+            )
         record = {'epoch': epoch, 'step': self.step} | means | measure(evaluation)
         record.pop('reliability')
         self.tally = {}
