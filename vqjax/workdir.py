@@ -45,7 +45,11 @@ class Workdir:
                 f'workdir {self.path} is in use by another run: wait for it or choose another '
                 '--workdir'
             ) from error
-        self._claim()
+        try:
+            self._claim()
+        except RunError:
+            self.close()
+            raise
 
     def _claim(self) -> None:
         file = self.path / 'config.json'
