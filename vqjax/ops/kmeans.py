@@ -131,19 +131,22 @@ def kmeans(
     rows, valid = flat_rows(z, mask)
 
     def assign(centroids):
-        codes = jnp.where(valid, nearest_codes(rows, centroids), -1)
-        error = jnp.sum((rows - centroids[codes]) ** 2, axis=-1)
-        return codes, jnp.where(valid, error, 0.0)
+        return jnp.where(valid, nearest_codes(rows, centroids), -1)
 
-    def step(_, centroids):
-        codes, error = assign(centroids)
+    def error(centroids, codes):
+        return jnp.where(valid, jnp.sum((rows - centroids[codes]) ** 2, axis=-1), 0.0)
+
+    def step(_, old):
+        codes = assign(old)
         counts = code_counts(codes, k, None, axis_name)
         sums = code_sums(rows, codes, k, None, axis_name)
         empty = counts == 0
-        centroids = jnp.where(empty[:, None], centroids, sums / jnp.maximum(counts, 1)[:, None])
+        centroids = jnp.where(empty[:, None], old, sums / jnp.maximum(counts, 1)[:, None])
 
+        # The errors are computed here: only where a centroid is empty are they needed.
         def relocate(centroids):
-            worst, ok = top_rows(rows, jnp.where(error > 0, error, -jnp.inf), k, axis_name)
+            errors = error(old, codes)
+            worst, ok = top_rows(rows, jnp.where(errors > 0, errors, -jnp.inf), k, axis_name)
             rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
             move = empty & ok[rank]
             return jnp.where(move[:, None], worst[rank], centroids)
@@ -152,11 +155,11 @@ def kmeans(
 
     centroids = _seed(key, rows, valid, k, axis_name)
     centroids = lax.fori_loop(0, iters, step, centroids)
-    codes, error = assign(centroids)
+    codes = assign(centroids)
     return KMeans(
         centroids,
         code_counts(codes, k, None, axis_name),
-        psum(jnp.sum(error), axis_name),
+        psum(jnp.sum(error(centroids, codes)), axis_name),
     )
 
 
