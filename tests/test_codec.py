@@ -5,6 +5,7 @@ import json
 import pathlib
 import runpy
 import struct
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,14 @@ from vqjax import (
     RandomProjection,
     Residual,
     SimVQ,
-    codec,
 )
 from vqjax.codec import Codec, code_widths, fit, load, pack, save, unpack
 from vqjax.quantizers import VQEMAState
 
 KEY = jax.random.key(0)
+# With --dist loadgroup what these tests share is made in one process.
+fitted = pytest.mark.xdist_group('codec_fitted')
+trained = pytest.mark.xdist_group('codec_trained')
 pytest.importorskip('safetensors')
 
 
@@ -61,6 +64,7 @@ def residual():
     return fit(Residual(VQEMA(256), 4), KEY, vectors(), steps=0)
 
 
+@fitted
 def test_product_is_as_good_as_faiss(product):
     faiss = pytest.importorskip('faiss')
     z = vectors()
@@ -72,6 +76,7 @@ def test_product_is_as_good_as_faiss(product):
     assert product.info['relative_error'] == pytest.approx(product.error(z) / z.var(0).mean())
 
 
+@fitted
 def test_a_wider_beam_and_whole_vectors_are_better(product, residual):
     def error(beam):
         quantizer = dataclasses.replace(residual.quantizer, beam=beam)
@@ -82,6 +87,7 @@ def test_a_wider_beam_and_whole_vectors_are_better(product, residual):
     assert error(10) < error(2) < greedy < product.error(vectors(500))
 
 
+@fitted
 def test_sums_of_centroids_come_back_to_the_bit(product):
     rng = np.random.default_rng(1)
     z = product.decode(rng.integers(256, size=(500, 4)))
@@ -123,6 +129,7 @@ def test_iterators_and_arrays_of_several_batches():
     assert whole.encode(z)[17] == -1 and (np.delete(whole.encode(z), 17) >= 0).all()
 
 
+@fitted
 def test_long_arrays_go_through_in_batches(product):
     z = np.broadcast_to(vectors(70), (600, 70, 64))
     codes = product.encode(z)
@@ -271,6 +278,7 @@ def join(path, header, data):
     path.write_bytes(struct.pack('<Q', len(text)) + text + data)
 
 
+@fitted
 def test_files_cut_short_are_refused(saved):
     whole = saved.read_bytes()
     for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
@@ -282,6 +290,7 @@ def test_files_cut_short_are_refused(saved):
         load(saved)
 
 
+@fitted
 def test_files_edited_are_refused(saved):
     header, data = split(saved)
     for place in (0, len(data) // 2, len(data) - 1):
@@ -298,6 +307,7 @@ def test_files_edited_are_refused(saved):
         load(saved)
 
 
+@fitted
 def test_files_of_another_kind_or_time_are_refused(saved, tmp_path):
     from safetensors.numpy import save_file
 
@@ -324,6 +334,13 @@ def test_a_function_of_your_own_cannot_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_without_safetensors_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(ImportError, match=r"pip install 'vqjax\[codec\]'"):
+        random_codec(VQEMA(4), 4).save(tmp_path / 'codec')
+
+
+@fitted
 def test_params_and_state_of_another_quantizer_are_refused(product):
     with pytest.raises(ValueError, match=r'state.counts is float32\[4, 256\], needs float32\[256'):
         Codec(VQEMA(256), product.params, product.state, dim=16)
@@ -333,6 +350,7 @@ def test_params_and_state_of_another_quantizer_are_refused(product):
         Codec(SimVQ(256), (), jnp.zeros((256, 8)), dim=8)
 
 
+@fitted
 def test_what_encode_and_decode_refuse(product):
     with pytest.raises(ValueError, match=r'z must have 64 features.*\(3, 4\)'):
         product.encode(np.zeros((3, 4)))
@@ -341,13 +359,6 @@ def test_what_encode_and_decode_refuse(product):
     with pytest.raises(ValueError, match='integers'):
         product.decode(np.zeros((3, 4)))
     assert np.array_equal(product.decode([[-1] * 4]), np.zeros((1, 64)))
-
-
-def test_public_names():
-    assert codec.Codec.load is not None
-    assert sorted(codec.__all__) == [
-        'Codec', 'code_widths', 'fit', 'load', 'pack', 'save', 'unpack',
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -371,6 +382,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@trained
 def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     from vqjax import data
 
@@ -392,6 +404,7 @@ def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     assert np.array_equal(after.decode(codes), images.decode(codes))
 
 
+@trained
 def test_what_a_workdir_cannot_give(workdir, tmp_path):
     for arguments, message in (
         ((tmp_path, 'rvq'), 'no workdir of train.py'),
