@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqjax import autopsy, experiment, processes
+from vqjax import autopsy, experiment, processes, remedies
 
 DEFAULT = pathlib.Path(__file__).parent / 'configs' / 'digits.py'
 WORKDIR = flags.DEFINE_string(
@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     try:
         processes.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        study = autopsy if 'cases' in config else experiment
+        study = autopsy if 'cases' in config else remedies if 'remedies' in config else experiment
         study.run(config, WORKDIR.value or f'runs/{name}')
     except experiment.RunError as error:
         sys.exit(f'error: {error}')

@@ -65,7 +65,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
 
     for name, record in records.items():
         autopsy_plots.write(folder.path / f'{name}.png', name, record)
-    folder.release()
+    folder.close()
     # Without a terminal rich assumes 80 columns and would break the rows of a log.
     Console(width=None if sys.stdout.isatty() else 120).print(table(results))
     return results

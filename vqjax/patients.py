@@ -29,8 +29,12 @@ class Patient:
       quantizer: of one vector of `features` numbers an image; its features are not standardised.
       steps: a multiple of CHUNK.
       learning_rate: of Adam.
+      clip_norm: largest global norm of the gradient; 0 = off.
+      frozen_steps: steps in which the encoder does not move.
+      continuous_steps: steps in which the task reads z; it reads z_q afterwards.
+      quantizer_weight: of the quantizer's loss, a number or a schedule of the step.
+      reconstruction: weight of a decoder's squared error; 0 = no decoder.
       bridge: the Linen module around the quantizer.
-      task_weight: of the classification loss; 0 leaves the quantizer alone with the encoder.
     """
 
     quantizer: Quantizer | None
@@ -39,26 +43,42 @@ class Patient:
     learning_rate: float = 1e-3
     features: int = 128
     num_classes: int = 10
+    clip_norm: float = 0.0
+    frozen_steps: int = 0
+    continuous_steps: int = 0
+    quantizer_weight: float | ops.Schedule = 1.0
+    reconstruction: float = 0.0
+    image_shape: tuple[int, int, int] = (8, 8, 1)
     bridge: Any = vq_nn.Quantize
 
     @property
     def model(self) -> Network:
         """The network."""
-        return Network(self.quantizer, self.num_classes, self.features, self.bridge)
+        shape = self.image_shape if self.reconstruction else None
+        return Network(self.quantizer, self.num_classes, self.features, self.bridge, shape)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam at a constant rate, nothing clipped."""
-        return optax.adam(self.learning_rate)
+        """Adam at a constant rate."""
+        steps = [optax.adam(self.learning_rate)]
+        if self.clip_norm:
+            steps.insert(0, optax.clip_by_global_norm(self.clip_norm))
+        if self.frozen_steps:
+            thaw = optax.join_schedules(
+                [optax.constant_schedule(0.0), optax.constant_schedule(1.0)], [self.frozen_steps]
+            )
+            steps.append(optax.masked(optax.scale_by_schedule(thaw), _encoder_mask))
+        return optax.chain(*steps)
 
 
 class Network(nn.Module):
-    """Images [B, H, W, C] -> z [B, D] -> z_q -> logits [B, classes]."""
+    """Images [B, H, W, C] -> z [B, D] -> z_q -> logits [B, classes], and images if image_shape."""
 
     quantizer: Quantizer | None
     num_classes: int
     features: int
     bridge: Any
+    image_shape: tuple[int, int, int] | None = None
 
     def setup(self) -> None:
         self.trunk = models.ConvTrunk(width=16)
@@ -67,6 +87,8 @@ class Network(nn.Module):
             self.quantize = self.bridge(self.quantizer)
         self.hidden = nn.Dense(self.features)
         self.logits = nn.Dense(self.num_classes)
+        if self.image_shape is not None:
+            self.decoder = models.Decoder(self.image_shape, width=16)
 
     def encode(self, images: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, D], as it comes: not standardised."""
@@ -80,11 +102,31 @@ class Network(nn.Module):
         """z [B, D] -> Quantized."""
         return self.quantize(z, train=train)
 
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
-        """(logits, z, Quantized or None)."""
+    def __call__(self, images: jax.Array, train: bool, continuous: Any = False) -> Forward:
+        """With `continuous` (bool []) the head reads z and not z_q."""
         z = self.encode(images)
         out = None if self.quantizer is None else self.quantize(z, train=train)
-        return self.head(z if out is None else out.z_q), z, out
+        read = z if out is None else jnp.where(continuous, z, out.z_q)
+        decoded = None
+        if self.image_shape is not None:
+            decoded = self.decoder(read[:, None, None])
+        return Forward(self.head(read), z, out, decoded)
+
+
+class Forward(NamedTuple):
+    """Logits [B, classes], z [B, D], Quantized or None, decoded images or None."""
+
+    logits: jax.Array
+    z: jax.Array
+    out: Any
+    decoded: Any
+
+
+def _encoder_mask(params):
+    def inside(path, _):
+        return path[0].key in ('trunk', 'project')
+
+    return jax.tree_util.tree_map_with_path(inside, params)
 
 
 class Course(NamedTuple):
@@ -96,6 +138,7 @@ class Course(NamedTuple):
 
 
 class _Carry(NamedTuple):
+    step: jax.Array
     variables: Any
     opt_state: Any
     older: Any  # codebooks before the last step and before this one, () where there is none
@@ -125,10 +168,11 @@ def _counts(quantizer: Quantizer, codes: jax.Array) -> jax.Array:
     jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
 )
 def _start(patient: Patient, key: jax.Array, images: jax.Array) -> tuple[_Carry, jax.Array]:
-    (_, z, _), variables = patient.model.init_with_output({'params': key}, images, train=True)
+    forward, variables = patient.model.init_with_output({'params': key}, images, train=True)
     codebook = _codebook(patient, variables)
     opt_state = patient.optimizer.init(variables['params'])
-    return _Carry(variables, opt_state, codebook, codebook), z
+    step = jnp.zeros((), jnp.int32)
+    return _Carry(step, variables, opt_state, codebook, codebook), forward.z
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,24 +180,31 @@ def _step(patient: Patient, carry: _Carry, batch: Any) -> tuple[_Carry, dict[str
     images, labels, key = batch
     stats = {k: v for k, v in carry.variables.items() if k != 'params'}
 
+    weight = patient.quantizer_weight
+    weight = weight(carry.step) if callable(weight) else weight
+
     def loss_fn(params):
-        (logits, z, out), moved = patient.model.apply(
+        (logits, z, out, decoded), moved = patient.model.apply(
             {'params': params, **stats},
             images,
             train=True,
+            continuous=carry.step < patient.continuous_steps,
             mutable=[vq_nn.COLLECTION],
             rngs={'quantizer': key},
         )
         task = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         own = jnp.zeros(()) if out is None else out.loss
-        return task + own, (task, own, logits, z, out, moved)
+        total = task + weight * own
+        if decoded is not None:
+            total += patient.reconstruction * jnp.mean((decoded - images) ** 2)
+        return total, (total, task, own, logits, z, out, moved)
 
     params = carry.variables['params']
-    grads, (task, own, logits, z, out, moved) = jax.grad(loss_fn, has_aux=True)(params)
+    grads, (total, task, own, logits, z, out, moved) = jax.grad(loss_fn, has_aux=True)(params)
     updates, opt_state = patient.optimizer.update(grads, carry.opt_state, params)
     variables = {'params': optax.apply_updates(params, updates), **(moved or stats)}
     record = {
-        'loss': task + own,
+        'loss': total,
         'task_loss': task,
         'train_accuracy': jnp.mean(jnp.argmax(logits, -1) == labels),
         'gradient_norm': optax.global_norm(grads),
@@ -168,13 +219,13 @@ def _step(patient: Patient, carry: _Carry, batch: Any) -> tuple[_Carry, dict[str
         record['batch_perplexity'] = jnp.mean(metrics.perplexity(counts))
         if not isinstance(codebook, tuple):
             record |= health.codebook_events(carry.older, carry.old, codebook, counts[0])
-    return _Carry(variables, opt_state, carry.old, codebook), record
+    return _Carry(carry.step + 1, variables, opt_state, carry.old, codebook), record
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def evaluate(patient: Patient, variables: Any, images: jax.Array, labels: jax.Array):
     """(figures, variables) of a split in one batch; a healthy model leaves its variables alone."""
-    (logits, z, out), moved = patient.model.apply(
+    (logits, z, out, _), moved = patient.model.apply(
         variables, images, train=False, mutable=[vq_nn.COLLECTION]
     )
     found = {

@@ -101,10 +101,6 @@ class Workdir:
         file = self.path / 'finished' / method / f'seed_{seed}.json'
         return json.loads(file.read_text()) if file.exists() else None
 
-    def release(self) -> None:
-        """Lets another run have the folder."""
-        self._lock.close()
-
     def close(self) -> None:
         """Lets another run have the folder."""
         self._lock.close()

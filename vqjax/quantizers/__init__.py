@@ -3,6 +3,7 @@
 from vqjax.quantizers.base import Quantized, Quantizer, make, to_spec
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.fsq import FSQ
+from vqjax.quantizers.guarded import Guarded, GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax, GumbelState
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.product import Product
@@ -25,6 +26,7 @@ REGISTRY = {
     'residual': Residual,
     'product': Product,
     'projected': Projected,
+    'guarded': Guarded,
 }
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     'VQEMA',
     'Affine',
     'Codebook',
+    'Guarded',
+    'GuardedState',
     'GumbelParams',
     'GumbelSoftmax',
     'GumbelState',
@@ -49,6 +53,8 @@ __all__ = [
     'SimVQ',
     'VQEMAState',
     'VQState',
+    'count_refits',
+    'guard_codebooks',
     'make',
     'to_spec',
 ]

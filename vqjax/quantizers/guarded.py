@@ -1,0 +1,179 @@
+"""A codebook that repairs itself: re-fitted by k-means when it collapses."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vqjax import ops
+from vqjax.ops import AxisName
+from vqjax.quantizers.base import Quantized, Quantizer, check, check_count
+from vqjax.quantizers.codebook import Codebook
+from vqjax.quantizers.vq import VQ, VQState
+from vqjax.quantizers.vq_ema import VQEMA
+
+
+class GuardedState(NamedTuple):
+    """The inner quantizer's state, and what the guard knows.
+
+    use float32 [K], uses of each code over about the last `WINDOW` steps; step int32 [], training
+    steps; last int32 [], the step of the last re-fit; refits int32 [], how many there were.
+    """
+
+    inner: Any
+    use: jax.Array
+    step: jax.Array
+    last: jax.Array
+    refits: jax.Array
+
+
+WINDOW = 10
+
+
+@dataclass(frozen=True, repr=False)
+class Guarded(Codebook):
+    """VQEMA or VQ with a codebook that is re-fitted by k-means on the batch when it collapses.
+
+    Collapsed means that the perplexity of the recent codes is below `least` (C classes need about
+    C codes, I(Z; Y) <= log C) or, where few tokens or codes leave no room for that, below half of
+    what a uniform source would show. All of it happens inside `update`: the same on every replica,
+    nothing waits for the host, and the k-means is only run when it is due.
+
+    Fields:
+      inner: VQEMA or VQ.
+      least: perplexity below which the codebook counts as collapsed.
+      cooldown: steps from the start, and from a re-fit, to the next one at the earliest.
+
+    Params the inner's, state `GuardedState`. Raises ValueError for a field out of range or another
+    inner quantizer: put the guard inside Residual, Product or Projected, around their codebooks.
+    """
+
+    inner: Quantizer
+    least: float = 10.0
+    cooldown: int = 50
+
+    def __post_init__(self):
+        kinds = (VQEMA, VQ)
+        need = 'a VQEMA or VQ (of a combinator, guard the inner quantizer)'
+        check(isinstance(self.inner, kinds), 'inner', self.inner, need)
+        check(self.least >= 1, 'least', self.least, 'a perplexity, at least 1')
+        check_count('cooldown', self.cooldown)
+
+    @property
+    def num_codes(self) -> int:
+        """The inner's."""
+        return self.inner.num_codes
+
+    @property
+    def metric(self) -> str:
+        """The inner's."""
+        return self.inner.metric
+
+    @property
+    def gradient(self):
+        """The inner's."""
+        return self.inner.gradient
+
+    @property
+    def starts_from_data(self) -> bool:
+        """The inner's."""
+        return self.inner.starts_from_data
+
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
+        """(params, GuardedState) from the inner's start on z [..., D]."""
+        params, inner = self.inner.init(key, z, mask, axis_name)
+        zero = jnp.zeros((), jnp.int32)
+        return params, GuardedState(inner, jnp.zeros(self.num_codes), zero, zero, zero)
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """The inner's."""
+        return self.inner.quantize(params, state.inner, z, key, mask, axis_name)
+
+    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+        """The inner's."""
+        return self.inner.read(params, state.inner, z, codes, mask, axis_name)
+
+    def read_codebook(self, params, state) -> jax.Array:
+        """The inner's, float32 [K, D]."""
+        return self.inner.read_codebook(params, state.inner)
+
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+    ) -> GuardedState:
+        """The inner's update; then, if the recent codes say so, the re-fit on z [..., D]."""
+        refit_key = jax.random.key(0) if key is None else key
+        refit_key = jax.random.fold_in(refit_key, state.step)
+        moved = self.inner.update(params, state.inner, z, codes, key, mask, axis_name)
+        rows, valid = ops.flat_rows(self.inner.prepare(z), mask)
+        counts = ops.code_counts(
+            jnp.where(valid, codes.reshape(-1), -1), self.num_codes, None, axis_name
+        )
+        use = state.use * (1 - 1 / WINDOW) + counts
+        step = state.step + 1
+        due = (step - state.last >= self.cooldown) & self._collapsed(use) & (jnp.sum(counts) > 0)
+
+        def refit():
+            return self._refit(params, moved, rows, valid, refit_key, axis_name)
+
+        inner = lax.cond(due, refit, lambda: moved)
+        return GuardedState(
+            inner,
+            jnp.where(due, 0.0, use),
+            step,
+            jnp.where(due, step, state.last),
+            state.refits + due,
+        )
+
+    def _collapsed(self, use):
+        """Whether the perplexity of use [K] is below the bound, bool []."""
+        tokens = jnp.sum(use)
+        perplexity = jnp.exp(ops.entropy(use / jnp.maximum(tokens, 1e-30)))
+        chance = -self.num_codes * jnp.expm1(tokens * jnp.log1p(-1 / max(self.num_codes, 2)))
+        return perplexity < jnp.minimum(self.least, 0.5 * chance)
+
+    def _refit(self, params, state, rows, valid, key, axis_name):
+        """The inner's state with a codebook of k-means centroids of rows [N, D]."""
+        fitted = dataclasses.replace(self.inner, init=ops.kmeans)
+        fresh_params, fresh = fitted.init(key, rows, valid, axis_name)
+        if isinstance(self.inner, VQEMA):
+            return fresh._replace(step=state.step)
+        # What the optimizer holds stays: the shift takes the codebook to the centroids.
+        params = lax.stop_gradient(params)
+        if self.inner.affine:
+            scale = jnp.where(jnp.abs(params.scale) > 1e-6, params.scale, 1.0)
+            shift = (fresh_params.codebook - params.offset) / scale - params.codebook
+        else:
+            shift = fresh_params - params
+        return VQState(shift, fresh.counts, state.step)
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """The inner's, float32 [..., D]."""
+        return self.inner.decode(params, state.inner, codes)
+
+
+def guard_codebooks(quantizer: Quantizer, least: float = 10.0, cooldown: int = 50) -> Quantizer:
+    """The quantizer with a guard around each VQEMA and VQ in it; others are left as they are."""
+    if isinstance(quantizer, VQEMA | VQ):
+        return Guarded(quantizer, least, cooldown)
+    inner = getattr(quantizer, 'inner', None)
+    if inner is None or isinstance(quantizer, Guarded):
+        return quantizer
+    if isinstance(inner, tuple):
+        guarded = tuple(guard_codebooks(part, least, cooldown) for part in inner)
+    else:
+        guarded = guard_codebooks(inner, least, cooldown)
+    return dataclasses.replace(quantizer, inner=guarded)
+
+
+def count_refits(state: Any) -> jax.Array:
+    """Re-fits so far in a state, or in any tree of states: int32 [], 0 without a guard."""
+    found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, GuardedState))
+    refits = [jnp.sum(x.refits) for x in found if isinstance(x, GuardedState)]
+    return sum(refits, jnp.zeros((), jnp.int32))

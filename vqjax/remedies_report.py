@@ -1,0 +1,188 @@
+"""What the comparison of remedies says: a table, the claims and what became of them, a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax.metrics import Interval
+from vqjax.summaries import MARGIN, paired_difference
+
+WEAK, NONE = 'weak', 'none'
+
+# Remedy -> (who proposes it, what is claimed), in the order of the documents.
+CLAIMS: dict[str, tuple[str, str]] = {
+    'none': ('seed 000', 'no quantizer: simplest, works'),
+    'reconstruction': ('seed 000', 'a reconstruction task is needed for VQ to work at all'),
+    'fsq_8x4': ('seed 000', 'FSQ: no codebook, guaranteed diversity'),
+    'loss_weight_tenth': ('seed 001', 'quantizer loss times .1'),
+    'loss_weight_warm_up': ('seed 001', 'quantizer loss warmed up'),
+    'init_kmeans': ('seed 001', 'data-driven start'),
+    'revival': ('seed 001', 'dead codes reinitialised, optional'),
+    'decay_95': ('seed 001', 'decay .95 adapts faster'),
+    'small_batches': ('seed 001', 'smaller batches update more often'),
+    'commitment_hundredth': ('seed 002', 'much lower commitment'),
+    'l2_normalised': ('seed 002', 'l2 normalisation constrains too much: remove it'),
+    'projection_64': ('seed 002', 'a learned projection to 64'),
+    'reset_on_collapse': ('seed 002', 'reset when the perplexity falls below a bound'),
+    'clipped_gradient': ('seed 002', 'gradient clipping'),
+    'frozen_encoder': ('seed 002', 'encoder frozen at first'),
+    'kmeans_after': ('seed 002', 'k-means as a fallback'),
+    'fsq_64000': ('seed 003', 'FSQ cannot collapse by design'),
+    'rvq_4x256': ('seed 003', 'RVQ avoids winner-take-all dynamics'),
+    'product_8x256': ('seed 003', 'product quantization prevents total collapse'),
+    'gumbel': ('seed 003', 'Gumbel-Softmax annealed 5.0 to .1'),
+    'two_stages': ('seed 003', 'continuous first, then quantized'),
+    'projection_8': ('seed 003', 'fewer code dimensions'),
+    'init_unit_sphere': ('seed 004', 'unit sphere times sqrt(D)'),
+    'revival_every_100': ('seed 004', 'dead codes looked for every 100 steps'),
+    'revival_every_step': ('seed 004', 'looking at every step disrupts training'),
+}
+
+
+def differences(results: Mapping[str, Any], to: str) -> dict[str, Interval]:
+    """Paired differences of accuracy of each remedy to one of them, where it was run."""
+    methods = results['methods']
+    if to not in methods:
+        return {}
+    seeds = methods[to]['seeds']
+    return {
+        name: paired_difference(method['seeds'], seeds, 'accuracy')
+        for name, method in methods.items()
+        if name != to
+    }
+
+
+def verdict(name: str, results: Mapping[str, Any]) -> str:
+    """What became of a remedy: whether it beats `weak`, and whether it is as good as `none`."""
+    gain = differences(results, WEAK).get(name)
+    loss = differences(results, NONE).get(name)
+    collapse = results['methods'][name]['collapse']['mean']
+    if gain is None:
+        return ''
+    said = 'helps' if gain.low > 0 else 'harms' if gain.high < 0 else 'no effect shown'
+    if loss is not None and loss.low > -MARGIN:
+        said += f', within {100 * MARGIN:g} points of {NONE}'
+    elif loss is not None and loss.high < -MARGIN:
+        said += f', still {-100 * loss.mean:.1f} points below {NONE}'
+    if 0 < collapse:
+        said += f'; collapses in {100 * collapse:.0f}% of the seeds'
+    return said
+
+
+def _points(x: Interval | None) -> str:
+    return '' if x is None else f'{100 * x.mean:+.1f} ({100 * x.low:+.1f} to {100 * x.high:+.1f})'
+
+
+def _rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    to_weak, to_none = differences(results, WEAK), differences(results, NONE)
+    for name, method in results['methods'].items():
+        summary, collapse = method['summary'], method['collapse']
+        accuracy = summary['accuracy']
+        codes = ['', '', '']
+        if 'perplexity' in summary:
+            codes = [
+                f'{summary["perplexity"]["mean"]:.1f}',
+                f'{summary["active_codes"]["mean"]:.0f}',
+                f'{100 * collapse["mean"]:.0f} ({100 * collapse["low"]:.0f} to '
+                f'{100 * collapse["high"]:.0f})',
+            ]
+        yield [
+            name,
+            f'{100 * accuracy["mean"]:.1f} ({100 * accuracy["low"]:.1f} to '
+            f'{100 * accuracy["high"]:.1f})',
+            _points(to_weak.get(name)),
+            _points(to_none.get(name)),
+            *codes,
+            f'{method["bits"]:.0f}',
+        ]
+
+
+HEADINGS = (
+    'remedy', 'accuracy %', 'to weak', 'to none', 'perplexity', 'active', 'collapsed %', 'bits',
+)  # fmt: skip
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """All remedies, one a row."""
+    config = results['config']
+    found = Table(
+        title=f'{config["dataset"]}: {config["seeds"]} seeds, {config["steps"]} steps',
+        caption='( ) 95% interval: bootstrap over seeds, differences paired; Wilson for collapses',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for i, heading in enumerate(HEADINGS):
+        found.add_column(heading, justify='right' if i else 'left', style=None if i else 'bold')
+    for row in _rows(results):
+        found.add_row(*map(escape, row))
+    return found
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The text of report.md."""
+    config = results['config']
+    lines = [f'| {" | ".join(HEADINGS)} |', '| --- |' + ' ---: |' * (len(HEADINGS) - 1)]
+    lines += [f'| {" | ".join(row)} |' for row in _rows(results)]
+    claims = ['| source | claim | remedy | outcome |', '| --- | --- | --- | --- |']
+    for name, (source, claim) in CLAIMS.items():
+        if name in results['methods'] and (said := verdict(name, results)):
+            claims.append(f'| {source} | {claim} | {name} | {said} |')
+    return '\n\n'.join([
+        f'# Remedies on {config["dataset"]}',
+        f'{len(results["methods"])} remedies, {config["seeds"]} seeds each, {config["steps"]} '
+        'steps: each alone, added to one weak baseline (`weak`), everything else equal. Same '
+        'seeds, data order and budget for all; small_batches sees fewer images for it. The '
+        "encoder's features are not standardised here, which is what lets the baseline collapse: "
+        "`vqjax.models.Encoder` standardises them. Every run is in the figures, collapsed ones "
+        'too. Collapsed: test perplexity below the number of classes.',
+        ', '.join(f'{k} {v}' for k, v in results['environment'].items()) + '.',
+        '\n'.join(lines),
+        'Brackets: 95% intervals, of the accuracy by bootstrap over seeds, of differences paired '
+        'by seed, of the share of collapsed runs after Wilson.',
+        '![remedies](remedies.png)',
+        '## The claims',
+        '\n'.join(claims),
+    ]) + '\n'  # fmt: skip
+
+
+def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
+    """Writes report.md and remedies.png to an existing folder."""
+    from vqjax import plots  # Matplotlib takes a second to import
+
+    workdir = Path(workdir)
+    (workdir / 'report.md').write_text(markdown(results))
+    plots.save(figure(results), workdir / 'remedies.png')
+
+
+def figure(results: Mapping[str, Any]):
+    """Accuracy of every seed and perplexity of every remedy, sorted by accuracy."""
+    from vqjax import plots
+
+    methods = results['methods']
+    order = sorted(methods, key=lambda n: methods[n]['summary']['accuracy']['mean'])
+    with plots.styled:
+        drawn = plots.new_figure(9, 1.2 + 0.24 * len(order))
+        left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        for row, name in enumerate(order):
+            colour = {WEAK: '#D55E00', NONE: plots.GREY}.get(name, '#0072B2')
+            for axis, key, scale in ((left, 'accuracy', 100), (right, 'perplexity', 1)):
+                values = [scale * s[key] for s in methods[name]['seeds'] if key in s]
+                if values:
+                    axis.plot(
+                        values, [row] * len(values), 'o', color=colour, ms=4, alpha=0.35, mew=0
+                    )
+                    axis.plot(np.mean(values), row, 'D', color=colour, ms=5, mec='white')
+        left.set_yticks(range(len(order)), order)
+        left.set_xlabel('test accuracy (%)')
+        right.set_xlabel('test perplexity (mean over stages)')
+        right.set_xscale('log')
+        left.set_title(f'{results["config"]["dataset"]}: each remedy alone')
+        drawn.supxlabel('dots: seeds; diamonds: their mean', fontsize=9, color=plots.GREY)
+    return drawn
