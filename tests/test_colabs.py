@@ -43,6 +43,17 @@ def test_notebooks_are_stripped_and_hold_no_model(name):
     assert '://' not in '\n'.join(cell.source for cell in notebook.cells)
 
 
+def test_the_comparison_sets_every_field_there_is():
+    settings = pytest.importorskip('vqjax.settings')
+    source = '\n'.join(text for text in code(read('compare')) if 'config = {' in text)
+    (config,) = (
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Assign) and node.targets[0].id == 'config'
+    )
+    assert {key.value for key in config.keys} == set(settings.FIELDS)
+
+
 def run(name):
     """Printed text and the number of pictures of a notebook, run in a clean kernel."""
     pytest.importorskip('ipykernel')
