@@ -23,14 +23,22 @@ PACKAGES = ('jax', 'jaxlib', 'numpy', 'faiss-cpu', 'torch', 'vector-quantize-pyt
 STYLES = [('#0072B2', 'o'), ('#D55E00', 's'), ('#009E73', '^'), ('#CC79A7', 'D'), ('#999999', 'v')]
 # Thread pools of the peers spin for some milliseconds after a call; nobody pays for another's.
 _REST_S = 0.01
+_CLOCK = [time.perf_counter]
 
 
 def arguments(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """--quick (small shapes, torch left out: seconds) and --out (folder of JSON and plots)."""
+    """--quick (small shapes, torch left out: seconds), --cpu-time and --out (JSON and plots)."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument('--quick', action='store_true', help='small shapes, without torch')
     parser.add_argument('--out', type=Path, default=RESULTS, help='folder for JSON and plots')
-    return parser.parse_args(argv)
+    parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='seconds of processor, not of the wall: for a busy machine, with `taskset -c 0`',
+    )
+    options = parser.parse_args(argv)
+    _CLOCK[:] = [time.process_time if options.cpu_time else time.perf_counter]
+    return options
 
 
 def version(package: str) -> str | None:
@@ -52,6 +60,11 @@ def available(quick: bool, *packages: str) -> bool:
     return not absent
 
 
+def clock() -> float:
+    """Seconds of the clock that was asked for."""
+    return _CLOCK[0]()
+
+
 def measure(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Milliseconds of each run, one after the other in every round, the first of which warms up.
 
@@ -61,9 +74,9 @@ def measure(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
     for round_ in range(repeats + 1):
         for name, run in runs.items():
             time.sleep(_REST_S)
-            start = time.perf_counter()
+            start = clock()
             run()
-            elapsed = (time.perf_counter() - start) * 1e3
+            elapsed = (clock() - start) * 1e3
             if round_:
                 times[name].append(elapsed)
     return times
@@ -102,6 +115,9 @@ def environment() -> dict:
     return {
         'cpu': model,
         'cores': os.cpu_count(),
+        # Those this process may use: fewer under `taskset`.
+        'cores_used': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else None,
+        'clock': _CLOCK[0].__name__,
         # Above the number of cores: neighbours were busy, trust the ratios more than the times.
         'load_average': [round(load, 1) for load in os.getloadavg()],
         'device': jax.devices()[0].device_kind,

@@ -17,7 +17,8 @@ from vqjax import ops
 from vqjax.quantizers import VQEMA, Product, Residual
 
 OURS, FAISS = 'vqjax', 'faiss'
-ITERATIONS = 25  # faiss's default for ProductQuantizer; ours is told to do as many
+# k-means iterations: faiss's defaults, and ours is told to do as many.
+PRODUCT_ITERATIONS, RESIDUAL_ITERATIONS = 25, 10
 
 
 def data(n, dim, seed):
@@ -29,9 +30,13 @@ def data(n, dim, seed):
     return (rows @ mixing).astype(np.float32)
 
 
-def start(key, z, k, mask=None, axis_name=None):
-    """k-means with as many iterations as faiss does."""
-    return ops.kmeans(key, z, k, ITERATIONS, mask, axis_name)
+def leaf(iterations):
+    """256 codes from k-means of so many iterations."""
+
+    def start(key, z, k, mask=None, axis_name=None):
+        return ops.kmeans(key, z, k, iterations, mask, axis_name)
+
+    return VQEMA(256, init=start)
 
 
 def squared_error(z, decoded):
@@ -73,7 +78,9 @@ def faiss_product(dim, parts):
     """A ProductQuantizer of 8 bits a group."""
     import faiss
 
-    return faiss.ProductQuantizer(dim, parts, 8)
+    quantizer = faiss.ProductQuantizer(dim, parts, 8)
+    quantizer.cp.niter = PRODUCT_ITERATIONS
+    return quantizer
 
 
 def faiss_residual(dim, parts, beam):
@@ -83,6 +90,7 @@ def faiss_residual(dim, parts, beam):
     quantizer = faiss.ResidualQuantizer(dim, parts, 8)
     # k-means at every stage, as ours, and not faiss's progressive refinement of dimensions.
     quantizer.train_type = faiss.ResidualQuantizer.Train_default
+    quantizer.cp.niter = RESIDUAL_ITERATIONS
     quantizer.max_beam_size = beam
     return quantizer
 
@@ -106,11 +114,14 @@ def main(argv=None):
     peers = common.available(options.quick, 'faiss-cpu')
     n, dim, parts, repeats = (2_000, 8, 2, 1) if options.quick else (50_000, 64, 4, 3)
     train, test = data(n, dim, 1), data(n // 5, dim, 2)
-    leaf = VQEMA(256, init=start)
+    product, residual = leaf(PRODUCT_ITERATIONS), leaf(RESIDUAL_ITERATIONS)
     rows = {
-        'product': (Product(leaf, parts), lambda: faiss_product(dim, parts)),
-        'residual, greedy': (Residual(leaf, parts), lambda: faiss_residual(dim, parts, 1)),
-        'residual, beam 5': (Residual(leaf, parts, beam=5), lambda: faiss_residual(dim, parts, 5)),
+        'product': (Product(product, parts), lambda: faiss_product(dim, parts)),
+        'residual, greedy': (Residual(residual, parts), lambda: faiss_residual(dim, parts, 1)),
+        'residual, beam 5': (
+            Residual(residual, parts, beam=5),
+            lambda: faiss_residual(dim, parts, 5),
+        ),
     }
     if options.quick:
         rows = {name: rows[name] for name in ('product', 'residual, greedy')}

@@ -20,7 +20,14 @@ def run(monkeypatch, tmp_path):
         module.main(['--quick', '--out', str(tmp_path)])
         results = json.loads((tmp_path / f'{name}.json').read_text())
         environment = results['environment']
-        assert {'cpu', 'cores', 'device', 'load_average', 'versions'} <= environment.keys()
+        assert {
+            'cpu',
+            'cores',
+            'cores_used',
+            'device',
+            'load_average',
+            'versions',
+        } <= environment.keys()
         assert environment['versions']['jax']
         return results, tmp_path / f'{name}.png'
 
@@ -79,3 +86,13 @@ def test_ratios_are_medians_over_rounds(monkeypatch):
     assert [len(t) for t in common.measure(runs, 2).values()] == [2, 2]
     assert order == ['a', 'b'] * 3
     sys.modules.pop('common')
+
+
+def test_the_tables_of_the_readme_are_those_of_the_json(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    tables = importlib.import_module('tables')
+    text = (FOLDER / 'README.md').read_text()
+    assert tables.render(text) == text
+    # Every block was filled in: none is followed at once by its end.
+    assert '-->\n<!-- end -->' not in text
+    sys.modules.pop('tables')

@@ -1,0 +1,101 @@
+"""Rewrite the tables of README.md from the JSON in results/: python benchmarks/tables.py"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def _table(header, rows):
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+
+
+def _ms(row, name):
+    return f'{row["runs"][name]["median_ms"]:,.1f}' if name in row['runs'] else ''
+
+
+def _factor(value):
+    if value is None:
+        return ''
+    return f'{value:.1f}' if value < 20 else f'{value:.0f}'
+
+
+def _shape(row):
+    return f'{row["N"]:,} x {row["D"]} x {row["K"]:,}'
+
+
+def nearest(results):
+    """Milliseconds of the search, one row a shape."""
+    names = list(results['search']['rows'][0]['runs'])
+    rows = [
+        [_shape(r), *[_ms(r, name) for name in names], r['ratio_to_faiss']]
+        for r in results['search']['rows']
+    ]
+    mean = results['search']['geometric_mean_ratio_to_faiss']
+    rows.append(['geometric mean', *[''] * len(names), f'**{mean}**'])
+    return _table(['N x D x K', *names, 'vqjax / faiss'], rows)
+
+
+def codebooks(results):
+    """Milliseconds, time a score and memory for large codebooks."""
+    rows = [
+        [f'{r["K"]:,}', *[_ms(r, name) for name in r['runs']], r['ns_per_score']]
+        + [f'{r["extra_bytes"] / 1e6:.1f}']
+        for r in results['against_K']
+    ]
+    return _table(['K', *results['against_K'][0]['runs'], 'ns a score', 'MB beyond'], rows)
+
+
+def steps(results):
+    """Milliseconds of a training step, one row a quantizer."""
+    names = list(next(iter(results['steps'].values()))['runs'])
+    rows = [
+        [name, *[_ms(r, n) for n in names], _factor(r['speedup']), r['compile_s']]
+        for name, r in results['steps'].items()
+    ]
+    return _table(['', *names, 'times faster', 'compile, s'], rows)
+
+
+def fits(results):
+    """Milliseconds and error of a fit."""
+    rows = [
+        [name, r['bits'], *[_ms(r, n) for n in r['runs']], *r['error'].values()]
+        for name, r in results['fits'].items()
+    ]
+    row = next(iter(results['fits'].values()))
+    header = [
+        '',
+        'bits',
+        *[f'{n}, ms' for n in row['runs']],
+        *[f'{n}, error' for n in row['error']],
+    ]
+    return _table(header, rows)
+
+
+def machine(results):
+    """One line: what the figures were measured on."""
+    e = results['environment']
+    versions = ', '.join(f'{name} {version}' for name, version in e['versions'].items() if version)
+    clock = 'processor time' if e['clock'] == 'process_time' else 'wall time'
+    cores = f'{e["cores_used"]} of {e["cores"]} cores'
+    return f'{e["cpu"]}, {cores}, {clock}, load average {e["load_average"][0]}; {versions}.'
+
+
+def render(text: str) -> str:
+    """README text with every `<!-- table: FILE FUNCTION -->` block filled in."""
+
+    def fill(match):
+        name, function = match[1], match[2]
+        results = json.loads((FOLDER / 'results' / f'{name}.json').read_text())
+        return f'{match[0].splitlines()[0]}\n{globals()[function](results)}\n<!-- end -->'
+
+    return re.sub(r'<!-- table: (\w+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)
+
+
+if __name__ == '__main__':
+    path = FOLDER / 'README.md'
+    path.write_text(render(path.read_text()))
