@@ -30,6 +30,7 @@ def table():
         LFQ,
         VQ,
         VQEMA,
+        Guarded,
         GumbelSoftmax,
         Product,
         Projected,
@@ -59,6 +60,9 @@ def table():
         LFQ(8, spherical=True, gamma=0.5),
         GumbelSoftmax(8, diversity=0.1),
         RandomProjection(8, 4),
+        # Bounds that make it re-fit at once.
+        Guarded(ema, least=8.0, cooldown=1),
+        Product(Guarded(vq, least=8.0, cooldown=1), 2),
         Residual(ema, 3),
         Residual(ema, 3, shared=True),
         Residual(ema, 3, dropout='sample'),
