@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import vqjax
-from vqjax import data, logs, models, quantizers, report, training
+from vqjax import data, health, logs, models, quantizers, report, training
 from vqjax.checkpoints import CheckpointError
 from vqjax.processes import agree, on_first_process
 from vqjax.runs import Context, Run, Stopped, StopRequest
@@ -36,6 +36,8 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     settings = check(config)
     try:
         dataset = data.load(settings.dataset, settings.data_dir or None)
+        if settings.guard:
+            settings.methods = _guarded(settings.methods, dataset.info.num_classes)
         steps = settings.epochs * data.steps_per_epoch(dataset, settings.batch_size)
     except (ValueError, OSError) as error:
         raise RunError(' '.join(str(error).split())) from error
@@ -51,6 +53,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
         if not writes:
             return {}
         results = collect(settings, folder)
+        results['findings'] = findings(settings, folder, dataset.info.num_classes)
         folder.write_json('results.json', results)
         histories = {
             method: [folder.finished(method, seed)['history'] for seed in range(settings.seeds)]
@@ -58,6 +61,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
         }
         report.write(folder.path, results, histories)
         report.print_table(results)
+        report.print_findings(results)
         return results
     except (RunError, CheckpointError) as error:
         if folder is not None:
@@ -66,6 +70,27 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     finally:
         if folder is not None:
             folder.close()
+
+
+def _guarded(methods: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    return {
+        name: quantizer and quantizers.guard_codebooks(quantizer, least=float(num_classes))
+        for name, quantizer in methods.items()
+    }
+
+
+def findings(settings: Settings, folder: Workdir, num_classes: int) -> list[dict[str, Any]]:
+    """What `health.diagnose` makes of every finished run, each with its method and seed."""
+    found = []
+    for method, quantizer in settings.methods.items():
+        if quantizer is None:
+            continue
+        for seed in range(settings.seeds):
+            history = folder.finished(method, seed)['history']
+            spec = quantizers.to_spec(quantizer)
+            diagnosed = health.diagnose(history, quantizer.num_codes, num_classes, spec)
+            found += [f._asdict() | {'method': method, 'seed': seed} for f in diagnosed]
+    return found
 
 
 def _unfinished(settings: Settings, folder: Workdir) -> dict[str, list[int]]:

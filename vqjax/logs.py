@@ -157,6 +157,9 @@ class Recorder:
 class NoRecorder:
     """Stands in for Recorder on processes that write nothing."""
 
+    def line(self, record: dict[str, Any]) -> None:
+        """Writes nothing."""
+
     def scalars(self, split: str, step: int, record: dict[str, float]) -> None:
         """Writes nothing."""
 

@@ -262,11 +262,17 @@ class Classifier(nn.Module):
         if self.quantizer is not None:
             quantized = self.requantize(z, train=train if update is None else update, mask=mask)
             pooled = quantized.z_q
-        pooled = jnp.mean(pooled, axis=(1, 2))
+        return Output(self.classify(pooled, train=train, mask=mask), z, quantized)
+
+    def classify(self, z_q: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Logits float32 [B, classes] of quantized vectors [B, h, w, D]."""
         # Quantizers differ in the scale of what they return, and a head learns at that scale.
-        pooled = self.standardize(pooled, train=train, mask=mask)
-        logits = self.logits(nn.relu(self.hidden(pooled)).astype(jnp.float32))
-        return Output(logits, z, quantized)
+        pooled = self.standardize(jnp.mean(z_q, axis=(1, 2)), train=train, mask=mask)
+        return self.logits(nn.relu(self.hidden(pooled)).astype(jnp.float32))
+
+    def represent(self, images: jax.Array) -> jax.Array:
+        """Vectors z [B, h, w, D] of images [B, H, W, C], as in evaluation."""
+        return self.encode(images, train=False)
 
     def requantize(
         self, z: jax.Array, *, train: bool, mask: jax.Array | None = None

@@ -22,7 +22,15 @@ from vqjax.summaries import (
     verdict,
 )
 
-__all__ = ['markdown', 'paired_difference', 'print_table', 'summarise', 'table', 'write']
+__all__ = [
+    'markdown',
+    'paired_difference',
+    'print_findings',
+    'print_table',
+    'summarise',
+    'table',
+    'write',
+]
 
 # Cells. A table is a list of rows of text; where it is printed decides its look.
 
@@ -160,6 +168,13 @@ def print_table(results: Mapping[str, Any]) -> None:
     """Prints `table` to stdout, in colour only on a terminal and where NO_COLOR is not set."""
     # Without a terminal rich assumes 80 columns and would break the rows of a log.
     Console(width=None if sys.stdout.isatty() else 120).print(table(results))
+
+
+def print_findings(results: Mapping[str, Any]) -> None:
+    """Prints what is wrong with the runs, or that nothing is."""
+    lines = [_finding(f).replace('**', '') for f in results['findings']]
+    text = '\n'.join(lines or ['Diagnosis: nothing wrong.'])
+    Console(width=None if sys.stdout.isatty() else 120).print(escape(text))
 
 
 def _markdown(rows: Iterable[list[str]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqjax import data, logs, metrics, training
+from vqjax import data, logs, metrics, quantizers, steps, training
 from vqjax.checkpoints import Checkpoints
 from vqjax.processes import agree, agree_arrays
 from vqjax.settings import RunError, Settings
@@ -84,6 +84,7 @@ class Run:
         self.tally: dict[str, float] = {}  # sums over the steps since the last evaluation
         self.seconds = 0.0
         self.step = 0
+        self.refits = 0  # of a guarded codebook
         self.checkpoints = None
         try:
             self.batches = data.train_batches(
@@ -122,6 +123,7 @@ class Run:
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         state = agree_arrays(zeros if found is None else found[0])
         self.step, self.history = int(state.step), extra['history']
+        self.refits = int(quantizers.count_refits(state.stats))
         self.tally, self.seconds = extra['tally'], extra['seconds']
         self.batches.set_state(extra['data'])
         self.context.display.skip(self.step)
@@ -190,6 +192,7 @@ class Run:
 
     def _on_step(self, measured: dict[str, np.ndarray]) -> None:
         self.step += 1
+        self._note_refits(int(measured.pop('refits')))
         scalars = {name: float(x) for name, x in measured.items() if x.ndim == 0}
         for name, value in scalars.items():
             self.tally[name] = self.tally.get(name, 0.0) + value
@@ -197,6 +200,23 @@ class Run:
         if self.step % self.settings.log_every == 0:
             self.recorder.scalars('train', self.step, scalars)
         self.context.display.step(self.step, self.context.num_steps)
+
+    def _note_refits(self, refits: int) -> None:
+        if refits > self.refits:
+            self.recorder.line({'event': 'refit', 'step': self.step, 'refits': refits})
+            self.context.display.say(
+                f'{self.method} seed {self.seed}: codebook collapsed, re-fitted at step {self.step}'
+            )
+        self.refits = refits
+
+    def _gradient_flow(self) -> dict[str, float]:
+        if self.task.model.quantizer is None or self.task.model.quantizer.targets_only:
+            return {}
+        state = training.read(self.state)
+        batch = data.init_batch(self.context.dataset, self.settings.batch_size, self.seed)
+        flow = steps.gradient_flow(self.task, state.params, state.stats, batch)
+        flow.pop('quantizer_loss')  # evaluation has that of the whole split
+        return {name: float(x) for name, x in flow.items()}
 
     def _evaluate(self, split: str) -> training.Evaluation:
         batches = data.eval_batches(
@@ -210,16 +230,17 @@ class Run:
 
     def _validate(self, epoch: int) -> None:
         evaluation = self._evaluate('validation')
-        steps = self.tally.pop('steps')
-        means = {name: total / steps for name, total in self.tally.items()}
+        taken = self.tally.pop('steps')
+        means = {name: total / taken for name, total in self.tally.items()}
         means['train_accuracy'] = means.pop('accuracy')
-        corrupt = round(means.pop('corrupt') * steps)
+        corrupt = round(means.pop('corrupt') * taken)
         if corrupt:
             self.context.display.say(
                 f'{self.method} seed {self.seed}: {corrupt} training images held NaN or infinities '
                 f'since the last evaluation; left out'
             )
-        record = {'epoch': epoch, 'step': self.step} | means | measure(evaluation)
+        record = {'epoch': epoch, 'step': self.step} | means | self._gradient_flow()
+        record |= measure(evaluation)
         record.pop('reliability')
         self.tally = {}
         self.history.append(record)
@@ -254,7 +275,7 @@ def measure(evaluation: training.Evaluation) -> dict[str, Any]:
 
     accuracy, nll, brier, ece; with a quantizer perplexity, active_codes and usage (means over
     stages), perplexity_per_stage, max_share (of the most used code of any stage), code_norm,
-    input_norm and quantizer_loss; reliability is a table over 15 confidence bins.
+    input_norm, quantizer_loss and tokens (a stage); reliability is a table over 15 confidence bins.
     """
     probs, labels = evaluation.probs, evaluation.labels
     bins = metrics.reliability(probs, labels)
@@ -276,6 +297,7 @@ def measure(evaluation: training.Evaluation) -> dict[str, Any]:
             'perplexity_per_stage': per_stage.tolist(),
             'active_codes': float(np.mean(metrics.active_codes(counts))),
             'usage': float(np.mean(metrics.usage(counts))),
+            'tokens': float(counts.sum(-1).max()),
             'max_share': float(np.max(counts.max(-1) / np.maximum(counts.sum(-1), 1.0))),
         }
     return record

@@ -17,6 +17,7 @@ FIELDS: dict[str, type] = {
     'features': int,
     'dtype': str,
     'quantizers': dict,
+    'guard': bool,
     'methods': str,
     'seeds': int,
     'epochs': int,

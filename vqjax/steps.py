@@ -1,6 +1,7 @@
 """What happens in one training step, in order; pure, and inside a pmap over AXIS."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vqjax import ops
+from vqjax import health, ops, quantizers
 from vqjax.models import Classifier, Output
 
 AXIS = 'batch'
@@ -133,6 +134,7 @@ def gradients(
     measured['corrupt'] = jax.lax.psum(jnp.sum(~mask), AXIS)
     measured['stop'] = jax.lax.psum(jnp.sum(batch['stop']), AXIS)
     measured['gradient_norm'] = optax.tree.norm(grads)
+    measured['refits'] = quantizers.count_refits(stats)
     rest = ('task_loss', 'quantizer_loss', 'gradient_norm')
     rest = jnp.stack([jnp.isfinite(measured[name]) for name in rest])
     measured['finite'] = jnp.concatenate([all_finite.astype(bool), rest])
@@ -191,3 +193,28 @@ def mean_norm(x: jax.Array, mask: jax.Array, total: Any) -> jax.Array:
 def finite(x: jax.Array) -> jax.Array:
     """Whether all of x is finite, bool []."""
     return jnp.all(jnp.isfinite(x))
+
+
+@functools.partial(
+    jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
+)
+def gradient_flow(
+    task: Task, params: Any, stats: Any, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """How the gradient passes the quantizer on one batch: `health.gradient_flow`, on one device.
+
+    Called between epochs, so it is quick to compile rather than quick.
+    """
+    model = task.model.clone(axis_name=None)
+    variables = {'params': params, **stats}
+    images, _ = clean(batch)
+    z = model.apply(variables, images, method='represent')
+
+    def task_loss(z_q: jax.Array) -> jax.Array:
+        logits = model.apply(variables, z_q, train=False, method='classify')
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+        return jnp.mean(entropy)
+
+    return health.gradient_flow(
+        lambda z: model.apply(variables, z, train=False, method='requantize'), task_loss, z
+    )
