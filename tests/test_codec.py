@@ -376,7 +376,7 @@ def workdir(tmp_path_factory):
         'rvq': {'name': 'residual', 'num_stages': 2, 'inner': inner},
     }
     config.methods, config.seeds, config.epochs, config.batch_size = 'rvq', 1, 2, 512
-    config.features, config.ema_decay, config.warmup_epochs = 8, 0.5, 0.0
+    config.features, config.ema_decay, config.warmup_epochs, config.guard = 8, 0.5, 0.0, True
     folder = tmp_path_factory.mktemp('runs') / 'digits'
     experiment.run(config.to_dict(), str(folder))
     return folder

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vqjax.quantizers import Quantizer, make
+from vqjax.quantizers import Quantizer, guard_codebooks, make
 
 # Images that go to the device at once.
 _BATCH = 256
@@ -126,6 +126,8 @@ def read_run(
         variables,
     )
     quantizer = make(config['quantizers'][method])
+    if config['guard']:
+        quantizer = guard_codebooks(quantizer, least=float(dataset.info.num_classes))
     like = jax.eval_shape(
         lambda: quantizer.init(jax.random.key(0), jnp.zeros((1, config['features'])))
     )
