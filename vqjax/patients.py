@@ -207,7 +207,7 @@ def _step(patient: Patient, carry: _Carry, batch: Any) -> tuple[_Carry, dict[str
         'loss': total,
         'task_loss': task,
         'train_accuracy': jnp.mean(jnp.argmax(logits, -1) == labels),
-        'gradient_norm': optax.global_norm(grads),
+        'gradient_norm': optax.tree.norm(grads),
         'input_norm': jnp.mean(jnp.linalg.norm(z, axis=-1)),
     }
     codebook = _codebook(patient, variables)
