@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from vqjax.quantizers.codebook import Codebook
 
 CHUNK = 60  # steps a compiled call, and between evaluations
 INIT_IMAGES = 1024
+MOST_IMAGES = 20_000  # of the training split, all held in memory
+TEST_IMAGES = 2_000  # of the others, evaluated in one batch
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Patient:
       continuous_steps: steps in which the task reads z; it reads z_q afterwards.
       quantizer_weight: of the quantizer's loss, a number or a schedule of the step.
       reconstruction: weight of a decoder's squared error; 0 = no decoder.
+      classification: weight of the cross-entropy.
+      grid: a token for each place of the feature map, and not one an image.
       bridge: the Linen module around the quantizer.
     """
 
@@ -48,6 +53,8 @@ class Patient:
     continuous_steps: int = 0
     quantizer_weight: float | ops.Schedule = 1.0
     reconstruction: float = 0.0
+    classification: float = 1.0
+    grid: bool = False
     image_shape: tuple[int, int, int] = (8, 8, 1)
     bridge: Any = vq_nn.Quantize
 
@@ -55,7 +62,9 @@ class Patient:
     def model(self) -> Network:
         """The network."""
         shape = self.image_shape if self.reconstruction else None
-        return Network(self.quantizer, self.num_classes, self.features, self.bridge, shape)
+        return Network(
+            self.quantizer, self.num_classes, self.features, self.bridge, shape, self.grid
+        )
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -79,6 +88,7 @@ class Network(nn.Module):
     features: int
     bridge: Any
     image_shape: tuple[int, int, int] | None = None
+    grid: bool = False
 
     def setup(self) -> None:
         self.trunk = models.ConvTrunk(width=16)
@@ -91,12 +101,18 @@ class Network(nn.Module):
             self.decoder = models.Decoder(self.image_shape, width=16)
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, D], as it comes: not standardised."""
-        return self.project(jnp.mean(self.trunk(images, train=False), axis=(1, 2)))
+        """[B, H, W, C] -> [B, D] (or [B, h, w, D]), as it comes: not standardised."""
+        maps = self.trunk(images, train=False)
+        return self.project(maps if self.grid else jnp.mean(maps, axis=(1, 2)))
 
     def head(self, z_q: jax.Array) -> jax.Array:
-        """[B, D] -> [B, classes]."""
+        """[B, D] (or [B, h, w, D]) -> [B, classes]."""
+        z_q = jnp.mean(z_q, axis=(1, 2)) if self.grid else z_q
         return self.logits(nn.relu(self.hidden(z_q)))
+
+    def decode(self, z_q: jax.Array) -> jax.Array:
+        """[B, D] (or [B, h, w, D]) -> [B, H, W, C]."""
+        return self.decoder(z_q if self.grid else z_q[:, None, None])
 
     def requantize(self, z: jax.Array, train: bool) -> Any:
         """z [B, D] -> Quantized."""
@@ -109,7 +125,7 @@ class Network(nn.Module):
         read = z if out is None else jnp.where(continuous, z, out.z_q)
         decoded = None
         if self.image_shape is not None:
-            decoded = self.decoder(read[:, None, None])
+            decoded = self.decode(read)
         return Forward(self.head(read), z, out, decoded)
 
 
@@ -159,7 +175,7 @@ def _parts(variables: Any) -> tuple[Any, Any]:
 
 def _counts(quantizer: Quantizer, codes: jax.Array) -> jax.Array:
     """Uses of each code, float32 [stages, K], of codes [B, *code_shape]."""
-    columns = codes.reshape(codes.shape[0], -1).T
+    columns = codes.reshape(-1, max(math.prod(quantizer.code_shape), 1)).T
     return jax.vmap(lambda column: ops.code_counts(column, quantizer.num_codes))(columns)
 
 
@@ -194,7 +210,7 @@ def _step(patient: Patient, carry: _Carry, batch: Any) -> tuple[_Carry, dict[str
         )
         task = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         own = jnp.zeros(()) if out is None else out.loss
-        total = task + weight * own
+        total = patient.classification * task + weight * own
         if decoded is not None:
             total += patient.reconstruction * jnp.mean((decoded - images) ** 2)
         return total, (total, task, own, logits, z, out, moved)
@@ -214,7 +230,7 @@ def _step(patient: Patient, carry: _Carry, batch: Any) -> tuple[_Carry, dict[str
     if out is not None:
         counts = _counts(patient.quantizer, out.codes)
         record['quantizer_loss'] = own
-        record['batch_tokens'] = jnp.float32(labels.shape[0])
+        record['batch_tokens'] = jnp.float32(z.size / z.shape[-1])
         record['code_norm'] = jnp.mean(jnp.linalg.norm(out.z_q, axis=-1))
         record['batch_perplexity'] = jnp.mean(metrics.perplexity(counts))
         if not isinstance(codebook, tuple):
@@ -225,21 +241,23 @@ def _step(patient: Patient, carry: _Carry, batch: Any) -> tuple[_Carry, dict[str
 @functools.partial(jax.jit, static_argnums=0)
 def evaluate(patient: Patient, variables: Any, images: jax.Array, labels: jax.Array):
     """(figures, variables) of a split in one batch; a healthy model leaves its variables alone."""
-    (logits, z, out, _), moved = patient.model.apply(
+    (logits, z, out, decoded), moved = patient.model.apply(
         variables, images, train=False, mutable=[vq_nn.COLLECTION]
     )
     found = {
         'accuracy': jnp.mean(jnp.argmax(logits, -1) == labels),
         'input_norm': jnp.mean(jnp.linalg.norm(z, axis=-1)),
-        'tokens': jnp.float32(labels.shape[0]),
+        'tokens': jnp.float32(z.size / z.shape[-1]),
     }
+    if decoded is not None:
+        found['reconstruction_error'] = jnp.mean((decoded - images) ** 2)
     if out is None:
         return found, variables
     counts = _counts(patient.quantizer, out.codes)
     found |= {
         'perplexity': jnp.mean(metrics.perplexity(counts)),
         'active_codes': jnp.mean(metrics.active_codes(counts).astype(jnp.float32)),
-        'max_share': jnp.max(counts) / labels.shape[0],
+        'max_share': jnp.max(counts) / found['tokens'],
         'quantizer_loss': out.loss,
         'error': jnp.mean((out.z_q - z) ** 2) / jnp.mean(z**2),
     }
@@ -265,6 +283,8 @@ def _flow(patient: Patient, variables: Any, images: jax.Array, labels: jax.Array
         return model.apply(variables, z, False, method='requantize', mutable=[vq_nn.COLLECTION])[0]
 
     def task_loss(z_q):
+        if not patient.classification:
+            return jnp.mean((model.apply(variables, z_q, method='decode') - images) ** 2)
         logits = model.apply(variables, z_q, method='head')
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
@@ -311,8 +331,9 @@ def plain(tree: dict[str, Any]) -> dict[str, float]:
 
 
 def whole(dataset: data.Dataset, name: str) -> tuple[jax.Array, jax.Array]:
-    """Images and labels of a split."""
+    """Images and labels of a split, the first ones of a large one."""
     split = dataset.splits[name]
-    images, labels, _ = split.read(np.arange(len(split.indices)))
+    most = MOST_IMAGES if name == 'train' else TEST_IMAGES
+    images, labels, _ = split.read(np.arange(min(len(split.indices), most)))
     batch = dataset.batch(images, labels)
     return jnp.asarray(batch['image']), jnp.asarray(batch['label'])

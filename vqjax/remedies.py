@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vqjax import data, logs, metrics, ops, patients, quantizers
+from vqjax import data, health, logs, metrics, ops, patients, quantizers, tokenizer_report
 from vqjax import remedies_report as report
 from vqjax.experiment import environment
 from vqjax.patients import Patient
@@ -61,7 +61,11 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
             jax.clear_caches()
     results = _collect(config, folder, made)
     folder.write_json('results.json', results)
-    report.write(folder.path, results)
+    if config['baseline'].get('grid'):
+        runs = {name: folder.finished(name, 0) for name in names}
+        tokenizer_report.write(folder.path, results, runs)
+    else:
+        report.write(folder.path, results)
     folder.close()
     Console(width=None if sys.stdout.isatty() else 120).print(report.table(results))
     return results
@@ -127,10 +131,16 @@ def _run(patient: Patient, codes_after: int, dataset: data.Dataset, seed: int) -
     collapsed = final.get('perplexity', np.inf) < patient.num_classes
     result = {'seed': seed, 'seconds': time.monotonic() - begun, **final}
     learned = (course.variables['params'], course.variables.get('codebook_stats', {}))
-    history = [r for r in course.history if 'accuracy' in r]
+    # Every step of a tokenizer, whose loss curve is what is asked for; else the evaluations.
+    history = [r for r in course.history if patient.grid or 'accuracy' in r]
+    classes = patient.num_classes if patient.classification else None
+    found = []
+    if patient.quantizer is not None:
+        found = health.diagnose(course.history, patient.quantizer.num_codes, classes)
     return {
         'result': result | {'collapsed': float(collapsed)},
         'history': history,
+        'findings': [f.name for f in found],
         'params': sum(int(np.prod(x.shape)) for x in jax.tree.leaves(learned)),
     }
 
@@ -183,4 +193,5 @@ def _collect(config, folder, made):
         'config': config,
         'environment': environment(),
         'methods': methods,
+        'findings': {name: folder.finished(name, 0).get('findings', []) for name in made},
     }

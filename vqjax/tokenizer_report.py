@@ -1,0 +1,106 @@
+"""What a tokenizer's training shows against its targets: figures, diagnosis, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Seed 004's own targets: name -> (bound, whether the figure has to be above it).
+TARGETS = {
+    'share of codes active': (0.8, True),
+    'perplexity': (600.0, True),
+    'dead codes': (50.0, False),
+    'quantizer loss, end against first quarter': (1.0, False),
+    'spikes': (1.0, False),
+}
+
+
+def measure(
+    history: Sequence[Mapping[str, float]], final: Mapping[str, float], num_codes: int
+) -> dict[str, float]:
+    """The figures that the targets are about, from a run's records and its test figures."""
+    losses = np.array([r['quantizer_loss'] for r in history if 'gradient_norm' in r])
+    quarter = len(losses) // 4
+    warm = losses[quarter:]
+    spikes = [x > 4 * np.median(warm[max(i - 25, 0) : i + 25]) for i, x in enumerate(warm)]
+    return {
+        'share of codes active': final['active_codes'] / num_codes,
+        'perplexity': final['perplexity'],
+        'dead codes': num_codes - final['active_codes'],
+        'quantizer loss, end against first quarter': float(
+            np.median(losses[-quarter:]) / np.median(losses[:quarter])
+        ),
+        'spikes': float(np.sum(spikes)),
+        'reconstruction error': final['reconstruction_error'],
+    }
+
+
+def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
+    """The text of report.md."""
+    config = results['config']
+    names = list(figures)
+    rows = [f'| | target | {" | ".join(names)} |', '| --- | ---: |' + ' ---: |' * len(names)]
+    for figure in next(iter(figures.values())):
+        bound, above = TARGETS.get(figure, (None, True))
+        target = '' if bound is None else f'{"above" if above else "below"} {bound:g}'
+        cells = (f'{figures[name][figure]:.3g}' for name in names)
+        rows.append(f'| {figure} | {target} | {" | ".join(cells)} |')
+    parts = [
+        f'# Tokenizer on {config["dataset"]}',
+        f'{config["steps"]} steps of {config["baseline"]["batch_size"]} images, 64 tokens each; '
+        'the task is reconstruction. Figures of the first 2,000 test images, seed 0.',
+        '\n'.join(rows),
+        '![curves](curves.png)',
+        '## Diagnosis',
+    ]
+    for name, found in results['findings'].items():
+        parts.append(f'{name}: ' + (', '.join(found) or 'nothing wrong') + '.')
+    return '\n\n'.join(parts) + '\n'
+
+
+def figure(histories: Mapping[str, Sequence[Mapping[str, float]]], num_codes: int):
+    """Quantizer loss of every step, and perplexity and active codes of every evaluation."""
+    from vqjax import plots
+
+    colours = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00')
+    with plots.styled:
+        drawn = plots.new_figure(11, 3.4)
+        loss, perplexity, active = drawn.subplots(1, 3)
+        for (name, history), colour in zip(histories.items(), colours, strict=False):
+            steps = [r for r in history if 'gradient_norm' in r]
+            evaluations = [r for r in history if 'tokens' in r]
+            series = ((loss, steps, 'quantizer_loss'), (perplexity, evaluations, 'perplexity'),
+                      (active, evaluations, 'active_codes'))  # fmt: skip
+            for axis, records, key in series:
+                points = np.array([(r['step'], r[key]) for r in records])
+                axis.plot(*points.T, color=colour, lw=1.2, label=name)
+        loss.set_yscale('log')
+        loss.set_title('quantizer loss')
+        perplexity.set_title('perplexity, validation')
+        perplexity.axhline(600, color=plots.GREY, lw=1, ls='--')
+        active.set_title(f'active codes of {num_codes:,}')
+        active.axhline(0.8 * num_codes, color=plots.GREY, lw=1, ls='--')
+        for axis in (loss, perplexity, active):
+            axis.set_xlabel('step')
+        for axis in (perplexity, active):
+            axis.set_ylim(bottom=0)
+        loss.legend()
+        drawn.supxlabel('dashed: target', fontsize=9, color=plots.GREY)
+    return drawn
+
+
+def write(workdir: str | Path, results: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
+    """Writes report.md and curves.png; `runs` maps each method to its finished seed 0."""
+    from vqjax import plots
+
+    workdir = Path(workdir)
+    num_codes = max(m['spec']['num_codes'] for m in results['methods'].values())
+    figures = {
+        name: measure(run['history'], run['result'], num_codes) for name, run in runs.items()
+    }
+    (workdir / 'report.md').write_text(markdown(results, figures))
+    histories = {name: run['history'] for name, run in runs.items()}
+    plots.save(figure(histories, num_codes), workdir / 'curves.png')
