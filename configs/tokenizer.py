@@ -2,9 +2,10 @@
 
     python train.py --config configs/tokenizer.py --config.data_dir=FOLDER
 
-Expected on two CPU cores: 15 minutes. The bar is that of seed 004: over 80% of the codes active,
+Expected on two CPU cores: 5 minutes. The bar is that of seed 004: over 80% of the codes active,
 perplexity over 600, fewer than 50 dead codes, quantizer loss falling without spikes. `before` is
-its broken form: a codebook of normal vectors without any gradient, looked at every step.
+its broken form: a codebook of normal vectors that no gradient reaches, `before_revived` the same
+with dead codes replaced at every step.
 """
 
 import ml_collections
@@ -29,15 +30,12 @@ def get_config() -> ml_collections.ConfigDict:
         'batch_size': 32,
         'learning_rate': 1e-3,
     }
+    # A codebook that is a buffer: no gradient reaches it.
+    buffer = gradient | {'codebook': 0.0, 'init': 'normal', 'revival': None}
+    every_step = {'below': 0.01, 'every': 1, 'source': 'random_rows'}
     config.remedies = {
-        'before': {
-            'quantizer': gradient
-            | {
-                'codebook': 0.0,
-                'init': 'normal',
-                'revival': {'below': 0.01, 'every': 1, 'source': 'random_rows'},
-            }
-        },
+        'before': {'quantizer': buffer},
+        'before_revived': {'quantizer': buffer | {'revival': every_step}},
         'gradient': {'quantizer': gradient},
         'ema': {},
     }
