@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax import data, logs
-from vqjax.cases import CASES, Bench, drive, examine
+from vqjax.averages import Bench, drive
+from vqjax.cases import CASES, examine
 from vqjax.experiment import environment
 from vqjax.patients import treat
 from vqjax.settings import RunError

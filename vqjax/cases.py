@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqjax import faults, health, metrics, ops
+from vqjax import faults, health
+from vqjax.averages import Bench, drive
 from vqjax.data import Dataset
 from vqjax.faults import AbsoluteThreshold, EvalUpdates, EveryStep
-from vqjax.patients import Course, Patient, evaluate, plain, treat, whole
-from vqjax.quantizers import FSQ, VQ, VQEMA, Product, Projected, VQEMAState, to_spec
+from vqjax.patients import Course, Patient, evaluate, treat, whole
+from vqjax.quantizers import FSQ, VQ, VQEMA, Product, Projected, to_spec
 
 HEALTHY = {'num_codes': 256, 'decay': 0.95}
 # The usual start of the collapsed projects: normal vectors, nothing revived.
@@ -48,67 +49,6 @@ class Case:
     cured: Any
     measure: Callable[..., dict[str, float]]
     shown: str = 'perplexity'
-
-
-# A case without encoder, labels and gradient: random unit vectors and the averages alone.
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """A quantizer and what it is fed: `tokens` random unit vectors of `dim` features a step."""
-
-    quantizer: VQEMA
-    dim: int = 64
-    tokens: int = 320
-    steps: int = 50
-
-
-def drive(bench: Bench) -> Course:
-    """Averages from zero, the first vectors assigned to random unit codes; no training at all."""
-    quantizer, num_codes = bench.quantizer, bench.quantizer.num_codes
-    data_key, code_key, step_key = jax.random.split(jax.random.key(0), 3)
-
-    def draw(key, n):
-        return ops.normalize(jax.random.normal(key, (n, bench.dim)))
-
-    def record(codes, codebook):
-        counts = ops.code_counts(codes, num_codes)
-        lengths = jnp.linalg.norm(codebook, axis=-1)
-        return {
-            'perplexity': metrics.perplexity(counts),
-            'reported_perplexity': reported_perplexity(counts),
-            'active_codes': metrics.active_codes(counts).astype(jnp.float32),
-            'max_share': jnp.max(counts) / bench.tokens,
-            'max_code_norm': jnp.max(lengths),
-            'input_norm': jnp.ones(()),
-            'tokens': jnp.float32(bench.tokens),
-        }
-
-    def step(state, key):
-        z = draw(key, bench.tokens)
-        codes = quantizer.quantize((), state, z).codes
-        found = record(codes, quantizer.read_codebook((), state))
-        return quantizer.update((), state, z, codes), found
-
-    z, codebook = draw(data_key, bench.tokens), draw(code_key, num_codes)
-    codes = ops.nearest_codes(z, codebook)
-    zero = VQEMAState(jnp.zeros(num_codes), jnp.zeros(codebook.shape), jnp.zeros((), jnp.int32))
-    state = quantizer.update((), zero, z, codes)
-    keys = jax.random.split(step_key, bench.steps - 1)
-    state, records = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(state, keys)
-    history = [{'step': 0} | plain(record(codes, codebook))]
-    for i in range(bench.steps - 1):
-        history.append({'step': i + 1} | {name: float(x[i]) for name, x in records.items()})
-    return Course(history, history[-1], state)
-
-
-def reported_perplexity(counts: jax.Array) -> jax.Array:
-    """The perplexity of code shares clamped to at least 1e-5, which reads 1.03 for a single code.
-
-    counts float32 [K] -> float32 []: exp((K - 1) 1e-5 ln 1e5) where one code has everything.
-    """
-    share = jnp.maximum(counts / jnp.sum(counts), 1e-5)
-    return jnp.exp(-jnp.sum(share * jnp.log(share)))
 
 
 # Figures.
