@@ -80,9 +80,32 @@ def _points(x: Interval | None) -> str:
     return '' if x is None else f'{100 * x.mean:+.1f} ({100 * x.low:+.1f} to {100 * x.high:+.1f})'
 
 
+def by_accuracy(results: Mapping[str, Any]) -> list[str]:
+    """Names of the remedies, the most accurate first."""
+    methods = results['methods']
+    return sorted(methods, key=lambda n: -methods[n]['summary']['accuracy']['mean'])
+
+
+def choice(results: Mapping[str, Any]) -> str:
+    """Which single changes cure the baseline, which help, and which do nothing or harm."""
+    said = {n: verdict(n, results) for n in by_accuracy(results) if n not in (WEAK, NONE)}
+    cure = [n for n, v in said.items() if 'within' in v and 'collapses' not in v]
+    help_ = [n for n, v in said.items() if v.startswith('helps') and n not in cure]
+    none = [n for n, v in said.items() if v.startswith('no effect')]
+    harm = [n for n, v in said.items() if v.startswith('harms')]
+    groups = {
+        f'Enough on their own, within {100 * MARGIN:g} points of {NONE} and never collapsed': cure,
+        'Better than the baseline, not enough or not proven enough': help_,
+        'No effect shown': none,
+        'Worse than the baseline': harm,
+    }
+    return '\n'.join(f'- {k}: {", ".join(v) or "none"}.' for k, v in groups.items())
+
+
 def _rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
     to_weak, to_none = differences(results, WEAK), differences(results, NONE)
-    for name, method in results['methods'].items():
+    for name in by_accuracy(results):
+        method = results['methods'][name]
         summary, collapse = method['summary'], method['collapse']
         accuracy = summary['accuracy']
         codes = ['', '', '']
@@ -147,6 +170,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         'Brackets: 95% intervals, of the accuracy by bootstrap over seeds, of differences paired '
         'by seed, of the share of collapsed runs after Wilson.',
         '![remedies](remedies.png)',
+        '## What to choose',
+        choice(results),
         '## The claims',
         '\n'.join(claims),
     ]) + '\n'  # fmt: skip
@@ -166,7 +191,7 @@ def figure(results: Mapping[str, Any]):
     from vqjax import plots
 
     methods = results['methods']
-    order = sorted(methods, key=lambda n: methods[n]['summary']['accuracy']['mean'])
+    order = by_accuracy(results)[::-1]
     with plots.styled:
         drawn = plots.new_figure(9, 1.2 + 0.24 * len(order))
         left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))

@@ -87,7 +87,7 @@ def figure(histories: Mapping[str, Sequence[Mapping[str, float]]], num_codes: in
             axis.set_xlabel('step')
         for axis in (perplexity, active):
             axis.set_ylim(bottom=0)
-        loss.legend()
+        drawn.legend(*loss.get_legend_handles_labels(), loc='outside upper center', ncols=5)
         drawn.supxlabel('dashed: target', fontsize=9, color=plots.GREY)
     return drawn
 
