@@ -56,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Bookkeeping.
     config.eval_every = 5  # epochs between evaluations on the validation split
-    config.checkpoint_every = 10  # epochs between checkpoints
+    config.checkpoint_every = 20  # epochs between checkpoints
     config.keep_checkpoints = 2  # newest ones kept, besides the best
     config.log_every = 10  # steps between records of the training loss
     return config
