@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -128,7 +129,9 @@ def _run(patient: Patient, codes_after: int, dataset: data.Dataset, seed: int) -
     final = dict(course.final)
     if codes_after:
         final |= fit_after(patient, codes_after, course, dataset)
-    collapsed = final.get('perplexity', np.inf) < patient.num_classes
+    # Stages together: eight groups of nine codes tell far more than ten classes apart.
+    stages = 1 if patient.quantizer is None else max(math.prod(patient.quantizer.code_shape), 1)
+    collapsed = final.get('perplexity', np.inf) ** stages < patient.num_classes
     result = {'seed': seed, 'seconds': time.monotonic() - begun, **final}
     learned = (course.variables['params'], course.variables.get('codebook_stats', {}))
     # Every step of a tokenizer, whose loss curve is what is asked for; else the evaluations.

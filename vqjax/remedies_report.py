@@ -64,9 +64,12 @@ def verdict(name: str, results: Mapping[str, Any]) -> str:
     gain = differences(results, WEAK).get(name)
     loss = differences(results, NONE).get(name)
     collapse = results['methods'][name]['collapse']['mean']
-    if gain is None:
+    if name == WEAK:
         return ''
-    said = 'helps' if gain.low > 0 else 'harms' if gain.high < 0 else 'no effect shown'
+    if gain is None:  # a comparison without the baseline
+        said = 'measured'
+    else:
+        said = 'helps' if gain.low > 0 else 'harms' if gain.high < 0 else 'no effect shown'
     if loss is not None and loss.low > -MARGIN:
         said += f', within {100 * MARGIN:g} points of {NONE}'
     elif loss is not None and loss.high < -MARGIN:
@@ -164,7 +167,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         'seeds, data order and budget for all; small_batches sees fewer images for it. The '
         "encoder's features are not standardised here, which is what lets the baseline collapse: "
         "`vqjax.models.Encoder` standardises them. Every run is in the figures, collapsed ones "
-        'too. Collapsed: test perplexity below the number of classes.',
+        'too. Collapsed: test perplexity (of all stages together) below the number of classes.',
         ', '.join(f'{k} {v}' for k, v in results['environment'].items()) + '.',
         '\n'.join(lines),
         'Brackets: 95% intervals, of the accuracy by bootstrap over seeds, of differences paired '
@@ -190,24 +193,25 @@ def figure(results: Mapping[str, Any]):
     """Accuracy of every seed and perplexity of every remedy, sorted by accuracy."""
     from vqjax import plots
 
+    return plots.styled(_draw)(results, plots)
+
+
+def _draw(results, plots):
     methods = results['methods']
     order = by_accuracy(results)[::-1]
-    with plots.styled:
-        drawn = plots.new_figure(9, 1.2 + 0.24 * len(order))
-        left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-        for row, name in enumerate(order):
-            colour = {WEAK: '#D55E00', NONE: plots.GREY}.get(name, '#0072B2')
-            for axis, key, scale in ((left, 'accuracy', 100), (right, 'perplexity', 1)):
-                values = [scale * s[key] for s in methods[name]['seeds'] if key in s]
-                if values:
-                    axis.plot(
-                        values, [row] * len(values), 'o', color=colour, ms=4, alpha=0.35, mew=0
-                    )
-                    axis.plot(np.mean(values), row, 'D', color=colour, ms=5, mec='white')
-        left.set_yticks(range(len(order)), order)
-        left.set_xlabel('test accuracy (%)')
-        right.set_xlabel('test perplexity (mean over stages)')
-        right.set_xscale('log')
-        left.set_title(f'{results["config"]["dataset"]}: each remedy alone')
-        drawn.supxlabel('dots: seeds; diamonds: their mean', fontsize=9, color=plots.GREY)
+    drawn = plots.new_figure(9, 1.2 + 0.24 * len(order))
+    left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for row, name in enumerate(order):
+        colour = {WEAK: '#D55E00', NONE: plots.GREY}.get(name, '#0072B2')
+        for axis, key, scale in ((left, 'accuracy', 100), (right, 'perplexity', 1)):
+            values = [scale * s[key] for s in methods[name]['seeds'] if key in s]
+            if values:
+                axis.plot(values, [row] * len(values), 'o', color=colour, ms=4, alpha=0.35, mew=0)
+                axis.plot(np.mean(values), row, 'D', color=colour, ms=5, mec='white')
+    left.set_yticks(range(len(order)), order)
+    left.set_xlabel('test accuracy (%)')
+    right.set_xlabel('test perplexity (mean over stages)')
+    right.set_xscale('log')
+    left.set_title(f'{results["config"]["dataset"]}: each remedy alone')
+    drawn.supxlabel('dots: seeds; diamonds: their mean', fontsize=9, color=plots.GREY)
     return drawn

@@ -65,30 +65,33 @@ def figure(histories: Mapping[str, Sequence[Mapping[str, float]]], num_codes: in
     """Quantizer loss of every step, and perplexity and active codes of every evaluation."""
     from vqjax import plots
 
+    return plots.styled(_draw)(histories, num_codes, plots)
+
+
+def _draw(histories, num_codes, plots):
     colours = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00')
-    with plots.styled:
-        drawn = plots.new_figure(11, 3.4)
-        loss, perplexity, active = drawn.subplots(1, 3)
-        for (name, history), colour in zip(histories.items(), colours, strict=False):
-            steps = [r for r in history if 'gradient_norm' in r]
-            evaluations = [r for r in history if 'tokens' in r]
-            series = ((loss, steps, 'quantizer_loss'), (perplexity, evaluations, 'perplexity'),
-                      (active, evaluations, 'active_codes'))  # fmt: skip
-            for axis, records, key in series:
-                points = np.array([(r['step'], r[key]) for r in records])
-                axis.plot(*points.T, color=colour, lw=1.2, label=name)
-        loss.set_yscale('log')
-        loss.set_title('quantizer loss')
-        perplexity.set_title('perplexity, validation')
-        perplexity.axhline(600, color=plots.GREY, lw=1, ls='--')
-        active.set_title(f'active codes of {num_codes:,}')
-        active.axhline(0.8 * num_codes, color=plots.GREY, lw=1, ls='--')
-        for axis in (loss, perplexity, active):
-            axis.set_xlabel('step')
-        for axis in (perplexity, active):
-            axis.set_ylim(bottom=0)
-        drawn.legend(*loss.get_legend_handles_labels(), loc='outside upper center', ncols=5)
-        drawn.supxlabel('dashed: target', fontsize=9, color=plots.GREY)
+    drawn = plots.new_figure(11, 3.4)
+    loss, perplexity, active = drawn.subplots(1, 3)
+    for (name, history), colour in zip(histories.items(), colours, strict=False):
+        steps = [r for r in history if 'gradient_norm' in r]
+        evaluations = [r for r in history if 'tokens' in r]
+        series = ((loss, steps, 'quantizer_loss'), (perplexity, evaluations, 'perplexity'),
+                  (active, evaluations, 'active_codes'))  # fmt: skip
+        for axis, records, key in series:
+            points = np.array([(r['step'], r[key]) for r in records])
+            axis.plot(*points.T, color=colour, lw=1.2, label=name)
+    loss.set_yscale('log')
+    loss.set_title('quantizer loss')
+    perplexity.set_title('perplexity, validation')
+    perplexity.axhline(600, color=plots.GREY, lw=1, ls='--')
+    active.set_title(f'active codes of {num_codes:,}')
+    active.axhline(0.8 * num_codes, color=plots.GREY, lw=1, ls='--')
+    for axis in (loss, perplexity, active):
+        axis.set_xlabel('step')
+    for axis in (perplexity, active):
+        axis.set_ylim(bottom=0)
+    drawn.legend(*loss.get_legend_handles_labels(), loc='outside upper center', ncols=5)
+    drawn.supxlabel('dashed: target', fontsize=9, color=plots.GREY)
     return drawn
 
 
