@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqjax import autopsy, experiment, processes, remedies
+from vqjax import autopsy, experiment, processes, remedies, settings
 
 DEFAULT = pathlib.Path(__file__).parent / 'configs' / 'digits.py'
 WORKDIR = flags.DEFINE_string(
@@ -39,6 +39,11 @@ def parse(argv: list[str]) -> list[str]:
     """Reads the flags; a mistake is one line."""
     try:
         config_flags.DEFINE_config_file('config', str(DEFAULT), 'Configuration file.')
+        if {'--help', '-h', '-help'} & set(argv[1:]):
+            print(f'{__doc__}\n\nFlags:\n{flags.FLAGS.main_module_help()}\n')
+            print(f'Fields of the configuration, as in {DEFAULT.name}:')
+            print(settings.describe(DEFAULT))
+            sys.exit(0)
         rest = app.parse_flags_with_usage(argv)
         flags.FLAGS.config.to_dict()  # loads the file
         return rest

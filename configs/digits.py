@@ -26,9 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.features = 128  # D, size of the vectors that are quantized
     config.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters stay float32
 
-    # What is compared: name -> spec of the quantizer, None for no quantizer.
+    # What is compared.
     vq_ema = {'name': 'vq_ema', 'num_codes': 256, 'decay': 0.95}
-    config.quantizers = {
+    config.quantizers = {  # name -> spec of the quantizer, None for no quantizer
         'none': None,
         'vq_ema': vq_ema,
         'fsq': {
@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seeds = 5  # runs a method: seeds 0 to 4
 
     # Training.
-    config.epochs = 40
+    config.epochs = 40  # passes over the training split
     config.batch_size = 96  # images an optimizer step, over all devices
     config.accumulate = 1  # micro-batches that make up such a batch
     config.init_batch_size = 1024  # images that k-means starts the codebooks from

@@ -1,5 +1,7 @@
 """The fields every configuration has, and the check that they make sense together."""
 
+import pathlib
+import re
 import types
 from typing import Any
 
@@ -110,3 +112,15 @@ def _methods(config: dict[str, Any]) -> dict[str, Any]:
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(f'quantizers.{name}: {error}') from error
     return methods
+
+
+def describe(config_file: str | pathlib.Path) -> str:
+    """The fields of a configuration file, a line each: name, default and the comment beside it."""
+    lines = []
+    for line in pathlib.Path(config_file).read_text().splitlines():
+        found = re.match(r'    config\.(\w+) = (.*?)  # (.*)', line)
+        if found:
+            name, value, meaning = found.groups()
+            value = '...' if value == '{' else value
+            lines.append(f'  --config.{name}={value}\n      {meaning}')
+    return '\n'.join(lines)

@@ -52,6 +52,8 @@ def make_optimizer(
       weight_decay: decoupled, on kernels only (arrays of rank 2 and more); 0 = off.
       clip_norm: largest global norm of the gradient; 0 = off.
     """
+    # A warm-up as long as the run would leave the decay no steps.
+    warmup_steps = min(warmup_steps, num_steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, num_steps)
     adam = optax.adamw(
         schedule,
