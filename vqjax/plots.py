@@ -4,8 +4,9 @@ The colours are those of Okabe and Ito, told apart by colour-blind readers too. 
 without pyplot, so no window system and no global state is touched.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,18 @@ _STYLE = {
     'figure.constrained_layout.h_pad': 0.08,
     'figure.constrained_layout.w_pad': 0.08,
 }
-styled = mpl.rc_context(_STYLE)  # also a decorator
+
+
+def styled(function: Callable) -> Callable:
+    """The function, drawing in the style above."""
+
+    @functools.wraps(function)
+    def draw(*args, **kwargs):
+        # A context of its own for each call: one that is entered by hand cannot decorate again.
+        with mpl.rc_context(_STYLE):
+            return function(*args, **kwargs)
+
+    return draw
 
 
 def save(figure: Figure, path: str | Path) -> None:
