@@ -45,6 +45,20 @@ class Codebook(Base):
         z = z.astype(jnp.float32)
         return ops.normalize(z) if self.metric == 'cosine' else z
 
+    def observe(self, counts, z, codes, mask=None, axis_name: AxisName = None):
+        """What a training step saw of z [..., D] and its codes [...], for the statistics.
+
+        Returns the rows as they are compared, float32 [N, D]; their codes, int32 [N], -1 where
+        masked or not finite; which rows count, bool [N]; the share of its past that an average
+        keeps, float32 [], all of it where no replica holds anything; and the average `counts`
+        moved towards the batch's, float32 [K].
+        """
+        rows, valid = ops.flat_rows(self.prepare(z), mask)
+        codes = jnp.where(valid, codes.reshape(-1), -1)
+        batch_counts = ops.code_counts(codes, self.num_codes, None, axis_name)
+        keep = jnp.where(jnp.sum(batch_counts) > 0, self.decay, 1.0)
+        return rows, codes, valid, keep, keep * counts + (1 - keep) * batch_counts
+
     def candidates(self, params, state, z: jax.Array, num: int) -> jax.Array:
         """The `num` nearest codes of z [..., D], nearest first, int32 [..., num]."""
         return ops.nearest_candidates(z, self.read_codebook(params, state), num, self.metric)

@@ -145,13 +145,8 @@ class Guarded(Codebook):
         if isinstance(self.inner, VQEMA):
             return fresh._replace(step=state.step)
         # What the optimizer holds stays: the shift takes the codebook to the centroids.
-        params = lax.stop_gradient(params)
-        if self.inner.affine:
-            scale = jnp.where(jnp.abs(params.scale) > 1e-6, params.scale, 1.0)
-            shift = (fresh_params.codebook - params.offset) / scale - params.codebook
-        else:
-            shift = fresh_params - params
-        return VQState(shift, fresh.counts, state.step)
+        centroids = fresh_params.codebook if self.inner.affine else fresh_params
+        return VQState(self.inner.shift_to(params, centroids), fresh.counts, state.step)
 
     def decode(self, params, state, codes) -> jax.Array:
         """The inner's, float32 [..., D]."""

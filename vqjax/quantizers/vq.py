@@ -131,21 +131,21 @@ class VQ(Codebook):
         optimizer's: the shift is a difference and holds for both.
         """
         params = lax.stop_gradient(params)
-        rows, valid = ops.flat_rows(self.prepare(z), mask)
-        codes = jnp.where(valid, codes.reshape(-1), -1)
-        batch_counts = ops.code_counts(codes, self.num_codes, None, axis_name)
-        keep = jnp.where(jnp.sum(batch_counts) > 0, self.decay, 1.0)
-        counts = keep * state.counts + (1 - keep) * batch_counts
+        rows, codes, valid, _, counts = self.observe(state.counts, z, codes, mask, axis_name)
         step = state.step + 1
         if self.revival is None:
             return VQState(state.shift, counts, step)
         codebook = self.read_codebook(params, state)
         batch = ops.Batch(rows, codes, valid, codebook)
         revived = self.revival(key, batch, codebook, counts, step, axis_name)
-        target, base = revived.codebook, params
-        if self.affine:
-            base = params.codebook
-            scale = jnp.where(jnp.abs(params.scale) > 1e-6, params.scale, 1.0)
-            target = (target - params.offset) / scale
-        shift = jnp.where(revived.changed[:, None], target - base, state.shift)
+        target = self.shift_to(params, revived.codebook)
+        shift = jnp.where(revived.changed[:, None], target, state.shift)
         return VQState(shift, revived.counts, step)
+
+    def shift_to(self, params, codebook) -> jax.Array:
+        """The shift [K, D] with which `read_codebook` gives this codebook [K, D]."""
+        params = lax.stop_gradient(params)
+        if not self.affine:
+            return codebook - params
+        scale = jnp.where(jnp.abs(params.scale) > 1e-6, params.scale, 1.0)
+        return (codebook - params.offset) / scale - params.codebook

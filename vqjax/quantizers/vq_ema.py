@@ -110,12 +110,8 @@ class VQEMA(Codebook):
         batch without any leaves everything but the step as it was. Under `axis_name` the batch is
         that of all replicas.
         """
-        rows, valid = ops.flat_rows(self.prepare(z), mask)
-        codes = jnp.where(valid, codes.reshape(-1), -1)
-        batch_counts = ops.code_counts(codes, self.num_codes, None, axis_name)
+        rows, codes, valid, keep, counts = self.observe(state.counts, z, codes, mask, axis_name)
         batch_sums = ops.code_sums(rows, codes, self.num_codes, None, axis_name)
-        keep = jnp.where(jnp.sum(batch_counts) > 0, self.decay, 1.0)
-        counts = keep * state.counts + (1 - keep) * batch_counts
         sums = keep * state.sums + (1 - keep) * batch_sums
         moved = VQEMAState(counts, sums, state.step + 1)
         if self.revival is None:
