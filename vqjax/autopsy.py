@@ -18,7 +18,7 @@ from vqjax.averages import Bench, drive
 from vqjax.cases import CASES, examine
 from vqjax.experiment import environment
 from vqjax.patients import treat
-from vqjax.settings import RunError
+from vqjax.settings import check_fields, choose, load_dataset
 from vqjax.workdir import Workdir
 
 # Name -> type of the fields of an autopsy's configuration, see configs/autopsy.py.
@@ -38,11 +38,9 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     Raises:
       RunError: something for the user to put right.
     """
-    names = _check(config)
-    try:
-        dataset = data.load(config['dataset'], config['data_dir'] or None)
-    except (ValueError, OSError) as error:
-        raise RunError(f'dataset {config["dataset"]}: {error}') from error
+    check_fields(config, FIELDS)
+    names = choose(config['cases'], CASES, 'case')
+    dataset = load_dataset(config['dataset'], config['data_dir'])
     folder = Workdir(workdir, config)
     courses: dict[Any, Any] = {}  # several cases share a healthy run
     with logs.Display(len(names), quiet=False) as display:
@@ -70,22 +68,6 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     # Without a terminal rich assumes 80 columns and would break the rows of a log.
     Console(width=None if sys.stdout.isatty() else 120).print(table(results))
     return results
-
-
-def _check(config: Mapping[str, Any]) -> list[str]:
-    for name in config.keys() ^ FIELDS.keys():
-        known = 'unknown' if name in config else 'missing'
-        raise RunError(f'{known} config field {name!r}: the fields are {", ".join(FIELDS)}')
-    for name, kind in FIELDS.items():
-        if not isinstance(config[name], kind):
-            raise RunError(f'{name} is {config[name]!r}: give a value of type {kind.__name__}')
-    if config['cases'] == 'all':
-        return list(CASES)
-    names = [part.strip() for part in config['cases'].split(',')]
-    for name in names:
-        if name not in CASES:
-            raise RunError(f"unknown case {name!r}: give 'all' or some of {', '.join(CASES)}")
-    return names
 
 
 def _case(name: str, dataset: data.Dataset, courses: dict[Any, Any], seed: int) -> dict[str, Any]:

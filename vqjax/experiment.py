@@ -13,7 +13,7 @@ from vqjax import data, health, logs, models, quantizers, report, training
 from vqjax.checkpoints import CheckpointError
 from vqjax.processes import agree, on_first_process
 from vqjax.runs import Context, Run, Stopped, StopRequest
-from vqjax.settings import RunError, Settings, check
+from vqjax.settings import RunError, Settings, check, load_dataset
 from vqjax.workdir import Workdir
 
 __all__ = ['RunError', 'Stopped', 'run']
@@ -34,8 +34,8 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
     settings = check(config)
+    dataset = load_dataset(settings.dataset, settings.data_dir)
     try:
-        dataset = data.load(settings.dataset, settings.data_dir or None)
         if settings.guard:
             settings.methods = _guarded(settings.methods, dataset.info.num_classes)
         steps = settings.epochs * data.steps_per_epoch(dataset, settings.batch_size)

@@ -19,7 +19,7 @@ from vqjax import data, health, logs, metrics, ops, patients, quantizers, tokeni
 from vqjax import remedies_report as report
 from vqjax.experiment import environment
 from vqjax.patients import Patient
-from vqjax.settings import RunError
+from vqjax.settings import RunError, check_fields, choose, load_dataset
 from vqjax.summaries import summarise
 from vqjax.workdir import Workdir
 
@@ -45,10 +45,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
       RunError: something for the user to put right.
     """
     names = _check(config)
-    try:
-        dataset = data.load(config['dataset'], config['data_dir'] or None)
-    except (ValueError, OSError) as error:
-        raise RunError(' '.join(str(error).split())) from error
+    dataset = load_dataset(config['dataset'], config['data_dir'])
     made = {name: make_patient(config, name, dataset.info) for name in names}
     folder = Workdir(workdir, config)
     with logs.Display(len(names) * config['seeds']) as display:
@@ -73,24 +70,12 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
 
 
 def _check(config: Mapping[str, Any]) -> list[str]:
-    for name in sorted(config.keys() ^ FIELDS.keys()):
-        known = 'unknown' if name in config else 'missing'
-        raise RunError(f'{known} config field {name!r}: the fields are {", ".join(FIELDS)}')
-    for name, kind in FIELDS.items():
-        if not isinstance(config[name], kind):
-            raise RunError(f'{name} is {config[name]!r}: give a value of type {kind.__name__}')
+    check_fields(config, FIELDS)
     if config['seeds'] < 1:
         raise RunError(f'seeds is {config["seeds"]}: give at least 1')
     if config['steps'] < 1 or config['steps'] % patients.CHUNK:
         raise RunError(f'steps is {config["steps"]}: give a multiple of {patients.CHUNK}')
-    if config['methods'] == 'all':
-        return list(config['remedies'])
-    names = [part.strip() for part in config['methods'].split(',')]
-    for name in names:
-        if name not in config['remedies']:
-            known = ', '.join(config['remedies'])
-            raise RunError(f"unknown method {name!r}: give 'all' or some of {known}")
-    return names
+    return choose(config['methods'], config['remedies'], 'method')
 
 
 def make_patient(config: Mapping[str, Any], name: str, info: Any) -> tuple[Patient, int]:

@@ -3,11 +3,12 @@
 import pathlib
 import re
 import types
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
-from vqjax import models, quantizers
+from vqjax import data, models, quantizers
 
 # Name -> type. What each means is said once, beside its value, in configs/digits.py.
 FIELDS: dict[str, type] = {
@@ -61,22 +62,60 @@ class RunError(Exception):
     """Something for the user to put right, said in one line."""
 
 
+def check_fields(config: Mapping[str, Any], fields: Mapping[str, type]) -> None:
+    """Checks that plain data has exactly these fields, each of its type (an int may be a float).
+
+    Raises:
+      RunError: naming the field, its value and the remedy.
+    """
+    known = ', '.join(fields)
+    for name in sorted(config.keys() - fields.keys()):
+        raise RunError(f'unknown config field {name!r}: the fields are {known}')
+    for name in sorted(fields.keys() - config.keys()):
+        raise RunError(f'config field {name!r} is missing: the fields are {known}')
+    for name, kind in fields.items():
+        value = config[name]
+        if isinstance(value, bool) != (kind is bool) or not isinstance(
+            value, (int, float) if kind is float else kind
+        ):
+            raise RunError(f'{name} is {value!r}: give a value of type {kind.__name__}')
+
+
+def choose(text: str, known: Iterable[str], what: str) -> list[str]:
+    """The names that a comma-separated list or 'all' means, in the order given.
+
+    Raises:
+      RunError: for a name that is not known.
+    """
+    known = list(known)
+    if text == 'all':
+        return known
+    names = [part.strip() for part in text.split(',')]
+    for name in names:
+        if name not in known:
+            raise RunError(f"unknown {what} {name!r}: give 'all' or some of {', '.join(known)}")
+    return names
+
+
+def load_dataset(name: str, data_dir: str) -> data.Dataset:
+    """`data.load` for a run: data_dir '' is TFDS's own default.
+
+    Raises:
+      RunError: where the set is unknown, not prepared or unreadable, in one line.
+    """
+    try:
+        return data.load(name, data_dir or None)
+    except (ValueError, OSError) as error:
+        raise RunError(f'dataset {name}: {" ".join(str(error).split())}') from error
+
+
 def check(config: dict[str, Any]) -> Settings:
     """Checks plain data against FIELDS and the devices there are.
 
     Raises:
       RunError: naming the field, its value and the remedy.
     """
-    for name in config.keys() - FIELDS.keys():
-        raise RunError(f'unknown config field {name!r}: the fields are {", ".join(FIELDS)}')
-    for name in FIELDS.keys() - config.keys():
-        raise RunError(f'config field {name!r} is missing: configs/digits.py has them all')
-    for name, kind in FIELDS.items():
-        value = config[name]
-        if isinstance(value, bool) != (kind is bool) or not isinstance(
-            value, (int, float) if kind is float else kind
-        ):
-            raise RunError(f'{name} is {value!r}: give a value of type {kind.__name__}')
+    check_fields(config, FIELDS)
     for name, choices in _CHOICES.items():
         if config[name] not in choices:
             raise RunError(f'{name} is {config[name]!r}: choose one of {", ".join(choices)}')
