@@ -1,6 +1,8 @@
 """none, VQ-EMA, FSQ and RVQ on MNIST, 60,000 images of 28x28 pixels.
 
-python train.py --config configs/mnist.py --config.data_dir=FOLDER_OF_PREPARED_SETS
+    python train.py --config configs/mnist.py --config.data_dir=FOLDER_OF_PREPARED_SETS
+
+Not yet run to the end: no time or accuracy to expect is known.
 """
 
 import ml_collections

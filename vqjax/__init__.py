@@ -1,6 +1,8 @@
 """vqjax: vector quantization for JAX. Pure-functional quantizers, and why codebooks collapse."""
 
-from vqjax import metrics, nn, ops, quantizers
+import importlib
+
+from vqjax import health, metrics, nn, ops, quantizers
 from vqjax.quantizers import (
     FSQ,
     LFQ,
@@ -35,6 +37,9 @@ __all__ = [
     'RandomProjection',
     'Residual',
     'SimVQ',
+    'codec',
+    'health',
+    'importers',
     'make',
     'metrics',
     'nn',
@@ -42,3 +47,10 @@ __all__ = [
     'quantizers',
     'to_spec',
 ]
+
+
+def __getattr__(name: str):
+    """`vqjax.codec` and `vqjax.importers`, imported when first asked for."""
+    if name in ('codec', 'importers'):
+        return importlib.import_module(f'vqjax.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
