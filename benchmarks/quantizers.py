@@ -159,7 +159,7 @@ def main(argv=None):
     quick = options.quick
     peers = common.available(quick, 'torch', PEER)
     n, dim, k, stages = (256, 8, 16, 2) if quick else (16_384, 128, 1_024, 8)
-    repeats = 1 if quick else 5
+    repeats = 1 if quick else 9
     table = cases(dim, k, stages)
     if quick:
         table = {name: table[name] for name in ('RandomProjection', 'LFQ', 'FSQ')}

@@ -13,13 +13,13 @@ from jax.custom_batching import custom_vmap
 METRICS = ('euclidean', 'cosine')
 PRECISIONS = ('highest', 'default', 'bfloat16')
 
-# Scores of one tile. CPU, measured on two cores: 512 codes x 2,048 rows (4 MB); half or twice
-# either costs up to a tenth, whole rows of 8,192 scores a third. GPU and TPU, not measured: 16 MB,
-# so that a tile is some 10^9 operations at D = 128, tens of microseconds, against a launch's few.
-_TILE_SCORES_CPU = 2**20
-_TILE_SCORES = 2**22
-_TILE_CODES_CPU = 512
-_TILE_CODES = 2048
+# A tile: at most so many codes, rows and scores. CPU, measured on two idle cores: 1,024 codes x
+# 1,024 rows (4 MB); 512 x 2,048 costs up to a tenth more, half or twice the scores up to a tenth,
+# whole rows of 8,192 scores a third, and with 16 codes 65,536 rows three times 8,192. GPU and TPU,
+# not measured: 16 MB, so that a tile is some 10^9 operations at D = 128, tens of microseconds,
+# against a launch's few.
+_TILE_CPU = (1024, 2**13, 2**20)
+_TILE = (2048, 2**22, 2**22)
 _ALIGN = 128
 
 
@@ -78,13 +78,13 @@ def nearest_codes(
 def _searcher(metric, precision, fused):
     """The search of each platform, compiled once a shape: [N, D], [K, D] -> int32 [N]."""
 
-    def tiled(*tile):
-        return lambda *inputs: _search(*inputs, metric, precision, *tile)
+    def tiled(scores, sizes):
+        return lambda *inputs: _search(*inputs, metric, precision, scores, sizes)
 
-    default = tiled(_scores, _TILE_SCORES, _TILE_CODES)
+    default = tiled(_scores, _TILE)
     # Folded, the bias would be rounded to bfloat16 with the rest.
     scores = _scores if precision == 'bfloat16' else _folded_scores
-    branches = {'cpu': tiled(scores, _TILE_SCORES_CPU, _TILE_CODES_CPU)}
+    branches = {'cpu': tiled(scores, _TILE_CPU)}
     if fused:
         # Not at the top of the file: Pallas takes longer to import than all of vqjax.
         from vqjax.ops.nearest_pallas import fused_search
@@ -139,14 +139,15 @@ def _starts(total: int, size: int) -> tuple[int, jax.Array]:
     return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
 
 
-def _search(rows, codebook, metric, precision, scores, tile_scores, tile_codes):
+def _search(rows, codebook, metric, precision, scores, sizes):
     """Tiles of rows against tiles of codes: [N, D], [K, D] -> int32 [N]."""
     bias, codebook = bias_and_codes(codebook, metric)
     n, num_codes = rows.shape[0], codebook.shape[0]
-    size = min(num_codes, tile_codes)
-    row_size, row_starts = _starts(n, max(tile_scores // size, _ALIGN))
+    most_codes, most_rows, most_scores = sizes
+    size = min(num_codes, most_codes)
+    row_size, row_starts = _starts(n, max(min(most_scores // size, most_rows), _ALIGN))
     # Few rows: longer tiles of codes instead.
-    code_size, code_starts = _starts(num_codes, max(tile_scores // row_size, size))
+    code_size, code_starts = _starts(num_codes, max(most_scores // row_size, size))
     # Exact as float32 (a tile has fewer than 2^24 codes), whose minimum is the faster one on CPU.
     index = jnp.arange(code_size, dtype=jnp.float32)[:, None]
 

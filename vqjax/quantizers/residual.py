@@ -168,30 +168,47 @@ class Residual(Base):
             run = functools.partial(self._stages, params=params, state=state)
             chosen = jnp.moveaxis(beam_codes(run, x, self.num_stages, self.beam), -1, 0)
 
+        # One device and nothing but z to train: the loss's gradient is summed on the way forward.
+        # Backward through the scan would keep [S, ..., D] for it. Across devices what a mean's
+        # gradient is depends on the kind of mapping, so there the scan is left to find out.
+        sums_slope = axis_name is None and not jax.tree.leaves(params)
+
         def stage(inner, carry, params, state, key, used, chosen, scale):
-            residual, total, carrier = carry
-            scaled = inner.unbound(residual / scale)
-            if jax.tree.leaves(params):
-                out = _detached(inner, params, state, scaled, key, used, axis_name, chosen)
-                carrier += out.z_q * scale
+            residual, total, carrier, slope = carry
+
+            def quantize(residual):
+                scaled = inner.unbound(residual / scale)
+                run = _detached if jax.tree.leaves(params) else _quantize
+                out = run(inner, params, state, scaled, key, used, axis_name, chosen)
+                return out.loss, out
+
+            if sums_slope:
+                step, out = jax.grad(quantize, has_aux=True)(residual)
+                slope += lax.stop_gradient(step)
             else:
-                out = _quantize(inner, params, state, scaled, key, used, axis_name, chosen)
+                _, out = quantize(residual)
+                if jax.tree.leaves(params):
+                    carrier += out.z_q * scale
             value = lax.stop_gradient(out.z_q) * scale
-            return (residual - value, total + value, carrier), (out.codes, out.loss, out.losses)
+            carry = residual - value, total + value, carrier, slope
+            return carry, (out.codes, out.loss, out.losses)
 
         # Zeros that vary over a mapped axis as x does, which scan's carry must.
         zero = jnp.where(False, x, 0.0)
-        (_, total, carrier), outputs = self._stages(
-            stage, (x, zero, zero), keys, used, chosen, self._scales, params=params, state=state
-        )
+        begin, xs = (x, zero, zero, zero), (keys, used, chosen, self._scales)
+        carry, outputs = self._stages(stage, begin, *xs, params=params, state=state)
+        _, total, carrier, slope = carry
         codes, loss, losses = _merge(outputs) if isinstance(outputs[0], tuple) else outputs
+        loss = jnp.sum(loss)
+        if sums_slope:
+            loss = ops.graft(loss, jnp.vdot(lax.stop_gradient(slope), x))
         estimator = getattr(self._inners[0], 'gradient', ops.straight_through)
         # The estimator's gradient to z, and to the stages' params what their z_q hands them.
         z_q = ops.graft(total, estimator(x, lax.stop_gradient(total)) + carrier)
         codes = jnp.moveaxis(codes, 0, -1)
         alive = jnp.any(codes.reshape(*x.shape[:-1], -1) >= 0, axis=-1)
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
-        return Quantized(z_q, codes, jnp.sum(loss), losses)
+        return Quantized(z_q, codes, loss, losses)
 
     def _used(self, key, x, mask, axis_name):
         """Mask of each stage, bool [S, ...], or None where every stage sees all of x."""
