@@ -38,5 +38,14 @@ def get_config() -> ml_collections.ConfigDict:
         'before_revived': {'quantizer': buffer | {'revival': every_step}},
         'gradient': {'quantizer': gradient},
         'ema': {},
+        # Dead codes take k-means centroids of the last 16 steps' features.
+        'ema_bank': {
+            'quantizer': {
+                'name': 'banked',
+                'size': 8192,
+                'fresh': 512,
+                'inner': ema | {'revival': revival | {'source': 'kmeans_rows'}},
+            }
+        },
     }
     return config

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from vqjax import LFQ, VQ, VQEMA, GumbelSoftmax, Product, Residual, ops  # noqa: E402
+from vqjax import LFQ, VQ, VQEMA, Banked, Guarded, GumbelSoftmax, Product, Residual, ops  # noqa: E402
 
 EAGER = ops.Revival(below=0.9, every=1)
 STEPS = 20
@@ -20,6 +20,8 @@ QUANTIZERS = [
     VQ(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.error_rows)),
     Residual(VQEMA(8, decay=0.9, revival=EAGER), 3, dropout='sample'),
     Product(VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.split)), 2),
+    Banked(VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.kmeans_rows)), 96, 24),
+    Guarded(VQ(64, decay=0.9, init='normal', revival=None), least=32.0, cooldown=4),
     GumbelSoftmax(8, diversity=0.1),
     LFQ(4),
 ]
@@ -61,6 +63,8 @@ def main():
     split = PartitionSpec(None, 'i')
     for q in QUANTIZERS:
         expected = jax.jit(program(q, None))(z, mask)
+        if isinstance(q, Guarded):
+            assert int(expected[2].refits) > 0, 'a guard that does nothing shows nothing'
         shards = (
             jnp.moveaxis(z.reshape(STEPS, 8, 8, 4), 1, 0),
             jnp.moveaxis(mask.reshape(STEPS, 8, 8), 1, 0),

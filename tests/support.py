@@ -30,6 +30,7 @@ def table():
         LFQ,
         VQ,
         VQEMA,
+        Banked,
         Guarded,
         GumbelSoftmax,
         Product,
@@ -42,6 +43,7 @@ def table():
 
     # Revival at every step and generous, so that the contract is tested with codes being revived.
     eager = ops.Revival(below=0.9, every=1)
+    banked = ops.Revival(below=0.9, every=1, source=ops.kmeans_rows)
     ema = VQEMA(8, decay=0.8, revival=eager)
     vq = VQ(8, decay=0.8, revival=eager)
     entries = [
@@ -63,6 +65,8 @@ def table():
         # Bounds that make it re-fit at once.
         Guarded(ema, least=8.0, cooldown=1),
         Product(Guarded(vq, least=8.0, cooldown=1), 2),
+        Banked(ema, size=32, fresh=8),
+        Guarded(Banked(VQ(8, decay=0.8, revival=banked), size=48, fresh=16), least=8.0),
         Residual(ema, 3),
         Residual(ema, 3, shared=True),
         Residual(ema, 3, dropout='sample'),

@@ -85,6 +85,8 @@ def make_patient(config: Mapping[str, Any], name: str, info: Any) -> tuple[Patie
       RunError: naming the remedy and what is wrong with it.
     """
     fields = {**config['baseline'], **config['remedies'][name]}
+    images = config['steps'] * config['baseline']['batch_size']
+    steps = images // fields['batch_size']
     codes_after = fields.pop('codes_after', 0)
     known = [f.name for f in dataclasses.fields(Patient)]
     for field in fields.keys() - set(known):
@@ -99,7 +101,7 @@ def make_patient(config: Mapping[str, Any], name: str, info: Any) -> tuple[Patie
         raise RunError(f'remedies.{name}: {error}') from error
     return (
         Patient(
-            steps=config['steps'],
+            steps=steps - steps % patients.CHUNK,
             num_classes=info.num_classes,
             image_shape=tuple(info.image_shape),
             **fields,

@@ -14,7 +14,7 @@ from rich.table import Table
 from vqjax.metrics import Interval
 from vqjax.summaries import MARGIN, paired_difference
 
-WEAK, NONE = 'weak', 'none'
+WEAK, NONE, HEALTHY, GUARD = 'weak', 'none', 'default', 'reset_on_collapse'
 
 # Remedy -> (who proposes it, what is claimed), in the order of the documents.
 CLAIMS: dict[str, tuple[str, str]] = {
@@ -105,6 +105,30 @@ def choice(results: Mapping[str, Any]) -> str:
     return '\n'.join(f'- {k}: {", ".join(v) or "none"}.' for k, v in groups.items())
 
 
+def guard(results: Mapping[str, Any]) -> list[str]:
+    """Whether a run that collapses ends as a healthy one does once it is guarded; [] if not run."""
+    methods = results['methods']
+    if not {WEAK, HEALTHY, GUARD} <= methods.keys():
+        return []
+    to_healthy = differences(results, HEALTHY)
+    share = {n: f'{100 * methods[n]["collapse"]["mean"]:.0f}%' for n in (WEAK, GUARD)}
+    return [
+        '## The guard',
+        f'The baseline collapses in {share[WEAK]} of the seeds and ends '
+        f'{_points(to_healthy[WEAK])} points from the healthy `{HEALTHY}`; with the guard '
+        f'(`{GUARD}`, nothing else changed) it '
+        f'collapses in {share[GUARD]} and ends {_points(to_healthy[GUARD])} points from it.',
+    ]
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """The command that makes the results of a configuration."""
+    flags = [f'--config.dataset={config["dataset"]}', f'--config.seeds={config["seeds"]}']
+    if config['dataset'] != 'digits':
+        flags.insert(1, '--config.data_dir=FOLDER')
+    return ' '.join(['python train.py --config configs/remedies.py', *flags])
+
+
 def _rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
     to_weak, to_none = differences(results, WEAK), differences(results, NONE)
     for name in by_accuracy(results):
@@ -162,9 +186,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             claims.append(f'| {source} | {claim} | {name} | {said} |')
     return '\n\n'.join([
         f'# Remedies on {config["dataset"]}',
+        f'Made by\n\n```\n{command(config)}\n```',
         f'{len(results["methods"])} remedies, {config["seeds"]} seeds each, {config["steps"]} '
-        'steps: each alone, added to one weak baseline (`weak`), everything else equal. Same '
-        'seeds, data order and budget for all; small_batches sees fewer images for it. The '
+        f'steps of {config["baseline"]["batch_size"]} images: each alone, added to one weak '
+        'baseline (`weak`), everything else equal. Same seeds, data order and number of images for '
+        'all; small_batches takes four times the steps for it. The '
         "encoder's features are not standardised here, which is what lets the baseline collapse: "
         "`vqjax.models.Encoder` standardises them. Every run is in the figures, collapsed ones "
         'too. Collapsed: test perplexity (of all stages together) below the number of classes.',
@@ -175,6 +201,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         '![remedies](remedies.png)',
         '## What to choose',
         choice(results),
+        *guard(results),
         '## The claims',
         '\n'.join(claims),
     ]) + '\n'  # fmt: skip

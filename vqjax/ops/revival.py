@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vqjax.ops.kmeans import kmeans
 from vqjax.ops.names import named_function
 from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.rows import gumbel_rows, top_rows, uniform_rows
-from vqjax.ops.statistics import AxisName, psum
+from vqjax.ops.statistics import AxisName, code_sums, psum
 
 
 class Batch(NamedTuple):
@@ -82,6 +83,23 @@ def error_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -
     return _fill(batch.rows, priority, codebook, counts, dead, axis_name)
 
 
+def kmeans_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+    """Dead codes take k-means centroids of the vectors, those of the largest error mass first.
+
+    K centroids are fitted; the mass of one is the squared error that its vectors have now. Meant
+    for `Banked`, where there are more vectors than codes. Without a key: k-means from a fixed one.
+    """
+    num_codes = codebook.shape[0]
+    key = jax.random.key(0) if key is None else key
+    centroids, members, _ = kmeans(key, batch.rows, num_codes, 10, batch.valid, axis_name)
+    nearest = jnp.where(batch.valid, nearest_codes(batch.rows, centroids), -1)
+    squared = jnp.sum((batch.rows - batch.assigned[batch.codes]) ** 2, axis=-1)
+    mass = code_sums(squared[:, None], nearest, num_codes, None, axis_name)[:, 0]
+    priority = jnp.where((members > 0) & (mass > 0), mass, -jnp.inf)
+    # The same on every replica already.
+    return _fill(centroids, priority, codebook, counts, dead, None)
+
+
 def split(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
     """Dead codes take half of the most used ones (UViM, arXiv:2205.10337), both moved apart.
 
@@ -139,7 +157,9 @@ def anchors(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> R
 
 
 # What a spec may name.
-SOURCES = {f.__name__: f for f in (random_rows, largest_error, error_rows, split, anchors)}
+SOURCES = {
+    f.__name__: f for f in (random_rows, largest_error, error_rows, kmeans_rows, split, anchors)
+}
 
 
 @dataclass(frozen=True)
@@ -150,8 +170,8 @@ class Revival:
       below: a code is dead when its count is below this share of uniform use, sum(counts) / K:
         relative, so it means the same for every batch size and codebook.
       every: steps between two looks, at least 1.
-      source: `random_rows`, `largest_error`, `error_rows`, `split`, `anchors` or a function of
-        the same signature.
+      source: `random_rows`, `largest_error`, `error_rows`, `kmeans_rows`, `split`, `anchors` or a
+        function of the same signature.
 
     Raises:
       ValueError: for `below` outside (0, 1), `every` below 1.

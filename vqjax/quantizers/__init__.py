@@ -1,5 +1,6 @@
 """Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
 
+from vqjax.quantizers.banked import Banked, BankedState
 from vqjax.quantizers.base import Quantized, Quantizer, make, to_spec
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.fsq import FSQ
@@ -26,6 +27,7 @@ REGISTRY = {
     'residual': Residual,
     'product': Product,
     'projected': Projected,
+    'banked': Banked,
     'guarded': Guarded,
 }
 
@@ -36,6 +38,8 @@ __all__ = [
     'VQ',
     'VQEMA',
     'Affine',
+    'Banked',
+    'BankedState',
     'Codebook',
     'Guarded',
     'GuardedState',

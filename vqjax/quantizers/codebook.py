@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -79,6 +81,58 @@ class Codebook(Base):
     def decode(self, params, state, codes) -> jax.Array:
         """Codebook rows float32 [..., D] of codes [...]; zeros for -1."""
         return look_up(self.read_codebook(params, state), codes)
+
+
+class Wrapped(Codebook):
+    """A codebook around another: the field `inner` is used as it is, only its update differs.
+
+    Params are the inner's; the state is a tuple whose field `inner` is the inner's. Subclasses
+    give `init` and `update`.
+    """
+
+    inner: Any
+
+    @property
+    def num_codes(self) -> int:
+        """The inner's."""
+        return self.inner.num_codes
+
+    @property
+    def metric(self) -> str:
+        """The inner's."""
+        return self.inner.metric
+
+    @property
+    def gradient(self):
+        """The inner's."""
+        return self.inner.gradient
+
+    @property
+    def starts_from_data(self) -> bool:
+        """The inner's."""
+        return self.inner.starts_from_data
+
+    def prepare(self, z: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.prepare(z)
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """The inner's."""
+        return self.inner.quantize(params, state.inner, z, key, mask, axis_name)
+
+    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+        """The inner's."""
+        return self.inner.read(params, state.inner, z, codes, mask, axis_name)
+
+    def read_codebook(self, params, state) -> jax.Array:
+        """The inner's, float32 [K, D]."""
+        return self.inner.read_codebook(params, state.inner)
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """The inner's, float32 [..., D]."""
+        return self.inner.decode(params, state.inner, codes)
 
 
 def check_codebook_fields(quantizer: Codebook, init) -> None:

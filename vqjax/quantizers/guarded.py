@@ -12,8 +12,9 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
-from vqjax.quantizers.base import Quantized, Quantizer, check, check_count
-from vqjax.quantizers.codebook import Codebook
+from vqjax.quantizers.banked import Banked
+from vqjax.quantizers.base import Quantizer, check, check_count
+from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ, VQState
 from vqjax.quantizers.vq_ema import VQEMA
 
@@ -33,10 +34,11 @@ class GuardedState(NamedTuple):
 
 
 WINDOW = 10
+_GUARDED = (VQEMA, VQ, Banked)
 
 
 @dataclass(frozen=True, repr=False)
-class Guarded(Codebook):
+class Guarded(Wrapped):
     """VQEMA or VQ with a codebook that is re-fitted by k-means on the batch when it collapses.
 
     Collapsed means that the perplexity of the recent codes is below `least` (C classes need about
@@ -45,7 +47,7 @@ class Guarded(Codebook):
     nothing waits for the host, and the k-means is only run when it is due.
 
     Fields:
-      inner: VQEMA or VQ.
+      inner: VQEMA, VQ, or one of them in a Banked.
       least: perplexity below which the codebook counts as collapsed.
       cooldown: steps from the start, and from a re-fit, to the next one at the earliest.
 
@@ -58,51 +60,16 @@ class Guarded(Codebook):
     cooldown: int = 50
 
     def __post_init__(self):
-        kinds = (VQEMA, VQ)
         need = 'a VQEMA or VQ (of a combinator, guard the inner quantizer)'
-        check(isinstance(self.inner, kinds), 'inner', self.inner, need)
+        check(isinstance(self.inner, _GUARDED), 'inner', self.inner, need)
         check(self.least >= 1, 'least', self.least, 'a perplexity, at least 1')
         check_count('cooldown', self.cooldown)
-
-    @property
-    def num_codes(self) -> int:
-        """The inner's."""
-        return self.inner.num_codes
-
-    @property
-    def metric(self) -> str:
-        """The inner's."""
-        return self.inner.metric
-
-    @property
-    def gradient(self):
-        """The inner's."""
-        return self.inner.gradient
-
-    @property
-    def starts_from_data(self) -> bool:
-        """The inner's."""
-        return self.inner.starts_from_data
 
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, GuardedState) from the inner's start on z [..., D]."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         zero = jnp.zeros((), jnp.int32)
         return params, GuardedState(inner, jnp.zeros(self.num_codes), zero, zero, zero)
-
-    def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
-    ) -> Quantized:
-        """The inner's."""
-        return self.inner.quantize(params, state.inner, z, key, mask, axis_name)
-
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
-        """The inner's."""
-        return self.inner.read(params, state.inner, z, codes, mask, axis_name)
-
-    def read_codebook(self, params, state) -> jax.Array:
-        """The inner's, float32 [K, D]."""
-        return self.inner.read_codebook(params, state.inner)
 
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
@@ -120,7 +87,7 @@ class Guarded(Codebook):
         due = (step - state.last >= self.cooldown) & self._collapsed(use) & (jnp.sum(counts) > 0)
 
         def refit():
-            return self._refit(params, moved, rows, valid, refit_key, axis_name)
+            return _refit(self.inner, params, moved, rows, valid, refit_key, axis_name)
 
         inner = lax.cond(due, refit, lambda: moved)
         return GuardedState(
@@ -138,24 +105,24 @@ class Guarded(Codebook):
         chance = -self.num_codes * jnp.expm1(tokens * jnp.log1p(-1 / max(self.num_codes, 2)))
         return perplexity < jnp.minimum(self.least, 0.5 * chance)
 
-    def _refit(self, params, state, rows, valid, key, axis_name):
-        """The inner's state with a codebook of k-means centroids of rows [N, D]."""
-        fitted = dataclasses.replace(self.inner, init=ops.kmeans)
-        fresh_params, fresh = fitted.init(key, rows, valid, axis_name)
-        if isinstance(self.inner, VQEMA):
-            return fresh._replace(step=state.step)
-        # What the optimizer holds stays: the shift takes the codebook to the centroids.
-        centroids = fresh_params.codebook if self.inner.affine else fresh_params
-        return VQState(self.inner.shift_to(params, centroids), fresh.counts, state.step)
 
-    def decode(self, params, state, codes) -> jax.Array:
-        """The inner's, float32 [..., D]."""
-        return self.inner.decode(params, state.inner, codes)
+def _refit(quantizer, params, state, rows, valid, key, axis_name):
+    """The quantizer's state with a codebook of k-means centroids of rows [N, D]."""
+    if isinstance(quantizer, Banked):
+        inner = _refit(quantizer.inner, params, state.inner, rows, valid, key, axis_name)
+        return state._replace(inner=inner)
+    fitted = dataclasses.replace(quantizer, init=ops.kmeans)
+    fresh_params, fresh = fitted.init(key, rows, valid, axis_name)
+    if isinstance(quantizer, VQEMA):
+        return fresh._replace(step=state.step)
+    # What the optimizer holds stays: the shift takes the codebook to the centroids.
+    centroids = fresh_params.codebook if quantizer.affine else fresh_params
+    return VQState(quantizer.shift_to(params, centroids), fresh.counts, state.step)
 
 
 def guard_codebooks(quantizer: Quantizer, least: float = 10.0, cooldown: int = 50) -> Quantizer:
     """The quantizer with a guard around each VQEMA and VQ in it; others are left as they are."""
-    if isinstance(quantizer, VQEMA | VQ):
+    if isinstance(quantizer, _GUARDED):
         return Guarded(quantizer, least, cooldown)
     inner = getattr(quantizer, 'inner', None)
     if inner is None or isinstance(quantizer, Guarded):
