@@ -21,7 +21,7 @@ QUANTIZERS = [
     Residual(VQEMA(8, decay=0.9, revival=EAGER), 3, dropout='sample'),
     Product(VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.split)), 2),
     Banked(VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.kmeans_rows)), 96, 24),
-    Guarded(VQ(64, decay=0.9, init='normal', revival=None), least=32.0, cooldown=4),
+    Guarded(VQEMA(24, decay=0.9, init='normal', revival=None), least=32.0, cooldown=2),
     GumbelSoftmax(8, diversity=0.1),
     LFQ(4),
 ]
