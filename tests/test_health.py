@@ -125,6 +125,19 @@ def test_perplexity_is_judged_against_classes_and_tokens():
     assert health.diagnose([{'perplexity': 7.0, 'active_codes': 7.0, 'tokens': 8}], 256) == []
 
 
+def test_one_code_a_class_is_enough_and_fewer_are_a_collapse():
+    """Classes that are not quite balanced leave one code a class a perplexity just below C."""
+    assert names(changed(perplexity=9.98, active_codes=20)) == []
+    assert 'collapse' in names(changed(perplexity=9.3, active_codes=20))
+
+
+def test_replacing_a_dead_start_once_is_no_threshold_gone_wrong():
+    """250 dead codes in batches of 64: four full looks. Fifteen of them replaced codes in use."""
+    once = changed(revived=lambda r: 62.0 if r['step'] in (100, 110, 120, 130) else 0.0)
+    again = changed(revived=lambda r: 62.0 if r['step'] % 20 == 0 else 0.0)
+    assert names(once) == [] and names(again) == ['absolute_threshold']
+
+
 def test_the_monitoring_rules_of_the_tokenizer():
     def tokenizer(perplexity, active):
         return [{'perplexity': perplexity, 'active_codes': active, 'tokens': 65536}]

@@ -200,6 +200,27 @@ def test_averaged_parameters_follow_the_decay():
     )
 
 
+def check_shard_map():
+    """20 steps under shard_map, which tracks what is replicated, against those under pmap."""
+    task, _, state = compiled()
+    axes = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((jax.device_count(),), (training.AXIS,), axis_types=axes)
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(training.AXIS)
+    step = jax.jit(
+        jax.shard_map(
+            functools.partial(training.train_step, task),
+            mesh=mesh,
+            in_specs=(whole, split),
+            out_specs=whole,
+        )
+    )
+    for batch, _ in zip(batches(), range(20), strict=False):
+        state, _ = step(state, batch | {'stop': np.zeros(jax.device_count(), bool)})
+    expected, _ = run(20)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=1.0))
+
+
 SCRIPT = """
 import sys, jax, numpy as np
 import test_training as t
@@ -209,6 +230,8 @@ task, _, _ = t.compiled()
 fn = jax.pmap(t.functools.partial(training.eval_step, task), axis_name=training.AXIS)
 batch = t.make_batch(64, seed=99) | {'mask': np.arange(64) < 60}
 seen = training.evaluate(fn, training.replicate(state), [batch])
+if jax.device_count() > 1:
+    t.check_shard_map()
 np.savez(sys.argv[2], *jax.tree.leaves(state), losses=[r['loss'] for r in records],
          counts=seen.counts, probs=seen.probs, devices=jax.device_count())
 """

@@ -14,7 +14,11 @@ import numpy as np
 
 from vqjax.probes import codebook_events, gradient_flow
 
-__all__ = ['Finding', 'codebook_events', 'diagnose', 'gradient_flow']
+__all__ = ['CLASS_SHARE', 'Finding', 'codebook_events', 'diagnose', 'gradient_flow']
+
+# Of the number of classes, below which the perplexity is a collapse: one code a class is enough,
+# and on classes that are not quite balanced has barely less than their number.
+CLASS_SHARE = 0.95
 
 
 class Finding(NamedTuple):
@@ -192,7 +196,8 @@ def _revivals(run):
     """
     revived = run.series('revived', 'codebook_norm')[1:, 0]
     looks = revived[revived > 0]
-    if not run.num_codes or len(looks) < 4:
+    # A codebook that starts dead may be replaced once; more than that were codes in use.
+    if not run.num_codes or len(looks) < 4 or np.sum(looks) < 1.5 * run.num_codes:
         return 0.0, 0.0
     most = np.fmin(run.num_codes, run.last('batch_tokens'))
     return np.median(looks[len(looks) // 2 :]) / most, np.mean(revived > 0)
@@ -274,7 +279,7 @@ def _expected(run):
 def _collapse(run):
     perplexity, expected = run.last('perplexity'), _expected(run)
     # C classes need about C codes; detail needs a share of what a uniform source would use.
-    bound = 0.2 * expected if run.num_classes is None else run.num_classes
+    bound = 0.2 * expected if run.num_classes is None else CLASS_SHARE * run.num_classes
     bound = np.fmin(bound, 0.8 * expected)
     if not perplexity < bound:
         return None

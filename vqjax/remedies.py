@@ -116,9 +116,6 @@ def _run(patient: Patient, codes_after: int, dataset: data.Dataset, seed: int) -
     final = dict(course.final)
     if codes_after:
         final |= fit_after(patient, codes_after, course, dataset)
-    # Stages together: eight groups of nine codes tell far more than ten classes apart.
-    stages = 1 if patient.quantizer is None else max(math.prod(patient.quantizer.code_shape), 1)
-    collapsed = final.get('perplexity', np.inf) ** stages < patient.num_classes
     result = {'seed': seed, 'seconds': time.monotonic() - begun, **final}
     learned = (course.variables['params'], course.variables.get('codebook_stats', {}))
     # Every step of a tokenizer, whose loss curve is what is asked for; else the evaluations.
@@ -128,7 +125,7 @@ def _run(patient: Patient, codes_after: int, dataset: data.Dataset, seed: int) -
     if patient.quantizer is not None:
         found = health.diagnose(course.history, patient.quantizer.num_codes, classes)
     return {
-        'result': result | {'collapsed': float(collapsed)},
+        'result': result,
         'history': history,
         'findings': [f.name for f in found],
         'params': sum(int(np.prod(x.shape)) for x in jax.tree.leaves(learned)),
@@ -167,6 +164,12 @@ def _collect(config, folder, made):
         seeds = [run['result'] for run in runs]
         quantizer = patient.quantizer
         bits = 32.0 * patient.features if quantizer is None else float(quantizer.bits)
+        # Stages together: eight groups of nine codes tell far more than ten classes apart.
+        stages = 1 if quantizer is None else max(math.prod(quantizer.code_shape), 1)
+        for seed in seeds:
+            seed['collapsed'] = float(
+                seed.get('perplexity', np.inf) ** stages < health.CLASS_SHARE * patient.num_classes
+            )
         collapses = int(sum(seed['collapsed'] for seed in seeds))
         methods[name] = {
             'spec': None if quantizer is None else quantizers.to_spec(quantizer),

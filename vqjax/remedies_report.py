@@ -193,7 +193,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         'all; small_batches takes four times the steps for it. The '
         "encoder's features are not standardised here, which is what lets the baseline collapse: "
         "`vqjax.models.Encoder` standardises them. Every run is in the figures, collapsed ones "
-        'too. Collapsed: test perplexity (of all stages together) below the number of classes.',
+        'too. Collapsed: test perplexity (of all stages together) below 95% of the number of '
+        'classes; one code a class has barely less than their number.',
         ', '.join(f'{k} {v}' for k, v in results['environment'].items()) + '.',
         '\n'.join(lines),
         'Brackets: 95% intervals, of the accuracy by bootstrap over seeds, of differences paired '

@@ -94,6 +94,8 @@ def gradients(
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """Gradient, new statistics and metrics of one batch of this replica, averaged over replicas."""
     images, mask = clean(batch)
+    # Each replica's own copy: a shard_map that tracks replication would sum their gradients.
+    state = state._replace(params=jax.lax.pcast(state.params, AXIS, to='varying'))
     # Every replica divides by the mean number of real images of all, so pmean is the global mean.
     total = jnp.maximum(jax.lax.pmean(jnp.sum(mask, dtype=jnp.float32), AXIS), 1.0 / mask.size)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)

@@ -103,7 +103,7 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
 def train_step(
     task: Task, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step inside pmap(axis_name=AXIS).
+    """One optimizer step inside pmap(axis_name=AXIS), or shard_map over a mesh axis of that name.
 
     Args:
       batch: this replica's share: image [b, H, W, C], label int32 [b]; stop bool [1], this

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -128,8 +129,12 @@ def kmeans(
       ValueError: for k below 1 or negative iters.
     """
     _check(k, iters)
-    rows, valid = flat_rows(z, mask)
+    return _kmeans(key, *flat_rows(z, mask), k, iters, axis_name)
 
+
+# Compiled once for a shape: outside jit, its loops would be compiled anew at every call.
+@functools.partial(jax.jit, static_argnums=(3, 5), inline=True)
+def _kmeans(key, rows, valid, k, iters, axis_name):
     def assign(centroids):
         return jnp.where(valid, nearest_codes(rows, centroids), -1)
 

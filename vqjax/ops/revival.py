@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -206,11 +207,17 @@ class Revival:
         Returns:
           Revived. The work is skipped (by `lax.cond`) where nothing is dead.
         """
-        dead = counts < self.below * jnp.mean(counts)
-        due = (step % self.every == 0) & jnp.any(dead)
-        same = Revived(codebook, counts, jnp.zeros(counts.shape, bool))
-        return lax.cond(
-            due,
-            lambda: self.source(key, batch, codebook, counts, dead, axis_name),
-            lambda: same,
-        )
+        return _revive(self, key, batch, codebook, counts, step, axis_name)
+
+
+# Compiled once for a Revival: outside jit, lax.cond would be compiled anew at every call.
+@functools.partial(jax.jit, static_argnames=('revival', 'axis_name'), inline=True)
+def _revive(revival, key, batch, codebook, counts, step, axis_name):
+    dead = counts < revival.below * jnp.mean(counts)
+    due = (step % revival.every == 0) & jnp.any(dead)
+    same = Revived(codebook, counts, jnp.zeros(counts.shape, bool))
+    return lax.cond(
+        due,
+        lambda: revival.source(key, batch, codebook, counts, dead, axis_name),
+        lambda: same,
+    )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vqjax import ops
 from vqjax.ops import AxisName
-from vqjax.quantizers.base import check, check_count, look_up
+from vqjax.quantizers.base import check, check_count, compiled_once, look_up
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
@@ -66,6 +66,7 @@ class Banked(Wrapped):
         bank = jnp.zeros((self.size, z.shape[-1]))
         return params, BankedState(inner, bank, jnp.zeros((), jnp.int32))
 
+    @compiled_once
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
     ) -> BankedState:

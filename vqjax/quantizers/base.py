@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -83,6 +84,12 @@ class Quantizer(Protocol):
 
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Vectors float32 [..., D] of codes [..., *code_shape]; zeros for -1."""
+
+
+def compiled_once(method: Callable) -> Callable:
+    """A method with control flow, which outside jit would be compiled anew at every call."""
+    static = {'self', 'axis_name'} & inspect.signature(method).parameters.keys()
+    return jax.jit(method, static_argnames=tuple(static), inline=True)
 
 
 class Base:

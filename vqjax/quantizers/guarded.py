@@ -13,7 +13,7 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.banked import Banked
-from vqjax.quantizers.base import Quantizer, check, check_count
+from vqjax.quantizers.base import Quantizer, check, check_count, compiled_once
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ, VQState
 from vqjax.quantizers.vq_ema import VQEMA
@@ -71,6 +71,7 @@ class Guarded(Wrapped):
         zero = jnp.zeros((), jnp.int32)
         return params, GuardedState(inner, jnp.zeros(self.num_codes), zero, zero, zero)
 
+    @compiled_once
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
     ) -> GuardedState:

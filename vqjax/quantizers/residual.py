@@ -20,6 +20,7 @@ from vqjax.quantizers.base import (
     check_count,
     check_inner,
     check_start,
+    compiled_once,
     hide,
 )
 from vqjax.quantizers.beam import beam_codes
@@ -156,6 +157,7 @@ class Residual(Base):
             return tuple(p for p, _ in started), tuple(s for _, s in started)
         return started
 
+    @compiled_once
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -226,6 +228,7 @@ class Residual(Base):
         used = [jnp.broadcast_to(s <= depth, shape) for s in range(self.num_stages)]
         return jnp.stack(used if mask is None else [stage & mask for stage in used])
 
+    @compiled_once
     def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
         """Each stage's state after seeing what the stages before it left of z [..., D]."""
         codes = jnp.moveaxis(codes, -1, 0)
@@ -250,6 +253,7 @@ class Residual(Base):
         rows, codes = jnp.moveaxis(outputs, 0, -2), jnp.moveaxis(codes, 0, z.ndim - 1)
         return self.inner.update(params, state, rows, codes, key, masks, axis_name)
 
+    @compiled_once
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         codes = jnp.moveaxis(codes, -1, 0)
