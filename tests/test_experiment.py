@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -87,6 +88,38 @@ def test_the_folder_holds_reports_logs_and_checkpoints(done):
         'code_norm', 'input_norm', 'gradient_norm',
     )  # fmt: skip
     assert all(np.isfinite(r[name]) for r in seen for name in wanted)
+
+
+def test_tensorboard_holds_every_scalar_and_the_use_of_every_code(done):
+    from tensorboardX.proto.event_pb2 import Event
+
+    workdir, results = done
+    (path,) = workdir.glob('tensorboard/vq_ema/seed_1/events*')
+    data, scalars, uses = path.read_bytes(), {}, []
+    # A TFRecord: length uint64, its checksum, the message, its checksum.
+    while data:
+        size = int.from_bytes(data[:8], 'little')
+        event = Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+        for value in event.summary.value:
+            if value.HasField('histo'):
+                uses.append((event.step, value.tag, list(value.histo.bucket)))
+            else:
+                scalars[value.tag, event.step] = value.simple_value
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    mine = [r for r in lines if (r['method'], r['seed']) == ('vq_ema', 1)]
+    for record in mine:
+        for name in record.keys() - {'method', 'seed', 'split', 'step'}:
+            found = scalars.pop((f'{record["split"]}/{name}', record['step']), None)
+            if np.ndim(record[name]) == 0:
+                assert found == pytest.approx(record[name], rel=1e-6), name
+    assert {tag for tag, _ in scalars} == {'validation/step'}  # the axis itself
+    assert [(step, tag) for step, tag, _ in uses] == [(4, 'codes/stage_0'), (8, 'codes/stage_0')]
+    seen = [r for r in mine if r['split'] == 'validation']
+    for (_, _, bars), record in zip(uses, seen, strict=True):
+        assert len(bars) == 16 and sum(bars) == record['tokens']
+        assert sum(bar > 0 for bar in bars) == record['active_codes']
+        assert record['revived'] >= 0
 
 
 def test_the_same_command_again_trains_nothing_and_gives_the_same(done, monkeypatch):
@@ -223,55 +256,71 @@ def test_a_run_that_was_stopped_and_killed_ends_with_the_same_figures(tmp_path):
 
     workdir = tmp_path / 'broken'
     folder = workdir / 'checkpoints' / 'vq_ema' / 'seed_0'
-
-    def interrupt(number, step):
-        """Sends a signal once a checkpoint of at least this step is there."""
-        process = start(workdir, cache, *SMALL)
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            done = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
-            if max(done, default=0) >= step:
-                process.send_signal(number)
-                break
-            time.sleep(0.01)
-        return process.communicate()[1], process.returncode
-
-    said, code = interrupt(signal.SIGTERM, 4)
+    said, code = interrupt(start(workdir, cache, *SMALL), folder, 4, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM and 'everything is saved' in said, said
-    _, code = interrupt(signal.SIGKILL, 24)
-    assert code == -signal.SIGKILL
+    # At random moments: while a checkpoint is written, between two, or before the first step.
+    rng = random.Random()
+    moments = [(step, rng.uniform(0, 0.5)) for step in sorted(rng.sample(range(8, 40), 3))]
+    for step, delay in moments:
+        _, code = interrupt(start(workdir, cache, *SMALL), folder, step, signal.SIGKILL, delay)
+        assert code in (-signal.SIGKILL, 0), moments  # 0: it had ended before
     last = start(workdir, cache, *SMALL)
     _, problem = last.communicate()
-    assert last.returncode == 0, problem[-2000:]
-    assert figures(workdir) == figures(tmp_path / 'whole')
+    assert last.returncode == 0, (moments, problem[-2000:])
+    assert figures(workdir) == figures(tmp_path / 'whole'), moments
+
+
+def interrupt(process, folder, step, number, delay=0.0):
+    """Signals `delay` seconds after a checkpoint of at least `step` is there: (stderr, code)."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        done = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
+        if max(done, default=0) >= step:
+            time.sleep(delay)
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    return process.communicate()[1], process.returncode
 
 
 def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{probe.getsockname()[1]}'
-    short = (*SMALL, '--config.epochs=2', '--config.log_every=1')
-    pair = ('--coordinator_address', address, '--num_processes', '2', '--process_id')
+    """20 steps, one SIGTERM to the process that writes nothing, and one resumption."""
+    short = (*SMALL, '--config.epochs=5', '--config.log_every=1')
     cache = tmp_path / 'cache'
-    together = [start(tmp_path / 'two', cache, *pair, i, *short, devices=2) for i in '01']
+
+    def together():
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            address = f'127.0.0.1:{probe.getsockname()[1]}'
+        pair = ('--coordinator_address', address, '--num_processes', '2', '--process_id')
+        return [start(tmp_path / 'two', cache, *pair, i, *short, devices=2) for i in '01']
+
+    writer, other = together()
+    folder = tmp_path / 'two' / 'checkpoints' / 'vq_ema' / 'seed_0'
+    said = [interrupt(other, folder, 4, signal.SIGTERM), (writer.communicate()[1], writer.wait())]
+    assert [code for _, code in said] == [128 + signal.SIGTERM] * 2, said
+    assert 'everything is saved' in said[1][0]
+    resumed = together()
     alone = start(tmp_path / 'one', cache, *short, devices=4)
-    outputs = [process.communicate(timeout=500) for process in (*together, alone)]
-    for process, (_, problem) in zip((*together, alone), outputs, strict=True):
+    outputs = [process.communicate(timeout=500) for process in (*resumed, alone)]
+    for process, (_, problem) in zip((*resumed, alone), outputs, strict=True):
         assert process.returncode == 0, problem[-2000:]
     assert 'vq_ema' in outputs[0][0]
     assert 'vq_ema' not in ''.join(outputs[1])  # only process 0 reports
-    records = [
-        [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-        for name in ('two', 'one')
-    ]
-    assert len(records[0]) == len(records[1]) == 8 + 1
-    for two, one in zip(*records, strict=True):
+    two, one = (trained_steps(tmp_path / name) for name in ('two', 'one'))
+    assert two.keys() == one.keys() == set(range(1, 21))
+    for step in one:
         for name in ('loss', 'quantizer_loss', 'accuracy', 'input_norm', 'code_norm'):
-            assert two[name] == pytest.approx(one[name], rel=1e-3), (two['step'], name)
+            assert two[step][name] == pytest.approx(one[step][name], rel=1e-5), (step, name)
     two, one = (figures(tmp_path / name)[0] for name in ('two', 'one'))
-    assert two['accuracy'] == pytest.approx(one['accuracy'], abs=2 / 360)
-    assert two['nll'] == pytest.approx(one['nll'], rel=1e-2)
-    assert sum(two['counts']) == sum(one['counts']) == 360
+    assert two['counts'] == one['counts'] and two['accuracy'] == one['accuracy']
+    assert two['nll'] == pytest.approx(one['nll'], rel=1e-5)
+
+
+def trained_steps(workdir):
+    """Training records by step; of a step taken again after a resumption the last."""
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return {r['step']: r for r in lines if r.get('split') == 'train'}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The networks of the comparison: encoder -> z -> quantizer (or none) -> pool -> head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -198,6 +198,13 @@ class Decoder(nn.Module):
             x = nn.relu(nn.Conv(factor * self.width, (3, 3), dtype=self.dtype)(x))
         x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), 'nearest')
         return nn.Conv(channels, (3, 3), dtype=jnp.float32)(x)
+
+
+def quantizer_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(params, state) of the quantizer of a model whose `Quantize` is the attribute `quantize`."""
+    params = variables['params'].get('quantize', {}).get('quantizer', ())
+    state = variables.get(vq_nn.COLLECTION, {}).get('quantize', {}).get('state', ())
+    return params, state
 
 
 class Output(NamedTuple):

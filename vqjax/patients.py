@@ -165,12 +165,7 @@ def _codebook(patient: Patient, variables: Any) -> Any:
     """The codebook [K, D] of a leaf that has one, else ()."""
     if not isinstance(patient.quantizer, Codebook):
         return ()
-    return patient.quantizer.read_codebook(*_parts(variables))
-
-
-def _parts(variables: Any) -> tuple[Any, Any]:
-    params = variables['params'].get('quantize', {}).get('quantizer', ())
-    return params, variables.get(vq_nn.COLLECTION, {}).get('quantize', {}).get('state', ())
+    return patient.quantizer.read_codebook(*models.quantizer_variables(variables))
 
 
 def _counts(quantizer: Quantizer, codes: jax.Array) -> jax.Array:

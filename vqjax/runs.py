@@ -233,6 +233,8 @@ class Run:
         taken = self.tally.pop('steps')
         means = {name: total / taken for name, total in self.tally.items()}
         means['train_accuracy'] = means.pop('accuracy')
+        if 'revived' in means:
+            means['revived'] *= taken  # codes since the last evaluation
         corrupt = round(means.pop('corrupt') * taken)
         if corrupt:
             self.context.display.say(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from vqjax import health, ops, quantizers
-from vqjax.models import Classifier, Output
+from vqjax.models import Classifier, Output, quantizer_variables
 
 AXIS = 'batch'
 
@@ -94,10 +94,10 @@ def gradients(
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """Gradient, new statistics and metrics of one batch of this replica, averaged over replicas."""
     images, mask = clean(batch)
-    # Each replica's own copy: a shard_map that tracks replication would sum their gradients.
-    state = state._replace(params=jax.lax.pcast(state.params, AXIS, to='varying'))
     # Every replica divides by the mean number of real images of all, so pmean is the global mean.
-    total = jnp.maximum(jax.lax.pmean(jnp.sum(mask, dtype=jnp.float32), AXIS), 1.0 / mask.size)
+    real = jnp.sum(mask, dtype=jnp.float32)
+    everywhere = jax.lax.pmean(real, AXIS)
+    total = jnp.maximum(everywhere, 1.0 / mask.size)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
     def loss_fn(params: Any, stats: Any, images: Any, labels: Any, mask: Any, update: bool) -> Any:
@@ -126,17 +126,27 @@ def gradients(
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if task.accumulate == 1:
-        grads, (stats, measured, _) = grad_fn(
+        grads, (stats, measured, output) = grad_fn(
             state.params, state.stats, images, batch['label'], mask, True
         )
+        quantized = output.quantized
     else:
-        grads, stats, measured = accumulate(task, state, grad_fn, images, batch['label'], mask, key)
+        grads, stats, measured, quantized = accumulate(
+            task, state, grad_fn, images, batch['label'], mask, key
+        )
     all_finite = jax.lax.pmin(measured.pop('finite').astype(jnp.int32), AXIS)
-    grads, measured = jax.lax.pmean((grads, measured), AXIS)
+    measured = jax.lax.pmean(measured, AXIS)
+    if jax.typeof(real) != jax.typeof(everywhere):
+        # A shard_map that tracks what is replicated has summed the gradients already.
+        grads = jax.tree.map(lambda g: g / jax.lax.axis_size(AXIS), grads)
+    else:
+        grads = jax.lax.pmean(grads, AXIS)
     measured['corrupt'] = jax.lax.psum(jnp.sum(~mask), AXIS)
     measured['stop'] = jax.lax.psum(jnp.sum(batch['stop']), AXIS)
     measured['gradient_norm'] = optax.tree.norm(grads)
     measured['refits'] = quantizers.count_refits(stats)
+    if isinstance(task.model.quantizer, quantizers.Codebook):
+        measured['revived'] = count_revived(task, state, stats, quantized.codes)
     rest = ('task_loss', 'quantizer_loss', 'gradient_norm')
     rest = jnp.stack([jnp.isfinite(measured[name]) for name in rest])
     measured['finite'] = jnp.concatenate([all_finite.astype(bool), rest])
@@ -145,11 +155,12 @@ def gradients(
 
 def accumulate(
     task: Task, state: TrainState, grad_fn: Callable, images: Any, labels: Any, mask: Any, key: Any
-) -> tuple[Any, Any, dict[str, jax.Array]]:
+) -> tuple[Any, Any, dict[str, jax.Array], Any]:
     """Gradient of task.accumulate micro-batches; the codebook moves once, from all their vectors.
 
     Averages updated at every micro-batch would forget accumulate times faster than those of the
-    whole batch, and revival would count the use of a part of the batch.
+    whole batch, and revival would count the use of a part of the batch. Gradient, new statistics,
+    metrics, and the Quantized of the whole batch (or None).
     """
     micro = jax.tree.map(
         lambda x: x.reshape(task.accumulate, -1, *x.shape[1:]), (images, labels, mask)
@@ -165,8 +176,9 @@ def accumulate(
     measured = {
         name: jnp.all(x, 0) if name == 'finite' else jnp.sum(x, 0) for name, x in measured.items()
     }
+    quantized = None
     if task.model.quantizer is not None:
-        _, stats = task.model.apply(
+        quantized, stats = task.model.apply(
             {'params': state.params, **stats},
             z.reshape(-1, *z.shape[2:]),
             train=True,
@@ -175,7 +187,18 @@ def accumulate(
             rngs={'quantizer': key},
             method='requantize',
         )
-    return grads, stats, measured
+    return grads, stats, measured, quantized
+
+
+def count_revived(task: Task, state: TrainState, stats: Any, codes: jax.Array) -> jax.Array:
+    """Codes that this step revived, float32 []: moved without a vector. codes int32 [B, h, w]."""
+    quantizer = task.model.quantizer
+    old, new = (
+        quantizer.read_codebook(*quantizer_variables({'params': state.params, **held}))
+        for held in (state.stats, stats)
+    )
+    counts = jax.lax.psum(count_codes(codes, quantizer), AXIS)
+    return health.codebook_events(old, old, new, counts)['revived']
 
 
 def count_codes(codes: jax.Array, quantizer: Any) -> jax.Array:
