@@ -26,7 +26,7 @@ _REST_S = 0.01
 _CLOCK = [time.perf_counter]
 
 
-def arguments(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
+def parser(doc: str) -> argparse.ArgumentParser:
     """--quick (small shapes, torch left out: seconds), --cpu-time and --out (JSON and plots)."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument('--quick', action='store_true', help='small shapes, without torch')
@@ -36,6 +36,11 @@ def arguments(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
         action='store_true',
         help='seconds of processor, not of the wall: for a busy machine, with `taskset -c 0`',
     )
+    return parser
+
+
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; from here on the clock is the one asked for."""
     options = parser.parse_args(argv)
     _CLOCK[:] = [time.process_time if options.cpu_time else time.perf_counter]
     return options

@@ -110,7 +110,7 @@ def compare(name, quantizer, make, train, test, repeats, peers):
 
 def main(argv=None):
     """Measure, write fit.json."""
-    options = common.arguments(__doc__, argv)
+    options = common.arguments(common.parser(__doc__), argv)
     peers = common.available(options.quick, 'faiss-cpu')
     n, dim, parts, repeats = (2_000, 8, 2, 1) if options.quick else (50_000, 64, 4, 3)
     train, test = data(n, dim, 1), data(n // 5, dim, 2)

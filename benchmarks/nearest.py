@@ -124,7 +124,7 @@ def sweep(shapes, repeats, peers):
 
 def main(argv=None):
     """Measure, write nearest.json and nearest.png."""
-    options = common.arguments(__doc__, argv)
+    options = common.arguments(common.parser(__doc__), argv)
     quick = options.quick
     peers = [FAISS] * common.available(quick, 'faiss-cpu')
     peers += [TORCH] * common.available(quick, 'torch')

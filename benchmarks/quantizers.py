@@ -155,7 +155,7 @@ def sweep(n, k, repeats, peers):
 
 def main(argv=None):
     """Measure, write quantizers.json and quantizers.png."""
-    options = common.arguments(__doc__, argv)
+    options = common.arguments(common.parser(__doc__), argv)
     quick = options.quick
     peers = common.available(quick, 'torch', PEER)
     n, dim, k, stages = (256, 8, 16, 2) if quick else (16_384, 128, 1_024, 8)

@@ -76,6 +76,16 @@ def fits(results):
     return _table(header, rows)
 
 
+def pipeline(results):
+    """Milliseconds of a step with the data pipeline and without, one row a data set."""
+    names = list(next(iter(results['rows'].values()))['runs'])
+    rows = [
+        [name, r['batch_size'], *[_ms(r, n) for n in names], r['ratio']]
+        for name, r in results['rows'].items()
+    ]
+    return _table(['', 'batch', *names, 'pipeline / resident'], rows)
+
+
 def machine(results):
     """One line: what the figures were measured on."""
     e = results['environment']

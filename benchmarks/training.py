@@ -134,7 +134,7 @@ def compare(name, case, n, repeats, peers):
 
 def main(argv=None):
     """Measure, write training.json and training.png."""
-    options = common.arguments(__doc__, argv)
+    options = common.arguments(common.parser(__doc__), argv)
     quick = options.quick
     peers = common.available(quick, 'torch', PEER)
     n, dim, k, stages = (128, 8, 16, 2) if quick else (16_384, 64, 1_024, 4)

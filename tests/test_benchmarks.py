@@ -33,7 +33,7 @@ def run(monkeypatch, tmp_path):
 
     yield run
     # Their names are common ones: no later test should import these instead.
-    for name in ('common', 'nearest', 'quantizers', 'training', 'fit'):
+    for name in ('common', 'nearest', 'quantizers', 'training', 'fit', 'pipeline'):
         sys.modules.pop(name, None)
 
 
@@ -96,3 +96,10 @@ def test_the_tables_of_the_readme_are_those_of_the_json(monkeypatch):
     # Every block was filled in: none is followed at once by its end.
     assert '-->\n<!-- end -->' not in text
     sys.modules.pop('tables')
+
+
+def test_pipeline(run):
+    results, _ = run('pipeline')
+    assert results['rows'].keys() == {'mnist', 'cifar10'}
+    for row in results['rows'].values():
+        assert row['runs'].keys() == {'pipeline', 'resident batch'} and row['ratio'] > 0

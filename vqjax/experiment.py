@@ -103,22 +103,34 @@ def _unfinished(settings: Settings, folder: Workdir) -> dict[str, list[int]]:
 
 def run_method(context: Context, method: str, seeds: list[int]) -> None:
     """Compiles one method once and trains it with every seed given."""
-    settings = context.settings
-    dtype = jnp.dtype(settings.dtype)
-    task = training.Task(
+    task = make_task(context.settings, method, context.dataset, context.num_steps)
+    train_fn = jax.pmap(
+        functools.partial(training.train_step, task), axis_name=training.AXIS, donate_argnums=0
+    )
+    eval_fn = jax.pmap(functools.partial(training.eval_step, task), axis_name=training.AXIS)
+    for seed in seeds:
+        Run(context, method, seed, task, train_fn, eval_fn).finish()
+
+
+def make_task(
+    settings: Settings, method: str, dataset: data.Dataset, num_steps: int
+) -> training.Task:
+    """What a method trains and how, for steps over the axis `training.AXIS`."""
+    per_epoch = data.steps_per_epoch(dataset, settings.batch_size)
+    return training.Task(
         models.Classifier(
-            context.dataset.info.num_classes,
+            dataset.info.num_classes,
             settings.methods[method],
             settings.encoder,
             settings.features,
             settings.bottleneck,
             training.AXIS,
-            dtype,
+            jnp.dtype(settings.dtype),
         ),
         training.make_optimizer(
             settings.learning_rate,
-            context.num_steps,
-            round(settings.warmup_epochs * context.steps_per_epoch),
+            num_steps,
+            round(settings.warmup_epochs * per_epoch),
             settings.weight_decay,
             settings.clip_norm,
         ),
@@ -126,12 +138,6 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
         settings.accumulate,
         settings.ema_decay,
     )
-    train_fn = jax.pmap(
-        functools.partial(training.train_step, task), axis_name=training.AXIS, donate_argnums=0
-    )
-    eval_fn = jax.pmap(functools.partial(training.eval_step, task), axis_name=training.AXIS)
-    for seed in seeds:
-        Run(context, method, seed, task, train_fn, eval_fn).finish()
 
 
 def collect(settings: Settings, folder: Workdir) -> dict[str, Any]:
