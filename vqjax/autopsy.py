@@ -137,6 +137,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
     parts = [
         '# Autopsy',
+        'Made by\n\n```\npython train.py --config configs/autopsy.py\n```',
         'Every case changes one thing: the faulty run has the fault, the cured run has not. '
         f'Trained on {results["config"]["dataset"]}, seed {results["config"]["seed"]}: one run a '
         'side, so small differences of accuracy say nothing. '

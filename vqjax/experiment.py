@@ -1,6 +1,7 @@
 """methods x seeds -> results: the whole comparison, resumable."""
 
 import functools
+import os
 import platform
 from typing import Any
 
@@ -169,7 +170,7 @@ def environment() -> dict[str, Any]:
         'python': platform.python_version(),
         'jax': jax.__version__,
         'flax': flax.__version__,
-        'platform': platform.platform(),
+        'platform': f'{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores',
         'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'processes': jax.process_count(),
     }

@@ -50,8 +50,11 @@ def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, floa
         rows.append(f'| {figure} | {target} | {" | ".join(cells)} |')
     parts = [
         f'# Tokenizer on {config["dataset"]}',
+        'Made by\n\n```\npython train.py --config configs/tokenizer.py --config.data_dir=FOLDER\n```',
         f'{config["steps"]} steps of {config["baseline"]["batch_size"]} images, 64 tokens each; '
-        'the task is reconstruction. Figures of the first 2,000 test images, seed 0.',
+        'the task is reconstruction. Figures of the first 2,000 test images, seed 0. '
+        + ', '.join(f'{k} {v}' for k, v in results['environment'].items())
+        + '.',
         '\n'.join(rows),
         '![curves](curves.png)',
         '## Diagnosis',
