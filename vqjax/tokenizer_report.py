@@ -17,6 +17,8 @@ TARGETS = {
     'spikes': (1.0, False),
 }
 
+COMMAND = 'python train.py --config configs/tokenizer.py --config.data_dir=FOLDER'
+
 
 def measure(
     history: Sequence[Mapping[str, float]], final: Mapping[str, float], num_codes: int
@@ -50,7 +52,7 @@ def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, floa
         rows.append(f'| {figure} | {target} | {" | ".join(cells)} |')
     parts = [
         f'# Tokenizer on {config["dataset"]}',
-        'Made by\n\n```\npython train.py --config configs/tokenizer.py --config.data_dir=FOLDER\n```',
+        f'Made by\n\n```\n{COMMAND}\n```',
         f'{config["steps"]} steps of {config["baseline"]["batch_size"]} images, 64 tokens each; '
         'the task is reconstruction. Figures of the first 2,000 test images, seed 0. '
         + ', '.join(f'{k} {v}' for k, v in results['environment'].items())
