@@ -55,6 +55,7 @@ def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
     run = {'history': history(np.linspace(2, 1, 200)), 'result': FINAL}
     results = {
         'config': config,
+        'environment': {'vqjax': '0'},
         'methods': {'ema': {'spec': {'num_codes': 1024}}},
         'findings': {'ema': []},
     }
