@@ -135,6 +135,27 @@ def refuse(text, workdir, **changes):
     assert text in message and '\n' not in message, message
 
 
+def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
+    """Within two points of the sound codebook, where the same run without a guard is lost."""
+    sound = {'name': 'vq_ema', 'num_codes': 16, 'decay': 0.99, 'commitment': 1.0}
+    weak = sound | {'init': 'normal', 'revival': None}
+    given = {'seeds': 1, 'epochs': 20, 'batch_size': 128, 'features': 128, 'eval_every': 10}
+
+    def train(name, guard, **quantizers):
+        chosen = {'quantizers': quantizers, 'methods': ','.join(quantizers), 'guard': guard}
+        results = experiment.run(config(**given | chosen), str(tmp_path / name))
+        log = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+        refits = [r for r in map(json.loads, log) if r.get('event') == 'refit']
+        accuracy = {n: m['seeds'][0]['accuracy'] for n, m in results['methods'].items()}
+        return accuracy, [f['name'] for f in results['findings']], refits
+
+    lost, found, refits = train('lost', False, weak=weak)
+    assert lost['weak'] < 0.8 and 'collapse' in found and not refits
+    kept, found, refits = train('kept', True, weak=weak, sound=sound)
+    assert kept['weak'] > kept['sound'] - 0.02 and kept['sound'] > 0.9
+    assert not found and {r['method'] for r in refits} == {'weak'}
+
+
 def test_another_configuration_in_the_same_folder_is_refused(done):
     workdir, _ = done
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.name != '.lock'}
