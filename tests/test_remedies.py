@@ -118,6 +118,7 @@ def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
     methods['revival'] = method(weak + 0.3, 60.0)
     methods['revival_every_step'] = method(weak + 0.3 + rng.normal(0, 0.01, 10), 60.0)
     methods['reconstruction'] = method(weak, 5.0)  # said to be needed
+    methods['none']['spec'] = None
     said = {name: remedies_report.holds(name, results) for name in (
         'none', 'decay_95', 'init_kmeans', 'init_unit_sphere', 'clipped_gradient', 'l2_normalised',
         'revival', 'revival_every_step', 'reconstruction',
