@@ -15,7 +15,7 @@ from configs import digits
 def get_config() -> ml_collections.ConfigDict:
     config = digits.get_config()
     config.dataset = 'mnist'
-    config.seeds = 3
+    config.seeds = 5
     config.epochs = 5
     config.batch_size = 128
     config.init_batch_size = 4096

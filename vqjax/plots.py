@@ -272,9 +272,9 @@ def accuracy_against_bits(results: Mapping[str, Any]) -> Figure:
             axis.axhspan(low, high, color=LIGHT, alpha=0.6, lw=0)
             axis.axhline(mean, color=GREY, lw=1, ls='--')
             axis.annotate(
-                f"none ({method['bits']:,.0f} bits)", (0.99, mean), (0, 4),
+                f"none\n({method['bits']:,.0f} bits)", (1, mean), (6, 0),
                 xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", color=GREY,
+                va="center", color=GREY,
             )  # fmt: skip
             continue
         axis.errorbar(
