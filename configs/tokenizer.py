@@ -2,7 +2,7 @@
 
     python train.py --config configs/tokenizer.py --config.data_dir=FOLDER
 
-Expected on two CPU cores: 5 minutes. The bar is that of seed 004: over 80% of the codes active,
+Expected on two CPU cores: 6 minutes. The bar is that of seed 004: over 80% of the codes active,
 perplexity over 600, fewer than 50 dead codes, quantizer loss falling without spikes. `before` is
 its broken form: a codebook of normal vectors that no gradient reaches, `before_revived` the same
 with dead codes replaced at every step.

@@ -53,16 +53,20 @@ def test_every_variant_is_1024_codes_on_a_grid_and_only_the_quantizer_differs(co
 
 def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
     run = {'history': history(np.linspace(2, 1, 200)), 'result': FINAL}
+    specs = config['remedies']
     results = {
         'config': config,
         'environment': {'vqjax': '0'},
-        'methods': {'ema': {'spec': {'num_codes': 1024}}},
-        'findings': {'ema': []},
+        'methods': {name: {'spec': specs[name]['quantizer']} for name in ('gradient', 'ema_bank')},
+        'findings': {'gradient': [], 'ema_bank': []},
     }
-    tokenizer_report.write(tmp_path, results, {'ema': run})
+    runs = {'gradient': run, 'ema_bank': run}
+    tokenizer_report.write(tmp_path, results, runs)
+    figures = tokenizer_report.measure_all(results, runs)
+    assert tokenizer_report.table(config, figures).row_count == len(tokenizer_report.TARGETS) + 1
     text = (tmp_path / 'report.md').read_text()
-    assert '| perplexity | above 600 | 800 |' in text and 'ema: nothing wrong.' in text
-    assert '| dead codes | below 50 | 24 |' in text
+    assert '| perplexity | above 600 | 800 | 800 |' in text and 'ema_bank: nothing wrong.' in text
+    assert '| dead codes | below 50 | 24 | 24 |' in text
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 

@@ -62,10 +62,12 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     if config['baseline'].get('grid'):
         runs = {name: folder.finished(name, 0) for name in names}
         tokenizer_report.write(folder.path, results, runs)
+        table = tokenizer_report.table(config, tokenizer_report.measure_all(results, runs))
     else:
         report.write(folder.path, results)
+        table = report.table(results)
     folder.close()
-    Console(width=None if sys.stdout.isatty() else 120).print(report.table(results))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     return results
 
 

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax import quantizers
 
 # Seed 004's own targets: name -> (bound, whether the figure has to be above it).
 TARGETS = {
@@ -40,16 +45,34 @@ def measure(
     }
 
 
+def _rows(figures):
+    """Name, target and the figure of each method."""
+    for figure in next(iter(figures.values())):
+        bound, above = TARGETS.get(figure, (None, True))
+        target = '' if bound is None else f'{"above" if above else "below"} {bound:g}'
+        yield [figure, target, *(f'{found[figure]:.3g}' for found in figures.values())]
+
+
+def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """The figures of each method beside their targets."""
+    found = Table(
+        title=f'{config["dataset"]}: tokenizers, {config["steps"]} steps, seed 0',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for i, heading in enumerate(('', 'target', *figures)):
+        found.add_column(heading, justify='right' if i else 'left', style=None if i else 'bold')
+    for row in _rows(figures):
+        found.add_row(*map(escape, row))
+    return found
+
+
 def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
     """The text of report.md."""
     config = results['config']
     names = list(figures)
     rows = [f'| | target | {" | ".join(names)} |', '| --- | ---: |' + ' ---: |' * len(names)]
-    for figure in next(iter(figures.values())):
-        bound, above = TARGETS.get(figure, (None, True))
-        target = '' if bound is None else f'{"above" if above else "below"} {bound:g}'
-        cells = (f'{figures[name][figure]:.3g}' for name in names)
-        rows.append(f'| {figure} | {target} | {" | ".join(cells)} |')
+    rows += [f'| {" | ".join(row)} |' for row in _rows(figures)]
     parts = [
         f'# Tokenizer on {config["dataset"]}',
         f'Made by\n\n```\n{COMMAND}\n```',
@@ -100,15 +123,24 @@ def _draw(histories, num_codes, plots):
     return drawn
 
 
+def measure_all(results: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """`measure` of every method; `runs` maps each to its finished seed 0."""
+    return {
+        name: measure(run['history'], run['result'], _num_codes(results, name))
+        for name, run in runs.items()
+    }
+
+
+def _num_codes(results, name):
+    return quantizers.make(results['methods'][name]['spec']).num_codes
+
+
 def write(workdir: str | Path, results: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     """Writes report.md and curves.png; `runs` maps each method to its finished seed 0."""
     from vqjax import plots
 
     workdir = Path(workdir)
-    num_codes = max(m['spec']['num_codes'] for m in results['methods'].values())
-    figures = {
-        name: measure(run['history'], run['result'], num_codes) for name, run in runs.items()
-    }
-    (workdir / 'report.md').write_text(markdown(results, figures))
+    (workdir / 'report.md').write_text(markdown(results, measure_all(results, runs)))
     histories = {name: run['history'] for name, run in runs.items()}
+    num_codes = max(_num_codes(results, name) for name in runs)
     plots.save(figure(histories, num_codes), workdir / 'curves.png')
