@@ -89,7 +89,8 @@ def findings(settings: Settings, folder: Workdir, num_classes: int) -> list[dict
         for seed in range(settings.seeds):
             history = folder.finished(method, seed)['history']
             spec = quantizers.to_spec(quantizer)
-            diagnosed = health.diagnose(history, quantizer.num_codes, num_classes, spec)
+            classes = num_classes ** (1 / quantizers.stages(quantizer))
+            diagnosed = health.diagnose(history, quantizer.num_codes, classes, spec)
             found += [f._asdict() | {'method': method, 'seed': seed} for f in diagnosed]
     return found
 

@@ -60,7 +60,7 @@ class History:
 def diagnose(
     history: Sequence[Mapping[str, Any]],
     num_codes: int | None = None,
-    num_classes: int | None = None,
+    num_classes: float | None = None,
     spec: Any = None,
 ) -> list[Finding]:
     """What is wrong with a run, the worst first; an empty list where nothing is.
@@ -73,7 +73,8 @@ def diagnose(
         position_overlap (of the use of a shared codebook by its positions, 0 to 1), and the
         results of `gradient_flow`. Other entries are ignored.
       num_codes: K.
-      num_classes: of a classification task; None where every token has to carry detail.
+      num_classes: of a classification task; None where every token has to carry detail. Where
+        perplexity is a mean over S stages or groups, C^(1/S): together they tell C classes apart.
       spec: the quantizer's, see `vqjax.to_spec`.
     """
     run = History(history, num_codes, num_classes, spec)

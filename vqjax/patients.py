@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vqjax import data, health, metrics, models, ops
+from vqjax import data, health, metrics, models, ops, quantizers
 from vqjax import nn as vq_nn
 from vqjax.quantizers import Quantizer
 from vqjax.quantizers.codebook import Codebook
@@ -170,7 +169,7 @@ def _codebook(patient: Patient, variables: Any) -> Any:
 
 def _counts(quantizer: Quantizer, codes: jax.Array) -> jax.Array:
     """Uses of each code, float32 [stages, K], of codes [B, *code_shape]."""
-    columns = codes.reshape(-1, max(math.prod(quantizer.code_shape), 1)).T
+    columns = codes.reshape(-1, quantizers.stages(quantizer)).T
     return jax.vmap(lambda column: ops.code_counts(column, quantizer.num_codes))(columns)
 
 

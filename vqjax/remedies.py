@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -122,9 +121,11 @@ def _run(patient: Patient, codes_after: int, dataset: data.Dataset, seed: int) -
     learned = (course.variables['params'], course.variables.get('codebook_stats', {}))
     # Every step of a tokenizer, whose loss curve is what is asked for; else the evaluations.
     history = [r for r in course.history if patient.grid or 'accuracy' in r]
-    classes = patient.num_classes if patient.classification else None
     found = []
     if patient.quantizer is not None:
+        classes = None
+        if patient.classification:
+            classes = patient.num_classes ** (1 / quantizers.stages(patient.quantizer))
         found = health.diagnose(course.history, patient.quantizer.num_codes, classes)
     return {
         'result': result,
@@ -167,7 +168,7 @@ def _collect(config, folder, made):
         quantizer = patient.quantizer
         bits = 32.0 * patient.features if quantizer is None else float(quantizer.bits)
         # Stages together: eight groups of nine codes tell far more than ten classes apart.
-        stages = 1 if quantizer is None else max(math.prod(quantizer.code_shape), 1)
+        stages = 1 if quantizer is None else quantizers.stages(quantizer)
         for seed in seeds:
             seed['collapsed'] = float(
                 seed.get('perplexity', np.inf) ** stages < health.CLASS_SHARE * patient.num_classes

@@ -145,7 +145,7 @@ class Run:
         tokens = 1
         if evaluation.counts is not None:
             record['counts'] = evaluation.counts.astype(int).tolist()
-            stages = max(int(np.prod(self.task.model.quantizer.code_shape)), 1)
+            stages = quantizers.stages(self.task.model.quantizer)
             tokens = round(float(evaluation.counts.sum()) / len(evaluation.labels) / stages)
         self.context.workdir.finish(
             self.method,

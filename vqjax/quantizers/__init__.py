@@ -1,7 +1,7 @@
 """Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
 
 from vqjax.quantizers.banked import Banked, BankedState
-from vqjax.quantizers.base import Quantized, Quantizer, make, to_spec
+from vqjax.quantizers.base import Quantized, Quantizer, make, stages, to_spec
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.guarded import Guarded, GuardedState, count_refits, guard_codebooks
@@ -60,5 +60,6 @@ __all__ = [
     'count_refits',
     'guard_codebooks',
     'make',
+    'stages',
     'to_spec',
 ]

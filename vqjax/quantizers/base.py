@@ -86,6 +86,11 @@ class Quantizer(Protocol):
         """Vectors float32 [..., D] of codes [..., *code_shape]; zeros for -1."""
 
 
+def stages(quantizer: Quantizer) -> int:
+    """Codes of one vector: 1 of a leaf, S of stages, G of groups, their product when nested."""
+    return math.prod(quantizer.code_shape)
+
+
 def compiled_once(method: Callable) -> Callable:
     """A method with control flow, which outside jit would be compiled anew at every call."""
     static = {'self', 'axis_name'} & inspect.signature(method).parameters.keys()
