@@ -1,5 +1,6 @@
 """Where the shared reference data is, and what tests of quantizers have in common."""
 
+import importlib.util
 import os
 import pathlib
 
@@ -21,6 +22,15 @@ def golden(name: str) -> dict[str, np.ndarray]:
     """Arrays of a golden: the copy in tests/goldens, so it runs everywhere, else the shared one."""
     copied = pathlib.Path(__file__).parent / 'goldens' / f'{name}.npz'
     return dict(np.load(copied if copied.exists() else shared('goldens', f'{name}.npz')))
+
+
+def configuration(name: str) -> dict:
+    """The plain data of configs/NAME.py."""
+    path = pathlib.Path(__file__).parents[1] / 'configs' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location('config', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().to_dict()
 
 
 def table():

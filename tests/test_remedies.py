@@ -1,29 +1,24 @@
 """The comparison of remedies: each is one change to the baseline, and the verdicts follow."""
 
 import copy
-import importlib.util
 import json
-import pathlib
 import re
 import types
 
 import numpy as np
 import pytest
+from support import configuration
 
 from vqjax import VQEMA, Guarded, data, metrics, patients, remedies, remedies_report
 from vqjax.settings import RunError
 from vqjax.summaries import summarise
 
-ROOT = pathlib.Path(__file__).parents[1]
 INFO = types.SimpleNamespace(num_classes=10, image_shape=(8, 8, 1))
 
 
 @pytest.fixture(scope='module')
 def config():
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'remedies.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    return configuration('remedies')
 
 
 def test_every_remedy_is_a_run_and_differs_from_the_baseline_in_what_it_names(config):

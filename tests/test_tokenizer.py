@@ -1,25 +1,18 @@
 """The tokenizer setting: its variants, and its figures against its targets."""
 
-import importlib.util
 import json
-import pathlib
 import types
 
 import numpy as np
 import pytest
-from support import shared
+from support import configuration, shared
 
 from vqjax import remedies, tokenizer_report
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='module')
 def config():
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'tokenizer.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    return configuration('tokenizer')
 
 
 def history(losses):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vqjax import data, health, metrics, models, ops, quantizers
+from vqjax import data, health, metrics, models, ops, steps
 from vqjax import nn as vq_nn
 from vqjax.quantizers import Quantizer
 from vqjax.quantizers.codebook import Codebook
@@ -169,8 +169,7 @@ def _codebook(patient: Patient, variables: Any) -> Any:
 
 def _counts(quantizer: Quantizer, codes: jax.Array) -> jax.Array:
     """Uses of each code, float32 [stages, K], of codes [B, *code_shape]."""
-    columns = codes.reshape(-1, quantizers.stages(quantizer)).T
-    return jax.vmap(lambda column: ops.code_counts(column, quantizer.num_codes))(columns)
+    return steps.count_codes(codes, quantizer).reshape(-1, quantizer.num_codes)
 
 
 # Runs once: quick to compile rather than quick.

@@ -221,10 +221,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     return '\n\n'.join([
         f'# Remedies on {config["dataset"]}',
         f'Made by\n\n```\n{command(config)}\n```',
-        f'{len(results["methods"])} remedies, {config["seeds"]} seeds each, {config["steps"]} '
-        f'steps of {config["baseline"]["batch_size"]} images: each alone, added to one weak '
-        'baseline (`weak`), everything else equal. Same seeds, data order and number of images for '
-        'all; small_batches takes four times the steps for it. The '
+        f'{len(results["methods"])} remedies and controls, {config["seeds"]} seeds each, '
+        f'{config["steps"]} steps of {config["baseline"]["batch_size"]} images: each alone, '
+        'added to one weak baseline (`weak`), everything else equal. Same seeds, data order and '
+        'number of images for all; small_batches takes four times the steps for it. The '
         "encoder's features are not standardised here, which is what lets the baseline collapse: "
         "`vqjax.models.Encoder` standardises them. What fails here fails added to this baseline, "
         'which is no verdict on a run with a sound start and revival (`configs/digits.py`). Every '

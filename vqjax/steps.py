@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vqjax import health, ops, quantizers
@@ -203,10 +202,9 @@ def count_revived(task: Task, state: TrainState, stats: Any, codes: jax.Array) -
 
 def count_codes(codes: jax.Array, quantizer: Any) -> jax.Array:
     """Uses of each code: int32 [..., *code_shape] -> float32 [*code_shape, K]."""
-    shape = quantizer.code_shape
-    columns = codes.reshape(-1, int(np.prod(shape, dtype=int))).T
+    columns = codes.reshape(-1, quantizers.stages(quantizer)).T
     counts = jax.vmap(lambda column: ops.code_counts(column, quantizer.num_codes))(columns)
-    return counts.reshape(*shape, quantizer.num_codes)
+    return counts.reshape(*quantizer.code_shape, quantizer.num_codes)
 
 
 def mean_norm(x: jax.Array, mask: jax.Array, total: Any) -> jax.Array:

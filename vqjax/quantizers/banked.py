@@ -34,8 +34,8 @@ class Banked(Wrapped):
     """VQEMA or VQ whose revival reads a bank of recent vectors instead of the step's batch.
 
     A batch smaller than the codebook cannot seed it; a bank of many steps can. Any source of
-    revival may draw from it. The default of a spec that wants k-means over the bank is
-    `Banked(VQEMA(1024, revival=Revival(every=100, source=ops.kmeans_rows)))`.
+    revival may draw from it; k-means over it, as over the reservoir of Lancucki et al. 2020
+    (arXiv:2005.08520), is `Banked(VQEMA(1024, revival=Revival(source=ops.kmeans_rows)))`.
 
     Fields:
       inner: VQEMA or VQ, with a revival.
