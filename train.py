@@ -6,7 +6,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqjax import autopsy, experiment, processes, remedies, settings
+from vqjax.studies import autopsy, remedies
+from vqjax.trainer import experiment, processes, settings
 
 DEFAULT = pathlib.Path(__file__).parent / 'configs' / 'digits.py'
 WORKDIR = flags.DEFINE_string(

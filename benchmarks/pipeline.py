@@ -18,7 +18,7 @@ import common
 import jax
 import numpy as np
 
-from vqjax import data, experiment, settings, training
+from vqjax.trainer import data, experiment, settings, training
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs
 

@@ -13,6 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.dataset = 'digits'  # what the cases with an encoder are trained on
     config.data_dir = ''  # folder of prepared TFDS sets; '' = TFDS's own default
-    config.cases = 'all'  # or some of vqjax.cases.CASES: 'missing_total,unscaled_fsq'
+    config.cases = 'all'  # or some of vqjax.studies.cases.CASES: 'missing_total,unscaled_fsq'
     config.seed = 0
     return config

@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.learning_rate = 2e-3
     config.weight_decay = 5e-2
     config.warmup_epochs = 3.0
-    config.eval_every = 2
+    config.eval_every = 2.0
     config.checkpoint_every = 2
     config.log_every = 50
     return config

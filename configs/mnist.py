@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_batch_size = 4096
     config.learning_rate = 2e-3
     config.warmup_epochs = 0.2
-    config.eval_every = 1
+    config.eval_every = 1.0
     config.checkpoint_every = 1
     config.log_every = 50
     return config

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from vqjax import autopsy, cases, health
-from vqjax.settings import RunError
+from vqjax import health
+from vqjax.studies import autopsy, cases
+from vqjax.trainer.settings import RunError
 
 NAMES = (
     "missing_total", "no_straight_through", "detached_commitment", "clamped_loss",

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from vqjax.checkpoints import CheckpointError, Checkpoints, describe, differences
+from vqjax.trainer.checkpoints import CheckpointError, Checkpoints, describe, differences
 
 CONFIG = {'epochs': 3, 'quantizers': {'a': {'num_codes': 8, 'levels': (5, 5)}}}
 

@@ -366,7 +366,7 @@ def workdir(tmp_path_factory):
     """A finished run of two epochs on digits, residual codes, one seed."""
     for name in ('orbax.checkpoint', 'sklearn', 'ml_collections', 'matplotlib'):
         pytest.importorskip(name)
-    from vqjax import experiment
+    from vqjax.trainer import experiment
 
     path = pathlib.Path(__file__).parent.parent / 'configs' / 'digits.py'
     config = runpy.run_path(str(path))['get_config']()
@@ -384,7 +384,7 @@ def workdir(tmp_path_factory):
 
 @trained
 def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
-    from vqjax import data
+    from vqjax.trainer import data
 
     images = Codec.from_workdir(workdir, 'rvq')
     split = data.load('digits').splits['test']

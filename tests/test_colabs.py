@@ -44,7 +44,7 @@ def test_notebooks_are_stripped_and_hold_no_model(name):
 
 
 def test_the_comparison_sets_every_field_there_is():
-    settings = pytest.importorskip('vqjax.settings')
+    settings = pytest.importorskip('vqjax.trainer.settings')
     source = '\n'.join(text for text in code(read('compare')) if 'config = {' in text)
     (config,) = (
         node.value

@@ -6,7 +6,7 @@ import sys
 
 import jax.numpy as jnp
 
-from vqjax import settings, training
+from vqjax.trainer import settings, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqjax import data
+from vqjax.trainer import data
 
 SHARED = Path(os.environ.get('VQJAX_SHARED', '../shared')) / 'tfds'
 needs_shared = pytest.mark.skipif(

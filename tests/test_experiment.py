@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from vqjax import data, experiment, report, settings
+from vqjax.studies import report
+from vqjax.trainer import data, experiment, settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -220,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(done):
-    from vqjax.workdir import Workdir
+    from vqjax.trainer.workdir import Workdir
 
     workdir, _ = done
     held = Workdir(workdir, config())

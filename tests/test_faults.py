@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import FSQ, VQ, VQEMA, Projected, faults, ops
+from vqjax import FSQ, VQ, VQEMA, Projected, ops
+from vqjax.studies import faults
 
 K, D, N = 16, 8, 96
 QUICK = {'init': 'normal', 'revival': None}  # where the start does not matter

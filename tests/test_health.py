@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import VQ, VQEMA, Projected, faults, health
+from vqjax import VQ, VQEMA, Projected, health
+from vqjax.studies import faults
 
 K, CLASSES, BATCH = 256, 10, 64
 

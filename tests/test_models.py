@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import FSQ, Projected, models
+from vqjax import FSQ, Projected
+from vqjax.trainer import models
 
 
 def images(*shape):

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from support import configuration
 
-from vqjax import VQEMA, Guarded, data, metrics, patients, remedies, remedies_report
-from vqjax.settings import RunError
-from vqjax.summaries import summarise
+from vqjax import VQEMA, Guarded, metrics, patients
+from vqjax.studies import remedies, remedies_report
+from vqjax.trainer import data
+from vqjax.trainer.settings import RunError
+from vqjax.trainer.summaries import summarise
 
 INFO = types.SimpleNamespace(num_classes=10, image_shape=(8, 8, 1))
 

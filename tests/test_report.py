@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vqjax import metrics, report, summaries
+from vqjax import metrics
+from vqjax.studies import report
+from vqjax.trainer import summaries
 
 TOKENS, CLASSES = 360, 10
 
@@ -255,7 +257,7 @@ def test_a_log_gets_whole_rows_and_no_colour(results, tmp_path):
 
 
 def test_feature_map_tells_used_from_unused_codes():
-    from vqjax import codebook_plots
+    from vqjax.studies import codebook_plots
 
     rng = np.random.default_rng(0)
     labels = np.arange(300) % 3
@@ -267,7 +269,7 @@ def test_feature_map_tells_used_from_unused_codes():
 
 
 def test_heat_map_sorts_codes_by_final_use():
-    from vqjax import codebook_plots
+    from vqjax.studies import codebook_plots
 
     counts = np.array([[4, 0, 0, 4], [0, 6, 0, 2]])
     figure = codebook_plots.code_use_over_training([10, 20], counts)
@@ -278,7 +280,7 @@ def test_heat_map_sorts_codes_by_final_use():
 
 def test_importing_the_library_imports_no_plotting():
     code = (
-        'import sys, vqjax, vqjax.report;'
+        'import sys, vqjax, vqjax.studies.report;'
         "print([m for m in ('matplotlib', 'grain', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

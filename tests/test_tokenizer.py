@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import configuration, shared
 
-from vqjax import remedies, tokenizer_report
+from vqjax.studies import remedies, tokenizer_report
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import VQEMA, models, training
+from vqjax import VQEMA
+from vqjax.trainer import models, training
 
 QUANTIZER = VQEMA(16, decay=0.9)
 
@@ -224,7 +225,7 @@ def check_shard_map():
 SCRIPT = """
 import sys, jax, numpy as np
 import test_training as t
-from vqjax import training
+from vqjax.trainer import training
 state, records = t.run(int(sys.argv[1]))
 task, _, _ = t.compiled()
 fn = jax.pmap(t.functools.partial(training.eval_step, task), axis_name=training.AXIS)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from vqjax.encoders import Encoder
 from vqjax.quantizers import Quantizer, guard_codebooks, make
 
 # Images that go to the device at once.
@@ -25,13 +26,14 @@ class ImageEncoder:
     """Images [n, H, W, C] -> vectors float32 [n, h, w, D] by the encoder of a training run.
 
     Integer images are raw pixels and are standardised here; floating point ones are taken as
-    `vqjax.data` hands them out, standardised already.
+    the trainer's data hands them out, standardised already.
 
     Fields:
-      kind, features, bottleneck, dtype: those of `vqjax.models.Encoder`; features is D.
+      kind, features, bottleneck, dtype: those of `vqjax.encoders.Encoder`; features is D.
       image_shape: (H, W, C).
       mean, std: of the training pixels, by channel.
       variables: params and batch_stats of the encoder.
+      width, standardize: those of `vqjax.encoders.Encoder`.
     """
 
     kind: str
@@ -42,6 +44,8 @@ class ImageEncoder:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     variables: dict[str, Any]
+    width: int = 32
+    standardize: bool = True
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Vectors float32 [n, h, w, D], at most 256 images on the device at once.
@@ -67,10 +71,14 @@ class ImageEncoder:
 
     @property
     def _model(self):
-        from vqjax.models import Encoder
-
-        dtype = jnp.dtype(self.dtype)
-        return Encoder(self.kind, self.features, self.bottleneck, dtype=dtype)
+        return Encoder(
+            self.kind,
+            self.features,
+            self.bottleneck,
+            dtype=jnp.dtype(self.dtype),
+            width=self.width,
+            standardize=self.standardize,
+        )
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The fields as plain data, and the variables as arrays by name."""
@@ -91,11 +99,9 @@ def _apply(model, variables, images):
 
 
 def read_run(
-    workdir: str | os.PathLike, method: str, seed: int, data_dir: str | None = None
+    workdir: str | os.PathLike, method: str, seed: int
 ) -> tuple[ImageEncoder, Quantizer, Any, Any, dict[str, Any]]:
     """(encoder, quantizer, params, state, info) of a finished run; see `Codec.from_workdir`."""
-    from vqjax import data
-
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').is_file():
         raise ValueError(f'{workdir} is no workdir of train.py: it has no config.json')
@@ -111,23 +117,30 @@ def read_run(
         raise ValueError(
             f'{method} with seed {seed} is not finished in {workdir}; finished: {done}'
         )
-    raw = _newest(workdir / 'checkpoints' / method / f'seed_{seed}')
+    raw = read_checkpoint(workdir / 'checkpoints' / method / f'seed_{seed}')
+    config |= config['overrides'].get(method, {})
+    finished = json.loads(record.read_text())
+    images = finished['images']
     params = raw['ema_params'] if config['ema_decay'] else raw['params']
-    dataset = data.load(config['dataset'], data_dir or config['data_dir'] or None)
-    variables = {'params': params['encode'], 'batch_stats': raw['stats']['batch_stats']['encode']}
+    variables = {
+        'params': params['encode'],
+        'batch_stats': raw['stats']['batch_stats'].get('encode', {}),
+    }
     encoder = ImageEncoder(
         config['encoder'],
         config['features'],
         config['bottleneck'],
         config['dtype'],
-        dataset.info.image_shape,
-        tuple(dataset.mean.tolist()),
-        tuple(dataset.std.tolist()),
+        tuple(images['shape']),
+        tuple(images['mean']),
+        tuple(images['std']),
         variables,
+        config['width'],
+        config['standardize'],
     )
     quantizer = make(config['quantizers'][method])
     if config['guard']:
-        quantizer = guard_codebooks(quantizer, least=float(dataset.info.num_classes))
+        quantizer = guard_codebooks(quantizer, least=float(images['num_classes']))
     like = jax.eval_shape(
         lambda: quantizer.init(jax.random.key(0), jnp.zeros((1, config['features'])))
     )
@@ -136,12 +149,12 @@ def read_run(
         raw['stats'].get('codebook_stats', {}).get('quantize', {}).get('state', ()),
     )
     params, state = (_filled(*pair) for pair in zip(like, parts, strict=True))
-    result = json.loads(record.read_text())['result']
+    result = finished['result']
     info = {'dataset': config['dataset'], 'method': method, 'seed': seed}
     return encoder, quantizer, params, state, info | {'test_accuracy': result['accuracy']}
 
 
-def _newest(directory):
+def read_checkpoint(directory: pathlib.Path) -> dict[str, Any]:
     """The state in the newest checkpoint as nested dicts, whatever it was made of."""
     import orbax.checkpoint as ocp
 

@@ -53,23 +53,20 @@ class Codec:
         check_like(self.params, self.state, like)
 
     @classmethod
-    def from_workdir(
-        cls, workdir: str | os.PathLike, method: str, seed: int = 0, data_dir: str | None = None
-    ) -> Codec:
+    def from_workdir(cls, workdir: str | os.PathLike, method: str, seed: int = 0) -> Codec:
         """The codec of a finished training run: images -> codes.
 
         Args:
           workdir: folder that `train.py` wrote.
           method: name of one of its quantized methods.
           seed: which of its runs.
-          data_dir: folder of the prepared TFDS sets, if they are elsewhere now.
 
         Raises:
           ValueError: for a folder, method or seed that is not there, or not quantized.
         """
         from vqjax.codec import images
 
-        encoder, quantizer, params, state, info = images.read_run(workdir, method, seed, data_dir)
+        encoder, quantizer, params, state, info = images.read_run(workdir, method, seed)
         return cls(quantizer, params, state, encoder.features, info, encoder)
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.figure import Figure
 
-from vqjax.plots import DARK, GREY, new_figure, styled
+from vqjax.studies.plots import DARK, GREY, new_figure, styled
 
 
 @styled

@@ -1,4 +1,4 @@
-"""What happens in one training step, in order; pure, and inside a pmap over AXIS."""
+"""What happens in one training step, in order; pure."""
 
 import dataclasses
 import functools
@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vqjax import health, ops, quantizers
-from vqjax.models import Classifier, Output, quantizer_variables
+from vqjax import health, metrics, ops, quantizers
+from vqjax.nn import COLLECTION
+from vqjax.trainer.models import Classifier, Output, quantizer_variables
 
 AXIS = 'batch'
 
@@ -35,6 +36,7 @@ class TrainState(NamedTuple):
     opt_state: the optimizer's
     ema_params: running average of params, or () where it is off
     healthy: bool [], False from the first non-finite step on; such a state no longer moves
+    codebook: where steps are recorded, that of the step before, float32 [K, D]; else ()
     """
 
     step: jax.Array
@@ -44,6 +46,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema_params: Any
     healthy: jax.Array
+    codebook: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +54,18 @@ class Task:
     """What is trained and how: the static part of every step.
 
     Attributes:
-      model: the classifier; its axis_name is the axis of the pmap, or None on a single replica.
+      model: the classifier; its axis_name is the axis of the replicas, or None for one.
       optimizer: any optax transformation.
       label_smoothing: share of the target spread evenly over the classes, 0 to 1.
       accumulate: micro-batches a step. The codebook is updated once a step, from all of them.
       ema_decay: of the running average of params that evaluation reads; 0 = off.
+      steps_per_epoch: what schedules over epochs count in.
+      quantizer_weight: of the quantizer's loss, a number or a schedule of the epoch.
+      classification_weight: of the cross-entropy.
+      reconstruction_weight: of the decoder's mean squared error.
+      continuous: the first of two stages, in which nothing is quantized.
+      frozen: the encoder is as in evaluation; its gradient is the optimizer's to stop.
+      record: every step tells all that `health.diagnose` reads.
     """
 
     model: Classifier
@@ -63,6 +73,33 @@ class Task:
     label_smoothing: float = 0.0
     accumulate: int = 1
     ema_decay: float = 0.0
+    steps_per_epoch: int = 1
+    quantizer_weight: float | ops.Schedule = 1.0
+    classification_weight: float = 1.0
+    reconstruction_weight: float = 0.0
+    continuous: bool = False
+    frozen: bool = False
+    record: bool = False
+
+    @property
+    def axis(self) -> str | None:
+        """Name of the axis of the replicas."""
+        return self.model.axis_name
+
+    @property
+    def quantizer(self) -> Any:
+        """What quantizes in this stage, or None."""
+        return None if self.continuous else self.model.quantizer
+
+
+def pmean(tree: Any, axis: str | None) -> Any:
+    """Mean over replicas; the tree itself where there is no axis."""
+    return tree if axis is None else jax.lax.pmean(tree, axis)
+
+
+def psum(tree: Any, axis: str | None) -> Any:
+    """Sum over replicas; the tree itself where there is no axis."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
 
 
 def clean(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -74,18 +111,42 @@ def clean(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 
 def losses(
-    task: Task, output: Output, labels: jax.Array, mask: jax.Array, total: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Losses (task + quantizer, task, quantizer); the task's is a sum divided by total."""
+    task: Task,
+    output: Output,
+    batch: tuple[jax.Array, jax.Array, jax.Array],
+    total: jax.Array,
+    step: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted sum that is trained, and its parts: task, reconstruction and quantizer loss.
+
+    Args:
+      batch: images, labels, mask.
+      total: what the sums over real images of cross-entropy and squared error are divided by.
+    """
+    images, labels, mask = batch
     targets = jax.nn.one_hot(labels, task.model.num_classes)
     targets = optax.smooth_labels(targets, task.label_smoothing)
     entropy = optax.softmax_cross_entropy(output.logits, targets)
-    task_loss = jnp.sum(entropy * mask) / total
-    quantizer_loss = jnp.zeros(())
+    parts = {'task_loss': jnp.sum(entropy * mask) / total}
+    loss = task.classification_weight * parts['task_loss']
+    if output.decoded is not None:
+        error = reconstruction_errors(output.decoded, images)
+        parts['reconstruction_loss'] = jnp.sum(error * mask) / total
+        loss += task.reconstruction_weight * parts['reconstruction_loss']
+    parts['quantizer_loss'] = jnp.zeros(())
     if output.quantized is not None:
-        # A mean over its own micro-batch, where task_loss is divided by the whole batch.
-        quantizer_loss = output.quantized.loss / task.accumulate
-    return task_loss + quantizer_loss, task_loss, quantizer_loss
+        # A mean over its own micro-batch, where the others are divided by the whole batch.
+        parts['quantizer_loss'] = output.quantized.loss / task.accumulate
+        weight = task.quantizer_weight
+        if callable(weight):
+            weight = weight(step / task.steps_per_epoch)
+        loss += weight * parts['quantizer_loss']
+    return loss, parts
+
+
+def reconstruction_errors(decoded: jax.Array, images: jax.Array) -> jax.Array:
+    """Mean squared error of every image, float32 [B]; both [B, H, W, C]."""
+    return jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
 
 
 def gradients(
@@ -95,7 +156,7 @@ def gradients(
     images, mask = clean(batch)
     # Every replica divides by the mean number of real images of all, so pmean is the global mean.
     real = jnp.sum(mask, dtype=jnp.float32)
-    everywhere = jax.lax.pmean(real, AXIS)
+    everywhere = pmean(real, task.axis)
     total = jnp.maximum(everywhere, 1.0 / mask.size)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -106,16 +167,17 @@ def gradients(
             train=True,
             update=update,
             mask=mask,
+            continuous=task.continuous,
+            frozen=task.frozen,
             mutable=list(stats),
             rngs={'quantizer': key},
         )
-        loss, task_loss, quantizer_loss = losses(task, output, labels, mask, total)
+        loss, parts = losses(task, output, (images, labels, mask), total, state.step)
         z_q = output.z if output.quantized is None else output.quantized.z_q
         hits = (jnp.argmax(output.logits, -1) == labels) & mask
         measured = {
             'loss': loss,
-            'task_loss': task_loss,
-            'quantizer_loss': quantizer_loss,
+            **parts,
             'accuracy': jnp.sum(hits) / total,
             'input_norm': mean_norm(output.z, mask, total),
             'code_norm': mean_norm(z_q, mask, total),
@@ -133,19 +195,21 @@ def gradients(
         grads, stats, measured, quantized = accumulate(
             task, state, grad_fn, images, batch['label'], mask, key
         )
-    all_finite = jax.lax.pmin(measured.pop('finite').astype(jnp.int32), AXIS)
-    measured = jax.lax.pmean(measured, AXIS)
+    all_finite = measured.pop('finite')
+    if task.axis is not None:
+        all_finite = jax.lax.pmin(all_finite.astype(jnp.int32), task.axis)
+    measured = pmean(measured, task.axis)
     if jax.typeof(real) != jax.typeof(everywhere):
         # A shard_map that tracks what is replicated has summed the gradients already.
-        grads = jax.tree.map(lambda g: g / jax.lax.axis_size(AXIS), grads)
+        grads = jax.tree.map(lambda g: g / jax.lax.axis_size(task.axis), grads)
     else:
-        grads = jax.lax.pmean(grads, AXIS)
-    measured['corrupt'] = jax.lax.psum(jnp.sum(~mask), AXIS)
-    measured['stop'] = jax.lax.psum(jnp.sum(batch['stop']), AXIS)
+        grads = pmean(grads, task.axis)
+    measured['corrupt'] = psum(jnp.sum(~mask), task.axis)
+    measured['stop'] = psum(jnp.sum(batch['stop']), task.axis)
     measured['gradient_norm'] = optax.tree.norm(grads)
     measured['refits'] = quantizers.count_refits(stats)
-    if isinstance(task.model.quantizer, quantizers.Codebook):
-        measured['revived'] = count_revived(task, state, stats, quantized.codes)
+    if quantized is not None:
+        measured |= measure_codes(task, state, stats, quantized.codes)
     rest = ('task_loss', 'quantizer_loss', 'gradient_norm')
     rest = jnp.stack([jnp.isfinite(measured[name]) for name in rest])
     measured['finite'] = jnp.concatenate([all_finite.astype(bool), rest])
@@ -176,7 +240,7 @@ def accumulate(
         name: jnp.all(x, 0) if name == 'finite' else jnp.sum(x, 0) for name, x in measured.items()
     }
     quantized = None
-    if task.model.quantizer is not None:
+    if task.quantizer is not None:
         quantized, stats = task.model.apply(
             {'params': state.params, **stats},
             z.reshape(-1, *z.shape[2:]),
@@ -189,15 +253,36 @@ def accumulate(
     return grads, stats, measured, quantized
 
 
-def count_revived(task: Task, state: TrainState, stats: Any, codes: jax.Array) -> jax.Array:
-    """Codes that this step revived, float32 []: moved without a vector. codes int32 [B, h, w]."""
+def measure_codes(
+    task: Task, state: TrainState, stats: Any, codes: jax.Array
+) -> dict[str, jax.Array]:
+    """What a step did to the codes and with them; of all replicas. codes int32 [B, h, w, ...].
+
+    Of a leaf with a codebook `revived`, the codes that moved without a vector. Where steps are
+    recorded also the rest of `health.codebook_events`, batch_perplexity and batch_tokens.
+    """
+    quantizer, found = task.model.quantizer, {}
+    leaf = isinstance(quantizer, quantizers.Codebook)
+    if not (leaf or task.record):
+        return found
+    counts = psum(count_codes(codes, quantizer), task.axis)
+    if leaf:
+        old, new = (read_codebook(task, state.params, held) for held in (state.stats, stats))
+        found = health.codebook_events(state.codebook if task.record else old, old, new, counts)
+    if not task.record:
+        return {'revived': found['revived']}
+    by_stage = counts.reshape(-1, quantizer.num_codes)
+    found['batch_perplexity'] = jnp.mean(metrics.perplexity(by_stage))
+    found['batch_tokens'] = jnp.sum(by_stage[0])
+    return found
+
+
+def read_codebook(task: Task, params: Any, stats: Any) -> Any:
+    """The codebook float32 [K, D] of a leaf that has one, else ()."""
     quantizer = task.model.quantizer
-    old, new = (
-        quantizer.read_codebook(*quantizer_variables({'params': state.params, **held}))
-        for held in (state.stats, stats)
-    )
-    counts = jax.lax.psum(count_codes(codes, quantizer), AXIS)
-    return health.codebook_events(old, old, new, counts)['revived']
+    if not isinstance(quantizer, quantizers.Codebook):
+        return ()
+    return quantizer.read_codebook(*quantizer_variables({'params': params, **stats}))
 
 
 def count_codes(codes: jax.Array, quantizer: Any) -> jax.Array:
@@ -233,11 +318,16 @@ def gradient_flow(
     images, _ = clean(batch)
     z = model.apply(variables, images, method='represent')
 
+    def quantize(z: jax.Array) -> Any:
+        # Read only: what a faulty bridge moves in evaluation is not kept.
+        return model.apply(variables, z, train=False, method='requantize', mutable=[COLLECTION])[0]
+
     def task_loss(z_q: jax.Array) -> jax.Array:
+        if not task.classification_weight:
+            decoded = model.apply(variables, z_q, method='decode')
+            return jnp.mean(reconstruction_errors(decoded, images))
         logits = model.apply(variables, z_q, train=False, method='classify')
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
         return jnp.mean(entropy)
 
-    return health.gradient_flow(
-        lambda z: model.apply(variables, z, train=False, method='requantize'), task_loss, z
-    )
+    return health.gradient_flow(quantize, task_loss, z)

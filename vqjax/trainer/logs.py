@@ -100,10 +100,18 @@ class Recorder:
 
     Args:
       workdir: of the experiment.
-      first_step: where this run starts; TensorBoard drops events after it, left by a killed run.
+      first_step: where this run starts; what a killed run left of later steps is dropped.
+      every_step: whether records/METHOD/seed_N.jsonl is written, a line a step.
     """
 
-    def __init__(self, workdir: pathlib.Path, method: str, seed: int, first_step: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        method: str,
+        seed: int,
+        first_step: int,
+        every_step: bool = False,
+    ):
         self._labels = {'method': method, 'seed': seed}
         self._file = open_lines(workdir / 'metrics.jsonl')
         self._events = tensorboardX.SummaryWriter(
@@ -113,6 +121,19 @@ class Recorder:
         )
         if first_step:
             self.line({'event': 'resume', 'step': first_step})
+
+        self._steps = None
+        if every_step:
+            path = records_file(workdir, method, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [r for r in read_lines(path) if r['step'] <= first_step]
+            path.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+            self._steps = path.open('a')
+
+    def step(self, step: int, record: dict[str, float]) -> None:
+        """All that one step told, where steps are recorded."""
+        if self._steps is not None:
+            self._steps.write(json.dumps({'step': step} | record) + '\n')
 
     def line(self, record: dict[str, Any]) -> None:
         """Appends one object to metrics.jsonl."""
@@ -147,15 +168,22 @@ class Recorder:
         """Makes what was recorded visible to readers."""
         self._file.flush()
         self._events.flush()
+        if self._steps is not None:
+            self._steps.flush()
 
     def close(self) -> None:
         """Ends both files."""
         self._file.close()
         self._events.close()
+        if self._steps is not None:
+            self._steps.close()
 
 
 class NoRecorder:
     """Stands in for Recorder on processes that write nothing."""
+
+    def step(self, step: int, record: dict[str, float]) -> None:
+        """Writes nothing."""
 
     def line(self, record: dict[str, Any]) -> None:
         """Writes nothing."""
@@ -171,6 +199,19 @@ class NoRecorder:
 
     def close(self) -> None:
         """Does nothing."""
+
+
+def records_file(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+    """Where the steps of a run are recorded."""
+    return workdir / 'records' / method / f'seed_{seed}.jsonl'
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a file of lines; none where there is no file. A line cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split('\n')
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def open_lines(path: pathlib.Path) -> Any:

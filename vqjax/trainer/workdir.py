@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from typing import Any
 
-from vqjax import checkpoints
-from vqjax.settings import RunError
+from vqjax.trainer import checkpoints, logs
+from vqjax.trainer.settings import RunError
 
 
 class Workdir:
@@ -100,6 +100,12 @@ class Workdir:
         """The outcome of one run, or None while it is not finished."""
         file = self.path / 'finished' / method / f'seed_{seed}.json'
         return json.loads(file.read_text()) if file.exists() else None
+
+    def history(self, method: str, seed: int) -> list[dict[str, Any]]:
+        """The records of a finished run in order: its evaluations and, if recorded, its steps."""
+        steps = logs.read_lines(logs.records_file(self.path, method, seed))
+        evaluations = self.finished(method, seed)['history']
+        return sorted([*steps, *evaluations], key=lambda record: record['step'])
 
     def close(self) -> None:
         """Lets another run have the folder."""

@@ -1,14 +1,12 @@
-"""The networks of the comparison: encoder -> z -> quantizer (or none) -> pool -> head."""
+"""Networks between images and vectors: encoders with standardised output, and a decoder."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from vqjax import nn as vq_nn
-from vqjax.quantizers import base
+from jax import lax
 
 ENCODERS = ('conv', 'resnet18')
 BOTTLENECKS = ('vector', 'grid')
@@ -63,6 +61,45 @@ def _sum(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Arra
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> jax.Array:
+    """`lax.conv_general_dilated`; on a CPU, for small images, a product with their patches.
+
+    XLA's gradient of a convolution is two to four times slower there than that of the product on
+    8 x 8 images, and 45 times inside a loop (jax-ml/jax#12868), where the trainer takes its steps.
+
+    Args:
+      x: [B, H, W, C]; kernel: [h, w, C, F]; padding: as nn.Conv gives it.
+
+    Returns:
+      [B, H', W', F].
+    """
+    if jax.default_backend() != 'cpu' or any(d > 1 for d in options.get('rhs_dilation') or ()):
+        return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+    height, width, channels, features = kernel.shape
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], (height, width), window_strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    strides = (1, *window_strides, 1)
+    rows, columns = (
+        (size - side) // stride * stride + 1
+        for size, side, stride in zip(x.shape[1:3], (height, width), window_strides, strict=True)
+    )
+    patches = [
+        lax.slice(x, (0, i, j, 0), (len(x), i + rows, j + columns, channels), strides)
+        for i in range(height)
+        for j in range(width)
+    ]
+    precision = options.get('precision')
+    kernel = kernel.reshape(-1, features)
+    return jnp.matmul(jnp.concatenate(patches, axis=-1), kernel, precision=precision)
+
+
 class ConvTrunk(nn.Module):
     """Three 3x3 convolutions, the last two of stride 2: [B, H, W, C] -> [B, H/4, W/4, 4 * width].
 
@@ -78,7 +115,13 @@ class ConvTrunk(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         del train  # nothing here differs between training and evaluation
         for factor, stride in ((1, 1), (2, 2), (4, 2)):
-            x = nn.Conv(factor * self.width, (3, 3), strides=stride, dtype=self.dtype)(x)
+            x = nn.Conv(
+                factor * self.width,
+                (3, 3),
+                strides=stride,
+                dtype=self.dtype,
+                conv_general_dilated=convolve,
+            )(x)
             x = nn.relu(x)
         return x
 
@@ -131,7 +174,7 @@ class ResNet18(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to standardised vectors: [B, H, W, C] -> z float32 [B, 1, 1, D] or [B, h, w, D].
+    """Images to vectors: [B, H, W, C] -> z float32 [B, 1, 1, D] or [B, h, w, D].
 
     Attributes:
       kind: 'conv' or 'resnet18'.
@@ -139,6 +182,8 @@ class Encoder(nn.Module):
       bottleneck: 'vector' (one vector an image) or 'grid' (one a place of the feature map).
       axis_name: replicas that share batch statistics; None for one device.
       dtype: of the computation; parameters are float32.
+      width: channels of the first convolution of 'conv'.
+      standardize: every feature of z has mean 0 and variance 1; without, z is what comes.
     """
 
     kind: str = 'conv'
@@ -146,13 +191,15 @@ class Encoder(nn.Module):
     bottleneck: str = 'vector'
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    width: int = 32
+    standardize: bool = True
 
     @nn.compact
     def __call__(
         self, images: jax.Array, *, train: bool, mask: jax.Array | None = None
     ) -> jax.Array:
         if self.kind == 'conv':
-            x = ConvTrunk(dtype=self.dtype)(images, train=train)
+            x = ConvTrunk(self.width, self.dtype)(images, train=train)
         elif self.kind == 'resnet18':
             x = ResNet18(axis_name=self.axis_name, dtype=self.dtype)(images, train=train)
         else:
@@ -163,8 +210,10 @@ class Encoder(nn.Module):
             raise ValueError(
                 f'bottleneck is {self.bottleneck!r}: choose one of {", ".join(BOTTLENECKS)}'
             )
-        # No bias: the mean is taken off next, and noise is all that such a bias would follow.
-        z = nn.Dense(self.features, use_bias=False, dtype=self.dtype)(x)
+        # No bias before the mean is taken off: noise is all that such a bias would follow.
+        z = nn.Dense(self.features, use_bias=not self.standardize, dtype=self.dtype)(x)
+        if not self.standardize:
+            return z.astype(jnp.float32)
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
         return Standardize(self.axis_name, name='standardize')(z, train=train, mask=mask)
@@ -195,96 +244,9 @@ class Decoder(nn.Module):
             size = (x.shape[1] * scale, x.shape[2] * scale)
             # Nearest-neighbour upsampling: a transposed convolution leaves a chequerboard.
             x = jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'nearest')
-            x = nn.relu(nn.Conv(factor * self.width, (3, 3), dtype=self.dtype)(x))
+            conv = nn.Conv(
+                factor * self.width, (3, 3), dtype=self.dtype, conv_general_dilated=convolve
+            )
+            x = nn.relu(conv(x))
         x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), 'nearest')
-        return nn.Conv(channels, (3, 3), dtype=jnp.float32)(x)
-
-
-def quantizer_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(params, state) of the quantizer of a model whose `Quantize` is the attribute `quantize`."""
-    params = variables['params'].get('quantize', {}).get('quantizer', ())
-    state = variables.get(vq_nn.COLLECTION, {}).get('quantize', {}).get('state', ())
-    return params, state
-
-
-class Output(NamedTuple):
-    """What a Classifier returns.
-
-    logits: float32 [B, classes]
-    z: float32 [B, h, w, D], the encoder's output
-    quantized: vqjax.Quantized of z, or None where there is no quantizer
-    """
-
-    logits: jax.Array
-    z: jax.Array
-    quantized: base.Quantized | None
-
-
-class Classifier(nn.Module):
-    """Encoder -> Quantize (or nothing) -> mean over places -> head with one hidden layer.
-
-    The head is the same for every method and starts by standardising its input.
-
-    Attributes:
-      num_classes: length of the logits.
-      quantizer: any quantizer, or None for the unquantized baseline.
-      encoder, features, bottleneck, axis_name, dtype: as in Encoder.
-    """
-
-    num_classes: int
-    quantizer: base.Quantizer | None = None
-    encoder: str = 'conv'
-    features: int = 128
-    bottleneck: str = 'vector'
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        self.encode = Encoder(
-            self.encoder, self.features, self.bottleneck, self.axis_name, self.dtype
-        )
-        if self.quantizer is not None:
-            self.quantize = vq_nn.Quantize(self.quantizer, self.axis_name)
-        self.standardize = Standardize(self.axis_name)
-        self.hidden = nn.Dense(self.features, dtype=self.dtype)
-        self.logits = nn.Dense(self.num_classes)
-
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        update: bool | None = None,
-        mask: jax.Array | None = None,
-    ) -> Output:
-        """Classifies images [B, H, W, C].
-
-        Args:
-          train: batch statistics come from this batch and are updated.
-          update: codebook statistics are updated; None means as `train`.
-          mask: bool [B], True = real; other images count in no statistics.
-        """
-        z = self.encode(images, train=train, mask=mask)
-        quantized, pooled = None, z
-        if self.quantizer is not None:
-            quantized = self.requantize(z, train=train if update is None else update, mask=mask)
-            pooled = quantized.z_q
-        return Output(self.classify(pooled, train=train, mask=mask), z, quantized)
-
-    def classify(self, z_q: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits float32 [B, classes] of quantized vectors [B, h, w, D]."""
-        # Quantizers differ in the scale of what they return, and a head learns at that scale.
-        pooled = self.standardize(jnp.mean(z_q, axis=(1, 2)), train=train, mask=mask)
-        return self.logits(nn.relu(self.hidden(pooled)).astype(jnp.float32))
-
-    def represent(self, images: jax.Array) -> jax.Array:
-        """Vectors z [B, h, w, D] of images [B, H, W, C], as in evaluation."""
-        return self.encode(images, train=False)
-
-    def requantize(
-        self, z: jax.Array, *, train: bool, mask: jax.Array | None = None
-    ) -> base.Quantized:
-        """Quantizes z [B, h, w, D] alone; with `train`, updates the codebook statistics from it."""
-        if mask is not None:
-            mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
-        return self.quantize(z, train=train, mask=mask)
+        return nn.Conv(channels, (3, 3), dtype=jnp.float32, conv_general_dilated=convolve)(x)

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqjax import faults, health
-from vqjax.averages import Bench, drive
-from vqjax.data import Dataset
-from vqjax.faults import AbsoluteThreshold, EvalUpdates, EveryStep
+from vqjax import health
 from vqjax.patients import Course, Patient, evaluate, treat, whole
 from vqjax.quantizers import FSQ, VQ, VQEMA, Product, Projected, to_spec
+from vqjax.studies import faults
+from vqjax.studies.averages import Bench, drive
+from vqjax.studies.faults import AbsoluteThreshold, EvalUpdates, EveryStep
+from vqjax.trainer.data import Dataset
 
 HEALTHY = {'num_codes': 256, 'decay': 0.95}
 # The usual start of the collapsed projects: normal vectors, nothing revived.

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vqjax import data, health, logs, metrics, ops, patients, quantizers, tokenizer_report
-from vqjax import remedies_report as report
-from vqjax.experiment import environment
+from vqjax import health, metrics, ops, patients, quantizers
 from vqjax.patients import Patient
-from vqjax.settings import RunError, check_fields, choose, load_dataset
-from vqjax.summaries import summarise
-from vqjax.workdir import Workdir
+from vqjax.studies import remedies_report as report
+from vqjax.studies import tokenizer_report
+from vqjax.trainer import data, logs
+from vqjax.trainer.experiment import environment
+from vqjax.trainer.settings import RunError, check_fields, choose, load_dataset
+from vqjax.trainer.summaries import summarise
+from vqjax.trainer.workdir import Workdir
 
 # Name -> type of the configuration's fields, see configs/remedies.py.
 FIELDS: dict[str, type] = {

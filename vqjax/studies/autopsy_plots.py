@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vqjax import plots
+from vqjax.studies import plots
 
 _SIDES = {'faulty': '#D55E00', 'cured': '#0072B2'}
 

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vqjax import data, logs
-from vqjax.averages import Bench, drive
-from vqjax.cases import CASES, examine
-from vqjax.experiment import environment
 from vqjax.patients import treat
-from vqjax.settings import check_fields, choose, load_dataset
-from vqjax.workdir import Workdir
+from vqjax.studies.averages import Bench, drive
+from vqjax.studies.cases import CASES, examine
+from vqjax.trainer import data, logs
+from vqjax.trainer.experiment import environment
+from vqjax.trainer.settings import check_fields, choose, load_dataset
+from vqjax.trainer.workdir import Workdir
 
 # Name -> type of the fields of an autopsy's configuration, see configs/autopsy.py.
 FIELDS: dict[str, type] = {'dataset': str, 'data_dir': str, 'cases': str, 'seed': int}
@@ -60,7 +60,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     }
     folder.write_json('results.json', results)
     (folder.path / 'report.md').write_text(markdown(results))
-    from vqjax import autopsy_plots  # Matplotlib takes a second to import
+    from vqjax.studies import autopsy_plots  # Matplotlib takes a second to import
 
     for name, record in records.items():
         autopsy_plots.write(folder.path / f'{name}.png', name, record)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax.metrics import Interval
-from vqjax.summaries import (
+from vqjax.trainer.summaries import (
     BASELINE,
     code_use,
     mean_calibrated_error,
@@ -262,7 +262,7 @@ def write(
         histories: {method: [for each seed: the validation records over training]}; None, without
             records, leaves perplexity.png empty but for a note.
     """
-    from vqjax import plots  # Matplotlib takes a second to import
+    from vqjax.studies import plots  # Matplotlib takes a second to import
 
     workdir = Path(workdir)
     (workdir / 'report.md').write_text(markdown(results))

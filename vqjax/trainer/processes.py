@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vqjax.settings import RunError
+from vqjax.trainer.settings import RunError
 
 
 def connect(address: str | None, num_processes: int | None, process_id: int | None) -> None:

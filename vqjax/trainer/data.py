@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import grain
 import numpy as np
 
-from vqjax.records import SPLIT_SEED, InMemory, Split, carve, whole
+from vqjax.trainer.records import SPLIT_SEED, InMemory, Split, carve, whole
 
 Batch = dict[str, np.ndarray]
 
@@ -73,7 +73,9 @@ def load(name: str, data_dir: str | None = None, image_size: int | None = None) 
     """
     if name == 'digits':
         return _digits()
-    from vqjax import tfds_records  # TFDS takes a second to import: only for those who use it
+    from vqjax.trainer import (
+        tfds_records,  # TFDS takes a second to import: only for those who use it
+    )
 
     num_classes, files = tfds_records.open_splits(name, data_dir, image_size)
     shape = files['train'].image_shape

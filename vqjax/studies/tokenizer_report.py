@@ -91,7 +91,7 @@ def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, floa
 
 def figure(histories: Mapping[str, Sequence[Mapping[str, float]]], num_codes: int):
     """Quantizer loss of every step, and perplexity and active codes of every evaluation."""
-    from vqjax import plots
+    from vqjax.studies import plots
 
     return plots.styled(_draw)(histories, num_codes, plots)
 
@@ -137,7 +137,7 @@ def _num_codes(results, name):
 
 def write(workdir: str | Path, results: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     """Writes report.md and curves.png; `runs` maps each method to its finished seed 0."""
-    from vqjax import plots
+    from vqjax.studies import plots
 
     workdir = Path(workdir)
     (workdir / 'report.md').write_text(markdown(results, measure_all(results, runs)))

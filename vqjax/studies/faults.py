@@ -7,6 +7,7 @@ overrides one method with what a real implementation got wrong.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vqjax import nn, ops
+from vqjax import nn, ops, quantizers
 from vqjax.ops import AxisName, Revival
-from vqjax.quantizers import FSQ, VQ, VQEMA, Product, Quantized, VQEMAState
+from vqjax.quantizers import FSQ, VQ, VQEMA, Product, Quantized, Quantizer, VQEMAState
+from vqjax.trainer.settings import Parts
 
 
 class StoredState(NamedTuple):
@@ -195,6 +197,11 @@ class EveryStep(Revival):
 # Faults around the quantizer.
 
 
+@dataclass(frozen=True, repr=False)
+class EvalUpdated(VQEMA):
+    """A sound quantizer inside the faulty bridge `EvalUpdates`."""
+
+
 class EvalUpdates(nn.Quantize):
     """The 'fixed' evaluation mode: the quantizer stays in training and learns from test data."""
 
@@ -218,3 +225,82 @@ class UnscaledFSQ(FSQ):
 
     def _bounded(self, x):
         return super()._bounded(1e-3 * x)
+
+
+# Names in a configuration.
+
+KINDS: dict[str, type] = {
+    'missing_total': MissingTotal,
+    'discarded_init': DiscardedInit,
+    'zero_counts': ZeroCounts,
+    'stale_revival': StaleRevival,
+    'no_straight_through': NoStraightThrough,
+    'detached_commitment': DetachedCommitment,
+    'clamped_loss': ClampedLoss,
+    'swapped_coefficients': SwappedCoefficients,
+    'weighted_vq_ema': WeightedVQEMA,
+    'eval_updates': EvalUpdated,
+    'reshaped_features': ReshapedFeatures,
+    'unscaled_fsq': UnscaledFSQ,
+}
+REVIVALS: dict[str, type] = {'absolute_threshold': AbsoluteThreshold, 'every_step': EveryStep}
+
+
+def make(spec: Mapping[str, Any]) -> Quantizer:
+    """`quantizers.make` that knows the faults: a name of KINDS, a `revival` named in REVIVALS.
+
+    Raises:
+      ValueError: as `quantizers.make` does.
+    """
+    fields = dict(spec)
+    kind = KINDS.get(fields.get('name'))
+    extra = {}
+    if kind is not None:
+        healthy = _healthy(kind)
+        fields['name'] = {k: n for n, k in quantizers.REGISTRY.items()}[healthy]
+        own = {f.name for f in dataclasses.fields(kind)}
+        own -= {f.name for f in dataclasses.fields(healthy)}
+        extra = {name: fields.pop(name) for name in own & fields.keys()}
+    replaced = {}
+    if isinstance(fields.get('revival'), Mapping) and 'name' in fields['revival']:
+        given = dict(fields.pop('revival'))
+        replaced['revival'] = REVIVALS[given.pop('name')](**given)
+    if isinstance(fields.get('inner'), Mapping):
+        replaced['inner'] = make(fields['inner'])
+        # Stands in until the faulty one is put in its place.
+        fields['inner'] = quantizers.to_spec(_cured(replaced['inner']))
+    made = dataclasses.replace(quantizers.make(fields), **replaced)
+    return made if kind is None else kind(**_fields(made), **extra)
+
+
+def spec(quantizer: Quantizer) -> dict[str, Any]:
+    """The spec of the healthy quantizer that a faulty one stands in for."""
+    return quantizers.to_spec(_cured(quantizer))
+
+
+def _healthy(kind: type) -> type:
+    return next(c for c in kind.__mro__ if c in quantizers.REGISTRY.values())
+
+
+def _fields(quantizer):
+    return {f.name: getattr(quantizer, f.name) for f in dataclasses.fields(quantizer) if f.init}
+
+
+def _cured(quantizer):
+    """The healthy quantizer with the fields that it shares with a faulty one."""
+    kind = _healthy(type(quantizer))
+    names = {f.name for f in dataclasses.fields(kind)}
+    fields = {name: value for name, value in _fields(quantizer).items() if name in names}
+    if isinstance(fields.get('inner'), Quantizer):
+        fields['inner'] = _cured(fields['inner'])
+    if isinstance(fields.get('revival'), AbsoluteThreshold | EveryStep):
+        fields['revival'] = Revival()
+    return kind(**fields)
+
+
+def bridge(quantizer: Quantizer) -> type[nn.Quantize]:
+    """The Linen module around a quantizer."""
+    return EvalUpdates if isinstance(quantizer, EvalUpdated) else nn.Quantize
+
+
+PARTS = Parts(make, spec, bridge)

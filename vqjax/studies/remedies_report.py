@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax.metrics import Interval
-from vqjax.summaries import MARGIN, paired_difference
+from vqjax.trainer.summaries import MARGIN, paired_difference
 
 WEAK, NONE, HEALTHY, GUARD = 'weak', 'none', 'default', 'reset_on_collapse'
 
@@ -226,7 +226,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         'added to one weak baseline (`weak`), everything else equal. Same seeds, data order and '
         'number of images for all; small_batches takes four times the steps for it. The '
         "encoder's features are not standardised here, which is what lets the baseline collapse: "
-        "`vqjax.models.Encoder` standardises them. What fails here fails added to this baseline, "
+        "`vqjax.encoders.Encoder` standardises them. What fails here fails added to this baseline, "
         'which is no verdict on a run with a sound start and revival (`configs/digits.py`). Every '
         'run is in the figures, collapsed ones too. Collapsed: test perplexity (of all stages '
         'together) below 95% of the number of '
@@ -249,7 +249,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
     """Writes report.md and remedies.png to an existing folder."""
-    from vqjax import plots  # Matplotlib takes a second to import
+    from vqjax.studies import plots  # Matplotlib takes a second to import
 
     workdir = Path(workdir)
     (workdir / 'report.md').write_text(markdown(results))
@@ -258,7 +258,7 @@ def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
 
 def figure(results: Mapping[str, Any]):
     """Accuracy of every seed and perplexity of every remedy, sorted by accuracy."""
-    from vqjax import plots
+    from vqjax.studies import plots
 
     return plots.styled(_draw)(results, plots)
 

@@ -1,0 +1,22 @@
+"""The studies: configurations of the trainer, and what is said of their outcome."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+STUDIES = ('comparison', 'remedies', 'tokenizer', 'autopsy')
+
+
+def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
+    """Runs the study that `config['study']` names; see its module's `run`.
+
+    Raises:
+      RunError: there is no such study, or what the study itself raises.
+    """
+    from vqjax.trainer.settings import RunError
+
+    study = config.get('study')
+    if study not in STUDIES:
+        raise RunError(f'study is {study!r}: choose one of {", ".join(STUDIES)}')
+    return importlib.import_module(f'vqjax.studies.{study}').run(config, workdir)

@@ -1,0 +1,1 @@
+"""The trainer: data, networks, one step, the loop over steps, runs, experiments."""

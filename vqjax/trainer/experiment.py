@@ -1,0 +1,229 @@
+"""methods x seeds -> results: the whole comparison, resumable."""
+
+import dataclasses
+import functools
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+import vqjax
+from vqjax import health, quantizers
+from vqjax.trainer import data, logs, models, pretrained, training
+from vqjax.trainer.checkpoints import CheckpointError
+from vqjax.trainer.parallel import Pmap
+from vqjax.trainer.plans import plan
+from vqjax.trainer.processes import agree, on_first_process
+from vqjax.trainer.runs import Context, Run, Stage
+from vqjax.trainer.settings import Parts, RunError, Settings, check, load_dataset
+from vqjax.trainer.stopping import Stopped, StopRequest
+from vqjax.trainer.summaries import summarise
+from vqjax.trainer.workdir import Workdir
+
+__all__ = ['RunError', 'Stopped', 'run']
+
+
+Results = dict[str, Any]
+
+
+def run(
+    config: dict[str, Any],
+    workdir: str,
+    conclude: Callable[[Results, Workdir], None] = lambda results, folder: None,
+    parts: Parts = Parts(),  # noqa: B008
+) -> Results:
+    """Trains every method with every seed that is not finished.
+
+    Args:
+      config: plain data with exactly the fields of settings.FIELDS.
+      workdir: folder for results, reports, logs and checkpoints.
+      conclude: (results, folder), on the first process when all is trained: writes the reports
+        and adds to the results what it finds.
+      parts: what makes the quantizers of the specs.
+
+    Returns:
+      The content of results.json.
+
+    Raises:
+      RunError: something for the user to put right; nothing half written stays behind.
+      Stopped: SIGTERM or SIGINT came; the same command goes on from there.
+    """
+    settings = check(config, parts)
+    dataset = load_dataset(settings.dataset, settings.data_dir)
+    try:
+        if settings.guard or settings.overrides:
+            _guard(settings, dataset.info.num_classes)
+        num_steps = {n: plan(m, dataset).num_steps for n, m in settings.methods.items()}
+    except (ValueError, OSError) as error:
+        raise RunError(' '.join(str(error).split())) from error
+    writes = jax.process_index() == 0
+    folder = on_first_process(lambda: _claim(settings, dataset, workdir))
+    try:
+        todo = agree(_unfinished(settings, folder) if writes else None)
+        total = sum(len(seeds) * num_steps[method] for method, seeds in todo.items())
+        with logs.Display(total, quiet=not writes) as display, StopRequest() as stop:
+            context = Context(settings, dataset, folder, display, stop, Pmap())
+            for method, seeds in todo.items():
+                run_method(context, method, seeds)
+        if not writes:
+            return {}
+        results = collect(settings, folder, parts)
+        results['findings'] = findings(settings, folder, dataset.info.num_classes, parts)
+        conclude(results, folder)
+        folder.write_json('results.json', results)
+        return results
+    except (RunError, CheckpointError) as error:
+        if folder is not None:
+            folder.discard()
+        raise RunError(str(error)) from error
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def _guard(settings: Settings, num_classes: int) -> None:
+    for method in settings.methods.values():
+        if method.guard and method.quantizer is not None:
+            method.quantizer = quantizers.guard_codebooks(method.quantizer, float(num_classes))
+
+
+def _claim(settings: Settings, dataset: data.Dataset, workdir: str) -> Workdir:
+    """The folder, once it is known that the checkpoints that runs start from fit them."""
+    for name, method in settings.methods.items():
+        if method.init_from:
+            task = make_task(settings, name, dataset)
+            shapes = training.state_shapes(task, dataset.info.image_shape, method.init_batch_size)
+            for seed in range(settings.seeds):
+                pretrained.load(method.init_from, seed, shapes)
+    return Workdir(workdir, settings.config)
+
+
+def findings(
+    settings: Settings, folder: Workdir, num_classes: int, parts: Parts
+) -> list[dict[str, Any]]:
+    """What `health.diagnose` makes of every finished run, each with its method and seed."""
+    found = []
+    for name, method in settings.methods.items():
+        if method.quantizer is None:
+            continue
+        classes = None
+        if method.classification_weight:
+            classes = num_classes ** (1 / quantizers.stages(method.quantizer))
+        for seed in range(settings.seeds):
+            diagnosed = health.diagnose(
+                folder.history(name, seed),
+                method.quantizer.num_codes,
+                classes,
+                parts.spec(method.quantizer),
+            )
+            found += [f._asdict() | {'method': name, 'seed': seed} for f in diagnosed]
+    return found
+
+
+def _unfinished(settings: Settings, folder: Workdir) -> dict[str, list[int]]:
+    todo = {
+        method: [s for s in range(settings.seeds) if folder.finished(method, s) is None]
+        for method in settings.methods
+    }
+    return {method: seeds for method, seeds in todo.items() if seeds}
+
+
+def run_method(context: Context, method: str, seeds: list[int]) -> None:
+    """Compiles one method once and trains it with every seed given."""
+    settings, dataset = context.settings, context.dataset
+    whole = make_task(settings, method, dataset)
+    stages = {}
+    for continuous in (False, True)[: 1 + bool(plan(settings.methods[method], dataset).switch)]:
+        task = dataclasses.replace(whole, continuous=continuous)
+        train_fn = context.form.compile(functools.partial(training.train_steps, task), donate=True)
+        eval_fn = context.form.compile(functools.partial(training.eval_step, task))
+        stages[continuous] = Stage(task, train_fn, eval_fn)
+    for seed in seeds:
+        Run(context, method, seed, stages).finish()
+    # Nothing of this method is compiled again, and forty of them would fill the memory.
+    jax.clear_caches()
+
+
+def make_task(
+    settings: Settings,
+    method: str,
+    dataset: data.Dataset,
+    form: Any = Pmap(),  # noqa: B008
+) -> training.Task:
+    """What a method trains and how, for replicas of a form of parallelism."""
+    own = settings.methods[method]
+    schedule = plan(own, dataset)
+    frozen = own.frozen_epochs
+    return training.Task(
+        models.Classifier(
+            dataset.info.num_classes,
+            own.quantizer,
+            own.encoder,
+            own.features,
+            own.bottleneck,
+            form.axis,
+            jnp.dtype(own.dtype),
+            own.width,
+            own.standardize,
+            tuple(dataset.info.image_shape) if own.reconstruction_weight else None,
+            own.bridge,
+        ),
+        training.make_optimizer(
+            own.learning_rate,
+            schedule.num_steps,
+            round(own.warmup_epochs * schedule.per_epoch),
+            own.weight_decay,
+            own.clip_norm,
+            own.learning_rate_schedule,
+            -1 if frozen < 0 else round(frozen * schedule.per_epoch),
+        ),
+        own.label_smoothing,
+        own.accumulate,
+        own.ema_decay,
+        schedule.per_epoch,
+        own.quantizer_weight,
+        own.classification_weight,
+        own.reconstruction_weight,
+        frozen=frozen < 0,
+        record=own.record,
+    )
+
+
+def collect(settings: Settings, folder: Workdir, parts: Parts) -> dict[str, Any]:
+    """The content of results.json from the finished runs."""
+    methods = {}
+    for name, method in settings.methods.items():
+        runs = [folder.finished(name, seed) for seed in range(settings.seeds)]
+        seeds = [run['result'] for run in runs]
+        methods[name] = {
+            'spec': None if method.quantizer is None else parts.spec(method.quantizer),
+            'overrides': settings.overrides.get(name, {}),
+            'bits': runs[0]['bits'],
+            'params': runs[0]['params'],
+            'seconds': sum(seed['seconds'] for seed in seeds),
+            'summary': summarise(seeds),
+            'seeds': seeds,
+        }
+    return {
+        'schema': 1,
+        'config': settings.config,
+        'environment': environment(),
+        'methods': methods,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices that the results depend on."""
+    return {
+        'vqjax': vqjax.__version__,
+        'python': platform.python_version(),
+        'jax': jax.__version__,
+        'flax': flax.__version__,
+        'platform': f'{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores',
+        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'processes': jax.process_count(),
+    }

@@ -1,0 +1,55 @@
+"""When a run does what."""
+
+import dataclasses
+
+from vqjax.trainer import data
+from vqjax.trainer.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When a run does what, all in optimizer steps; 0 = never.
+
+    Attributes:
+      switch: the continuous stage ends.
+      every_eval, every_checkpoint: periods; both happen at the end as well, if at all.
+    """
+
+    num_steps: int
+    per_epoch: int
+    switch: int
+    every_eval: int
+    every_checkpoint: int
+
+    def next_stop(self, step: int) -> int:
+        """The next step after which the loop does anything but train."""
+        periods = [p for p in (self.every_eval, self.every_checkpoint) if p]
+        stops = [(step // period + 1) * period for period in periods] + [self.num_steps]
+        return min(stops + [self.switch] * (step < self.switch))
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the validation split is measured after this step."""
+        return step == self.num_steps or step % self.every_eval == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is written after this step."""
+        period = self.every_checkpoint
+        return bool(period) and (step == self.num_steps or step % period == 0)
+
+    def epoch(self, step: int) -> float:
+        """Epochs taken, a whole number where it is one."""
+        whole, rest = divmod(step, self.per_epoch)
+        return step / self.per_epoch if rest else whole
+
+
+def plan(settings: Settings, dataset: data.Dataset) -> Plan:
+    """The plan of a method's run on this dataset."""
+    per_epoch = data.steps_per_epoch(dataset, settings.batch_size)
+    switch = round(settings.continuous_epochs * per_epoch) if settings.quantizer else 0
+    return Plan(
+        settings.epochs * per_epoch,
+        per_epoch,
+        switch,
+        max(round(settings.eval_every * per_epoch), 1),
+        settings.checkpoint_every * per_epoch,
+    )
