@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqjax.studies import autopsy, remedies
+from vqjax import studies
 from vqjax.trainer import experiment, processes, settings
 
 DEFAULT = pathlib.Path(__file__).parent / 'configs' / 'digits.py'
@@ -21,14 +21,13 @@ PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, fr
 
 
 def main(_: list[str]) -> None:
-    """Reads the flags and runs the comparison."""
+    """Reads the flags and runs the study."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
     config = flags.FLAGS.config.to_dict()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     try:
         processes.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        study = autopsy if 'cases' in config else remedies if 'remedies' in config else experiment
-        study.run(config, WORKDIR.value or f'runs/{name}')
+        studies.run(config, WORKDIR.value or f'runs/{name}')
     except experiment.RunError as error:
         sys.exit(f'error: {error}')
     except experiment.Stopped as stopped:

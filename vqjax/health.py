@@ -257,9 +257,7 @@ def _unscaled_fsq(run):
     if collapsed is None or "'fsq'" not in run.spec or run.last('perplexity') > 2:
         return None
     evidence = {'perplexity': run.last('perplexity'), 'input_norm': run.last('input_norm')}
-    remedy = (
-        'features of mean 0 and variance 1 before the grid (vqjax.encoders.Encoder has them)'
-    )
+    remedy = 'features of mean 0 and variance 1 before the grid (vqjax.encoders.Encoder has them)'
     return Finding('unscaled_fsq', 'error', evidence, remedy)
 
 

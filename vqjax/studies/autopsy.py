@@ -4,97 +4,122 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vqjax.patients import treat
-from vqjax.studies.averages import Bench, drive
-from vqjax.studies.cases import CASES, examine
-from vqjax.trainer import data, logs
-from vqjax.trainer.experiment import environment
-from vqjax.trainer.settings import check_fields, choose, load_dataset
+from vqjax import health
+from vqjax.studies import faults
+from vqjax.studies.averages import drive
+from vqjax.studies.cases import CASES, Case, Chart, averages
+from vqjax.trainer import experiment, settings, training
+from vqjax.trainer.checkpoints import Checkpoints
+from vqjax.trainer.settings import RunError, choose, load_dataset
 from vqjax.trainer.workdir import Workdir
-
-# Name -> type of the fields of an autopsy's configuration, see configs/autopsy.py.
-FIELDS: dict[str, type] = {'dataset': str, 'data_dir': str, 'cases': str, 'seed': int}
 
 
 def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
-    """Runs the cases that are not finished in `workdir` and writes its reports.
+    """Runs the cases and writes their reports.
 
     Args:
-      config: plain data with exactly the fields of FIELDS.
+      config: the fields of every configuration, and `cases`; its methods are those of the cases.
       workdir: folder for results.json, report.md and a plot a case.
 
     Returns:
-      The content of results.json.
+      The content of results.json; under `cases` what the autopsy adds.
 
     Raises:
       RunError: something for the user to put right.
     """
-    check_fields(config, FIELDS)
+    if not isinstance(config.get('cases'), str):
+        raise RunError(f"cases is {config.get('cases')!r}: give 'all' or names of cases")
     names = choose(config['cases'], CASES, 'case')
-    dataset = load_dataset(config['dataset'], config['data_dir'])
-    folder = Workdir(workdir, config)
-    courses: dict[Any, Any] = {}  # several cases share a healthy run
-    with logs.Display(len(names), quiet=False) as display:
-        for name in names:
-            if folder.finished('autopsy', name) is None:
-                begun = time.monotonic()
-                folder.finish('autopsy', name, _case(name, dataset, courses, config['seed']))
-                display.say(f'{name}: {time.monotonic() - begun:.0f} s')
-    records = {}
-    for name in names:
-        records[name] = folder.finished('autopsy', name)
-    results = {
-        'schema': 1,
-        'config': config,
-        'environment': environment(),
-        'cases': {name: record['case'] for name, record in records.items()},
-    }
-    folder.write_json('results.json', results)
-    (folder.path / 'report.md').write_text(markdown(results))
-    from vqjax.studies import autopsy_plots  # Matplotlib takes a second to import
+    methods = dict.fromkeys(m for name in names for m in CASES[name].methods)
+    plain = {field: value for field, value in config.items() if field != 'cases'}
+    missing = [name for name in methods if name not in plain.get('quantizers', {})]
+    if missing:
+        raise RunError(f'quantizers lacks {", ".join(missing)}, which the cases need')
+    plain['methods'] = ','.join(methods) or 'all'
 
-    for name, record in records.items():
-        autopsy_plots.write(folder.path / f'{name}.png', name, record)
+    def report(results: dict[str, Any], folder: Workdir) -> None:
+        conclude(results, folder, names)
+
+    if methods:
+        return experiment.run(plain, workdir, report, faults.PARTS)
+    # Cases of the averages alone: nothing to train.
+    settings.check(plain, faults.PARTS)
+    folder = Workdir(workdir, plain)
+    results = {'schema': 1, 'config': plain, 'environment': experiment.environment()}
+    results |= {'methods': {}, 'findings': []}
+    report(results, folder)
+    folder.write_json('results.json', results)
     folder.close()
-    # Without a terminal rich assumes 80 columns and would break the rows of a log.
-    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
     return results
 
 
-def _case(name: str, dataset: data.Dataset, courses: dict[Any, Any], seed: int) -> dict[str, Any]:
+def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None:
+    """Measures the cases of finished runs, and writes and prints the reports."""
+    from vqjax.studies import autopsy_plots  # Matplotlib takes a second to import
+
+    dataset = load_dataset(results['config']['dataset'], results['config']['data_dir'])
+    charts = {method: _chart(method, results, folder, dataset) for method in results['methods']}
+    results['cases'] = {}
+    for name in names:
+        record = _case(CASES[name], charts, results, dataset)
+        results['cases'][name] = record['case']
+        autopsy_plots.write(folder.path / f'{name}.png', name, record)
+    (folder.path / 'report.md').write_text(markdown(results))
+    # Without a terminal rich assumes 80 columns and would break the rows of a log.
+    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
+
+
+def _chart(method: str, results: Mapping[str, Any], folder: Workdir, dataset: Any) -> Chart:
+    def restore():
+        checked = settings.check(results['config'], faults.PARTS)
+        task = experiment.make_task(checked, method, dataset)
+        like = training.state_shapes(
+            task, dataset.info.image_shape, checked.methods[method].init_batch_size
+        )
+        kept = Checkpoints(folder.checkpoints_of(method, 0), folder.config)
+        state, _ = kept.restore(like, print)
+        kept.close()
+        return task, {'params': state.params, **state.stats}
+
+    entry = results['methods'][method]
+    final = entry['seeds'][0] | {'bits': float(entry['bits'])}
+    return Chart(folder.history(method, 0), final, restore)
+
+
+def _case(
+    case: Case, charts: Mapping[str, Chart], results: Mapping[str, Any], dataset: Any
+) -> dict[str, Any]:
     """One case as plain data: what goes to results.json, and both histories for the plot."""
-    case = CASES[name]
-    outcomes = {}
+    entry = {'claim': case.claim, 'source': case.source, 'shown': case.shown, 'findings': {}}
+    histories = {}
     for side, patient in (('faulty', case.faulty), ('cured', case.cured)):
-        if patient not in courses:
-            courses[patient] = (
-                drive(patient) if isinstance(patient, Bench) else treat(patient, dataset, seed)
-            )
-        outcomes[side] = examine(name, patient, courses[patient], dataset)
-    entry = {'claim': case.claim, 'source': case.source, 'shown': case.shown}
-    entry |= {side: finite(outcome.figures) for side, outcome in outcomes.items()}
-    entry['findings'] = {
-        side: [f._asdict() | {'evidence': finite(f.evidence)} for f in outcome.findings]
-        for side, outcome in outcomes.items()
-    }
-    history = {
-        side: [finite(record) for record in outcome.history] for side, outcome in outcomes.items()
-    }
-    return {'case': entry, 'history': history}
+        if isinstance(patient, str):
+            histories[side] = charts[patient].history
+            figures = case.measure(charts[patient], charts, dataset)
+            findings = [f for f in results['findings'] if f['method'] == patient]
+        else:
+            histories[side] = drive(patient)
+            figures = averages(patient, histories[side])
+            found = health.diagnose(histories[side], patient.quantizer.num_codes)
+            findings = [f._asdict() for f in found]
+        entry[side] = finite(figures)
+        entry['findings'][side] = [f | {'evidence': finite(f['evidence'])} for f in findings]
+    return {'case': entry, 'history': {s: [finite(r) for r in h] for s, h in histories.items()}}
 
 
-def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """Numbers that JSON can hold: None for NaN and infinities."""
-    return {k: float(v) if math.isfinite(v) else None for k, v in figures.items()}
+def finite(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers among figures, as JSON can hold them: None for NaN and infinities."""
+    numbers = {k: float(v) for k, v in figures.items() if np.ndim(v) == 0}
+    return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
 
 
 def number(value: float | None) -> str:
@@ -139,7 +164,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         '# Autopsy',
         'Made by\n\n```\npython train.py --config configs/autopsy.py\n```',
         'Every case changes one thing: the faulty run has the fault, the cured run has not. '
-        f'Trained on {results["config"]["dataset"]}, seed {results["config"]["seed"]}: one run a '
+        f'Trained on {results["config"]["dataset"]}, seed 0: one run a '
         'side, so small differences of accuracy say nothing. '
         + ', '.join(f'{k} {v}' for k, v in results['environment'].items())
         + '.',

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from vqjax import metrics, ops
-from vqjax.patients import Course, plain
 from vqjax.quantizers import VQEMA, VQEMAState
 
 
@@ -22,8 +21,8 @@ class Bench:
     steps: int = 50
 
 
-def drive(bench: Bench) -> Course:
-    """Averages from zero, the first vectors assigned to random unit codes; no training at all."""
+def drive(bench: Bench) -> list[dict[str, float]]:
+    """Averages from zero, the first vectors assigned to random unit codes; a record a step."""
     quantizer, num_codes = bench.quantizer, bench.quantizer.num_codes
     data_key, code_key, step_key = jax.random.split(jax.random.key(0), 3)
 
@@ -54,11 +53,12 @@ def drive(bench: Bench) -> Course:
     zero = VQEMAState(jnp.zeros(num_codes), jnp.zeros(codebook.shape), jnp.zeros((), jnp.int32))
     state = quantizer.update((), zero, z, codes)
     keys = jax.random.split(step_key, bench.steps - 1)
-    state, records = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(state, keys)
-    history = [{'step': 0} | plain(record(codes, codebook))]
+    _, records = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(state, keys)
+    first = record(codes, codebook)
+    history = [{'step': 0} | {name: float(x) for name, x in first.items()}]
     for i in range(bench.steps - 1):
         history.append({'step': i + 1} | {name: float(x[i]) for name, x in records.items()})
-    return Course(history, history[-1], state)
+    return history
 
 
 def reported_perplexity(counts: jax.Array) -> jax.Array:

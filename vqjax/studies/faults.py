@@ -269,8 +269,8 @@ def make(spec: Mapping[str, Any]) -> Quantizer:
         replaced['inner'] = make(fields['inner'])
         # Stands in until the faulty one is put in its place.
         fields['inner'] = quantizers.to_spec(_cured(replaced['inner']))
-    made = dataclasses.replace(quantizers.make(fields), **replaced)
-    return made if kind is None else kind(**_fields(made), **extra)
+    made = quantizers.make(fields)
+    return (kind or type(made))(**(_fields(made) | replaced | extra))
 
 
 def spec(quantizer: Quantizer) -> dict[str, Any]:
@@ -283,13 +283,15 @@ def _healthy(kind: type) -> type:
 
 
 def _fields(quantizer):
-    return {f.name: getattr(quantizer, f.name) for f in dataclasses.fields(quantizer) if f.init}
+    """What a quantizer is made with."""
+    found = {f.name: getattr(quantizer, f.name) for f in dataclasses.fields(quantizer) if f.init}
+    return found | ({'init': quantizer.start} if hasattr(quantizer, 'start') else {})
 
 
 def _cured(quantizer):
     """The healthy quantizer with the fields that it shares with a faulty one."""
     kind = _healthy(type(quantizer))
-    names = {f.name for f in dataclasses.fields(kind)}
+    names = {f.name for f in dataclasses.fields(kind)} | {'init'}
     fields = {name: value for name, value in _fields(quantizer).items() if name in names}
     if isinstance(fields.get('inner'), Quantizer):
         fields['inner'] = _cured(fields['inner'])

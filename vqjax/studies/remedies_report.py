@@ -157,10 +157,11 @@ def guard(results: Mapping[str, Any]) -> list[str]:
 
 def command(config: Mapping[str, Any]) -> str:
     """The command that makes the results of a configuration."""
-    flags = [f'--config.dataset={config["dataset"]}', f'--config.seeds={config["seeds"]}']
+    file, flags = 'remedies.py', [f'--config.seeds={config["seeds"]}']
     if config['dataset'] != 'digits':
-        flags.insert(1, '--config.data_dir=FOLDER')
-    return ' '.join(['python train.py --config configs/remedies.py', *flags])
+        file = f'remedies_{config["dataset"]}.py'
+        flags.append('--config.data_dir=FOLDER')
+    return ' '.join([f'python train.py --config configs/{file}', *flags])
 
 
 def _rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
@@ -197,7 +198,7 @@ def table(results: Mapping[str, Any]) -> Table:
     """All remedies, one a row."""
     config = results['config']
     found = Table(
-        title=f'{config["dataset"]}: {config["seeds"]} seeds, {config["steps"]} steps',
+        title=f'{config["dataset"]}: {config["seeds"]} seeds, {config["epochs"]} epochs',
         caption='( ) 95% interval: bootstrap over seeds, differences paired; Wilson for collapses',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -222,7 +223,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f'# Remedies on {config["dataset"]}',
         f'Made by\n\n```\n{command(config)}\n```',
         f'{len(results["methods"])} remedies and controls, {config["seeds"]} seeds each, '
-        f'{config["steps"]} steps of {config["baseline"]["batch_size"]} images: each alone, '
+        f'{config["epochs"]} epochs of batches of {config["batch_size"]} images: each alone, '
         'added to one weak baseline (`weak`), everything else equal. Same seeds, data order and '
         'number of images for all; small_batches takes four times the steps for it. The '
         "encoder's features are not standardised here, which is what lets the baseline collapse: "

@@ -56,7 +56,7 @@ def _rows(figures):
 def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> Table:
     """The figures of each method beside their targets."""
     found = Table(
-        title=f'{config["dataset"]}: tokenizers, {config["steps"]} steps, seed 0',
+        title=f'{config["dataset"]}: tokenizers, {config["epochs"]} epochs, seed 0',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -76,15 +76,17 @@ def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, floa
     parts = [
         f'# Tokenizer on {config["dataset"]}',
         f'Made by\n\n```\n{COMMAND}\n```',
-        f'{config["steps"]} steps of {config["baseline"]["batch_size"]} images, 64 tokens each; '
-        'the task is reconstruction. Figures of the first 2,000 test images, seed 0. '
+        f'{config["epochs"]} epochs of batches of {config["batch_size"]} images, '
+        f'{_tokens_an_image(results):.0f} tokens each; the task is reconstruction. Figures of the '
+        'test split, seed 0. '
         + ', '.join(f'{k} {v}' for k, v in results['environment'].items())
         + '.',
         '\n'.join(rows),
         '![curves](curves.png)',
         '## Diagnosis',
     ]
-    for name, found in results['findings'].items():
+    for name in names:
+        found = [f['name'] for f in results['findings'] if (f['method'], f['seed']) == (name, 0)]
         parts.append(f'{name}: ' + (', '.join(found) or 'nothing wrong') + '.')
     return '\n\n'.join(parts) + '\n'
 
@@ -123,24 +125,26 @@ def _draw(histories, num_codes, plots):
     return drawn
 
 
-def measure_all(results: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """`measure` of every method; `runs` maps each to its finished seed 0."""
-    return {
-        name: measure(run['history'], run['result'], _num_codes(results, name))
-        for name, run in runs.items()
-    }
-
-
-def _num_codes(results, name):
+def num_codes(results: Mapping[str, Any], name: str) -> int:
+    """K of a method."""
     return quantizers.make(results['methods'][name]['spec']).num_codes
 
 
-def write(workdir: str | Path, results: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
-    """Writes report.md and curves.png; `runs` maps each method to its finished seed 0."""
+def _tokens_an_image(results):
+    seed = next(m['seeds'][0] for m in results['methods'].values() if m['spec'])
+    return seed['tokens'] / sum(seed['reliability']['count'])
+
+
+def write(
+    workdir: str | Path,
+    results: Mapping[str, Any],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    figures: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Writes report.md and curves.png; `histories` and `figures` are those of seed 0 by method."""
     from vqjax.studies import plots
 
     workdir = Path(workdir)
-    (workdir / 'report.md').write_text(markdown(results, measure_all(results, runs)))
-    histories = {name: run['history'] for name, run in runs.items()}
-    num_codes = max(_num_codes(results, name) for name in runs)
-    plots.save(figure(histories, num_codes), workdir / 'curves.png')
+    (workdir / 'report.md').write_text(markdown(results, figures))
+    most = max(num_codes(results, name) for name in histories)
+    plots.save(figure(histories, most), workdir / 'curves.png')

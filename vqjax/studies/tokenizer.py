@@ -1,0 +1,41 @@
+"""Tokenizers of images against the targets of a tokenizer: `tokenizer_report` of an experiment."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from vqjax.studies import tokenizer_report as report
+from vqjax.trainer import experiment
+from vqjax.trainer.workdir import Workdir
+
+
+def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
+    """`experiment.run`, and its figures against the targets in `workdir` and on the terminal.
+
+    Raises:
+      RunError: as `experiment.run` does; steps are not recorded, or nothing is reconstructed.
+    """
+    if not config.get('record') or not config.get('reconstruction_weight'):
+        raise experiment.RunError(
+            'study tokenizer reads every step and the reconstruction error: set record=True and '
+            'reconstruction_weight above 0'
+        )
+    return experiment.run(config, workdir, conclude)
+
+
+def conclude(results: dict[str, Any], folder: Workdir) -> None:
+    """Writes and prints the reports of seed 0."""
+    quantized = [name for name, method in results['methods'].items() if method['spec']]
+    histories = {name: folder.history(name, 0) for name in quantized}
+    figures = {
+        name: report.measure(
+            history, results['methods'][name]['seeds'][0], report.num_codes(results, name)
+        )
+        for name, history in histories.items()
+    }
+    report.write(folder.path, results, histories, figures)
+    table = report.table(results['config'], figures)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
