@@ -18,7 +18,8 @@ import common
 import jax
 import numpy as np
 
-from vqjax.trainer import data, experiment, settings, training
+from vqjax.trainer import data, experiment, loop, settings, training
+from vqjax.trainer.parallel import Pmap
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs
 
@@ -28,35 +29,41 @@ METHOD = 'vq_ema'
 ON_CPU = {'mnist': {}, 'cifar10': {'encoder': 'conv', 'dtype': 'float32'}}
 
 
-def configuration(name: str, data_dir: str) -> settings.Settings:
+def configuration(name: str, data_dir: str, **changes) -> settings.Settings:
     """The checked configuration of configs/NAME.py for a CPU."""
     config = importlib.import_module(f'configs.{name}').get_config().to_dict()
-    return settings.check(config | ON_CPU[name] | {'data_dir': data_dir})
+    return settings.check(config | ON_CPU[name] | {'data_dir': data_dir} | changes)
 
 
 def compare(name, given, dataset, steps, repeats):
     """One row: milliseconds a step of both."""
-    task = experiment.make_task(given, METHOD, dataset, 10_000)
-    step = functools.partial(training.train_step, task)
-    step = jax.pmap(step, axis_name=training.AXIS, donate_argnums=0)
-    start = data.init_batch(dataset, given.init_batch_size, 0)
-    held = {'state': training.replicate(training.init_state(task, 0, start['image']))}
-    batches = data.train_batches(dataset, given.batch_size, 0, augment=given.augment)
-    stop = {'stop': np.zeros((jax.local_device_count(), 1), bool)}
-    batch = jax.tree.map(jax.device_put, training.shard(next(batches)) | stop)
+    form, own = Pmap(), given.methods[METHOD]
+    task = experiment.make_task(given, METHOD, dataset)
+    step = form.compile(functools.partial(training.train_steps, task), donate=True)
+    start = data.init_batch(dataset, own.init_batch_size, 0)
+    held = {'state': form.place(training.init_state(task, 0, start['image']))}
+    batches = data.train_batches(dataset, own.batch_size, 0, augment=own.augment)
+    size = own.steps_per_call
+    stacked = loop.stack([next(batches) for _ in range(size)], size)
+    stop = {'stop': np.zeros((size, form.local_replicas), bool)}
+    batch = jax.tree.map(jax.device_put, form.shard(stacked | stop, axis=1))
+    count = form.constant(np.int32(size))
 
     def pipeline():
-        held['state'] = training.fit(step, held['state'], batches, steps, lambda measured: None)
+        held['state'] = loop.fit(
+            step, held['state'], batches, steps, lambda measured: None, steps_per_call=size
+        )
         jax.block_until_ready(held['state'])
 
     def resident():
-        for _ in range(steps):
-            held['state'], _ = step(held['state'], batch)
+        for _ in range(0, steps, size):
+            held['state'], _ = step(held['state'], batch, count)
         jax.block_until_ready(held['state'])
 
+    steps = -(-steps // size) * size
     times = common.measure({PIPELINE: pipeline, RESIDENT: resident}, repeats)
     times = {run: [t / steps for t in taken] for run, taken in times.items()}
-    row = {'batch_size': given.batch_size, 'image': list(dataset.info.image_shape)}
+    row = {'batch_size': own.batch_size, 'image': list(dataset.info.image_shape)}
     row |= {'runs': common.summary(times), 'ratio': common.ratio(times, PIPELINE, RESIDENT)}
     print(
         f'{name:8} {row["runs"][PIPELINE]["median_ms"]:8.2f} ms a step, {row["ratio"]} x resident'
@@ -79,9 +86,8 @@ def main(argv=None):
     options = common.arguments(parser, argv)
     rows = {}
     for name, shape in (('mnist', (28, 28, 1)), ('cifar10', (32, 32, 3))):
-        given = configuration(name, options.data_dir)
-        if options.quick:
-            given.batch_size, given.init_batch_size = 32, 256
+        quick = {'batch_size': 32, 'init_batch_size': 256} if options.quick else {}
+        given = configuration(name, options.data_dir, **quick)
         dataset = noise(shape) if options.quick else settings.load_dataset(name, options.data_dir)
         rows[name] = compare(
             name, given, dataset, 2 if options.quick else 20, 1 if options.quick else 9

@@ -53,7 +53,9 @@ def make_optimizer(
     if schedule == 'cosine':
         rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, num_steps)
     else:
-        rate = optax.warmup_constant_schedule(0.0, learning_rate, warmup_steps)
+        rate = optax.constant_schedule(learning_rate)
+        if warmup_steps:  # a warm-up of no steps would be a rate of 0 for good
+            rate = optax.warmup_constant_schedule(0.0, learning_rate, warmup_steps)
     parts = [
         optax.adamw(
             rate,
