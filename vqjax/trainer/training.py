@@ -1,5 +1,6 @@
 """What is compiled: the start of a run, its steps, its change of stage, its evaluation."""
 
+import functools
 from typing import Any
 
 import jax
@@ -107,6 +108,7 @@ def init_state(task: Task, seed: int, images: jax.Array, loaded: Any = None) -> 
     return state
 
 
+@functools.lru_cache(maxsize=4)
 def state_shapes(task: Task, image_shape: tuple[int, ...], size: int) -> TrainState:
     """Shapes and dtypes of the state that init_state would give for `size` images."""
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
@@ -133,7 +135,11 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
     return state, output.z
 
 
-_jit_init = jax.jit(_init, static_argnums=0)
+# Runs once: quick to compile rather than quick.
+_once = functools.partial(
+    jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
+)
+_jit_init = _once(_init)
 
 
 def start_quantizer(task: Task, state: TrainState, images: jax.Array) -> TrainState:
@@ -182,7 +188,7 @@ def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainS
     return state, z
 
 
-_jit_start_quantizer = jax.jit(_start_quantizer, static_argnums=0)
+_jit_start_quantizer = _once(_start_quantizer)
 
 
 def train_step(
