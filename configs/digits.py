@@ -17,6 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.study = 'comparison'  # what is reported: comparison, remedies, tokenizer or autopsy
 
+    config.parallel = 'pmap'  # over devices, or 'jit' over a mesh; the figures are the same
+    config.mesh_shape = (-1, 1)  # of 'jit': devices for (rows, codes); -1 = all that are left
+
     # Data.
     config.dataset = 'digits'  # 'digits' or the name of any TFDS image classification set
     config.data_dir = ''  # folder of prepared TFDS sets; '' = TFDS's own default

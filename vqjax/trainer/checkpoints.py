@@ -196,13 +196,20 @@ def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
     return flat
 
 
+# Fields that change how a run is computed and not what it computes.
+FORM = ('parallel', 'mesh_shape', 'steps_per_call')
+
+
 def differences(a: dict, b: dict) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configurations differ: {'a.b.c': (value in a, value in b)}."""
+    """Fields in which two configurations differ: {'a.b.c': (value in a, value in b)}.
+
+    Those of FORM do not count: a run may go on over other devices.
+    """
     a, b = flatten(a), flatten(b)
     return {
         name: (a.get(name, _MISSING), b.get(name, _MISSING))
         for name in sorted(a.keys() | b.keys())
-        if a.get(name, _MISSING) != b.get(name, _MISSING)
+        if name not in FORM and a.get(name, _MISSING) != b.get(name, _MISSING)
     }
 
 

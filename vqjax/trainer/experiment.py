@@ -15,7 +15,7 @@ import vqjax
 from vqjax import health, quantizers
 from vqjax.trainer import data, logs, models, pretrained, training
 from vqjax.trainer.checkpoints import CheckpointError
-from vqjax.trainer.parallel import Pmap
+from vqjax.trainer.parallel import Pmap, make_form
 from vqjax.trainer.plans import plan
 from vqjax.trainer.processes import agree, on_first_process
 from vqjax.trainer.runs import Context, Run, Stage
@@ -55,6 +55,7 @@ def run(
     settings = check(config, parts)
     dataset = load_dataset(settings.dataset, settings.data_dir)
     try:
+        form = make_form(settings.parallel, tuple(settings.mesh_shape))
         if settings.guard or settings.overrides:
             _guard(settings, dataset.info.num_classes)
         num_steps = {n: plan(m, dataset).num_steps for n, m in settings.methods.items()}
@@ -66,7 +67,7 @@ def run(
         todo = agree(_unfinished(settings, folder) if writes else None)
         total = sum(len(seeds) * num_steps[method] for method, seeds in todo.items())
         with logs.Display(total, quiet=not writes) as display, StopRequest() as stop:
-            context = Context(settings, dataset, folder, display, stop, Pmap())
+            context = Context(settings, dataset, folder, display, stop, form)
             for method, seeds in todo.items():
                 run_method(context, method, seeds)
         if not writes:
@@ -135,7 +136,7 @@ def _unfinished(settings: Settings, folder: Workdir) -> dict[str, list[int]]:
 def run_method(context: Context, method: str, seeds: list[int]) -> None:
     """Compiles one method once and trains it with every seed given."""
     settings, dataset = context.settings, context.dataset
-    whole = make_task(settings, method, dataset)
+    whole = make_task(settings, method, dataset, context.form)
     stages = {}
     for continuous in (False, True)[: 1 + bool(plan(settings.methods[method], dataset).switch)]:
         task = dataclasses.replace(whole, continuous=continuous)

@@ -74,7 +74,7 @@ class Run:
                 jax.process_count(),
                 self.settings.augment,
             )
-            self.state = self.form.place(self._restore() or self._init())
+            self.state = self.form.place(self._restore() or self._init(), self.stages[False].task)
         except ValueError as error:  # what data and quantizers say of values that do not fit
             raise RunError(f'{method} seed {seed}: {error}') from error
         if context.workdir is not None:
@@ -216,7 +216,7 @@ class Run:
             )
         except ValueError as error:
             raise RunError(f'{self.method} seed {self.seed}, step {self.step}: {error}') from error
-        self.state = self.form.place(state)
+        self.state = self.form.place(state, self.stages[False].task)
         self.recorder.line({'event': 'quantize', 'step': self.step})
 
     def _on_step(self, measured: dict[str, np.ndarray]) -> None:
@@ -243,7 +243,7 @@ class Run:
         quantizer = self.stage.task.quantizer
         if quantizer is None or quantizer.targets_only:
             return {}
-        state = self.form.read(self.state)
+        state = self.form.plain(self.state)
         batch = self._init_batch(self.settings.batch_size)
         flow = steps.gradient_flow(self.stage.task, state.params, state.stats, batch)
         return {name: float(x) for name, x in flow.items()}
@@ -267,7 +267,7 @@ class Run:
         task = self.stage.task
         old, new = (
             steps.read_codebook(task, state.params, state.stats)
-            for state in map(self.form.read, (before, self.state))
+            for state in map(self.form.plain, (before, self.state))
         )
         if isinstance(old, tuple):
             return 0.0

@@ -15,6 +15,8 @@ from vqjax.trainer import data
 # Name -> type. What each means is said once, beside its value, in configs/digits.py.
 FIELDS: dict[str, Any] = {
     'study': str,
+    'parallel': str,
+    'mesh_shape': tuple | list,
     'dataset': str,
     'data_dir': str,
     'augment': bool,
@@ -54,12 +56,23 @@ FIELDS: dict[str, Any] = {
     'steps_per_call': int,
 }
 # What all methods of a run share; every other field may be overridden for a method.
-_SHARED = {'study', 'dataset', 'data_dir', 'quantizers', 'methods', 'overrides', 'seeds'}
+_SHARED = {
+    'study',
+    'parallel',
+    'mesh_shape',
+    'dataset',
+    'data_dir',
+    'quantizers',
+    'methods',
+    'overrides',
+    'seeds',
+}
 _CHOICES = {
     'bottleneck': encoders.BOTTLENECKS,
     'encoder': encoders.ENCODERS,
     'dtype': ('float32', 'bfloat16'),
     'learning_rate_schedule': ('cosine', 'constant'),
+    'parallel': ('pmap', 'jit'),
 }
 _AT_LEAST = {
     "width": 1, "features": 1, "seeds": 1, "epochs": 1, "batch_size": 1, "accumulate": 1,
@@ -169,6 +182,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
     for name, least in _AT_LEAST.items():
         if config[name] < least:
             raise RunError(f'{name} is {config[name]}: give at least {least}')
+    shape = config['mesh_shape']
+    if len(shape) != 2 or not all(type(n) is int and (n >= 1 or n == -1) for n in shape):
+        raise RunError(f'mesh_shape is {shape!r}: give (data, model), each at least 1 or -1')
     for name in ('label_smoothing', 'ema_decay'):
         if config[name] >= 1:
             raise RunError(f'{name} is {config[name]}: give less than 1')

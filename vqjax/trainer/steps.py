@@ -225,8 +225,10 @@ def accumulate(
     whole batch, and revival would count the use of a part of the batch. Gradient, new statistics,
     metrics, and the Quantized of the whole batch (or None).
     """
+    # Every so-and-so-manieth row: rows that are split over devices stay where they are.
     micro = jax.tree.map(
-        lambda x: x.reshape(task.accumulate, -1, *x.shape[1:]), (images, labels, mask)
+        lambda x: jnp.swapaxes(x.reshape(-1, task.accumulate, *x.shape[1:]), 0, 1),
+        (images, labels, mask),
     )
 
     def body(carry: Any, batch: Any) -> Any:
@@ -243,7 +245,7 @@ def accumulate(
     if task.quantizer is not None:
         quantized, stats = task.model.apply(
             {'params': state.params, **stats},
-            z.reshape(-1, *z.shape[2:]),
+            jnp.swapaxes(z, 0, 1).reshape(-1, *z.shape[2:]),
             train=True,
             mask=mask,
             mutable=list(stats),
