@@ -22,7 +22,7 @@ from vqjax.ops.losses import (
     squared_error,
 )
 from vqjax.ops.names import function_name, named_function
-from vqjax.ops.nearest import METRICS, nearest_codes, normalize
+from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.revival import (
     SOURCES,
     Batch,
@@ -37,6 +37,7 @@ from vqjax.ops.revival import (
 )
 from vqjax.ops.rows import flat_rows, gumbel_rows, row_noise, row_places, top_rows, uniform_rows
 from vqjax.ops.schedules import Schedule
+from vqjax.ops.scores import METRICS, normalize
 from vqjax.ops.statistics import (
     AxisName,
     code_counts,

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vqjax.ops.nearest import nearest_codes, normalize
+from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.rows import flat_rows, gumbel_rows, top_rows, uniform_rows
+from vqjax.ops.scores import normalize
 from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
 
 # Seeding draws this many times; with more centroids a draw takes several rows at once.

@@ -7,6 +7,9 @@ from collections.abc import Hashable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from vqjax.ops.meshes import automatic
 
 # The name of a mapped axis, several of them, or None for a single device.
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -26,10 +29,11 @@ def _slots(codes, num_codes, mask):
     keep = (codes >= 0) & (codes < num_codes)
     if mask is not None:
         keep &= mask
-    # Rejected vectors go to one extra row, cut off afterwards.
+    # Rejected vectors go past the end and are dropped. (-1 would mean the last one.)
     return jnp.where(keep, codes, num_codes).reshape(-1)
 
 
+@automatic(P())
 def code_counts(
     codes: jax.Array,
     num_codes: int,
@@ -48,10 +52,11 @@ def code_counts(
       float32 [K]; exact below 2^24 vectors a code.
     """
     slots = _slots(codes, num_codes, mask)
-    counts = jnp.zeros(num_codes + 1, jnp.float32).at[slots].add(1.0)
-    return psum(counts[:num_codes], axis_name)
+    counts = jnp.zeros(num_codes, jnp.float32).at[slots].add(1.0, mode='drop')
+    return psum(counts, axis_name)
 
 
+@automatic(P())
 def code_sums(
     z: jax.Array,
     codes: jax.Array,
@@ -73,8 +78,8 @@ def code_sums(
     """
     slots = _slots(codes, num_codes, mask)
     rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
-    sums = jnp.zeros((num_codes + 1, rows.shape[-1]), jnp.float32).at[slots].add(rows)
-    return psum(sums[:num_codes], axis_name)
+    sums = jnp.zeros((num_codes, rows.shape[-1]), jnp.float32).at[slots].add(rows, mode='drop')
+    return psum(sums, axis_name)
 
 
 def smoothed(counts: jax.Array, eps: float) -> jax.Array:
