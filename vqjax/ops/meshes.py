@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,6 +23,19 @@ def mesh_size(*arrays: jax.Array) -> int | None:
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays)]
     sizes = [_free_size(mesh) for mesh in meshes if not mesh.empty]
     return max(sizes, default=None)
+
+
+def whole_features(x: jax.Array) -> jax.Array:
+    """x [N, D], each row whole on a device, wherever the rows are.
+
+    Products over features that are split would be added up across devices: N x K scores. Nothing
+    is said where the mesh is not known.
+    """
+    context, mesh = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
+    mesh = mesh if context.empty else context
+    if mesh.empty or AxisType.Auto not in mesh.axis_types:
+        return x
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, P(P.UNCONSTRAINED, None)))
 
 
 def _free_size(mesh):

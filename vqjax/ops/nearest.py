@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from vqjax.ops.meshes import automatic, mesh_size, rows_spec
+from vqjax.ops.meshes import automatic, mesh_size, rows_spec, whole_features
 from vqjax.ops.scores import METRICS, bias_and_codes, normalize, usable_codes
 from vqjax.ops.tiles import code_lanes, cut, in_lanes, join_tiles, row_lanes, starts
 
@@ -90,6 +90,7 @@ def _searcher(metric, precision, fused):
             from vqjax.ops.nearest_pallas import fused_search
 
             kernel['cuda'] = lambda *inputs: fused_search(*inputs, metric, precision)
+        rows, codebook = whole_features(rows), whole_features(codebook)
         return lax.platform_dependent(rows, codebook, default=default, **branches, **kernel)
 
     @search.def_vmap

@@ -1,7 +1,7 @@
 """Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
 
 from vqjax.quantizers.banked import Banked, BankedState
-from vqjax.quantizers.base import Quantized, Quantizer, make, stages, to_spec
+from vqjax.quantizers.base import Quantized, Quantizer, stages
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.guarded import Guarded, GuardedState, count_refits, guard_codebooks
@@ -12,6 +12,7 @@ from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.random_projection import RandomProjection, RandomProjectionState
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.specs import make, to_spec
 from vqjax.quantizers.vq import VQ, Affine, VQState
 from vqjax.quantizers.vq_ema import VQEMA, VQEMAState
 
