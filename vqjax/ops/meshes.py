@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,9 +21,19 @@ def mesh_size(*arrays: jax.Array) -> int | None:
     None where nothing is known: the arrays' types name no mesh and none is set. That is one
     device, or jit with `in_shardings` over arrays that are not yet anywhere.
     """
+    return max(map(_free_size, _meshes(arrays)), default=None)
+
+
+def partly_manual(*arrays: jax.Array) -> bool:
+    """Whether this is inside a shard_map that leaves some axes of the mesh to the compiler."""
+    return any(
+        AxisType.Manual in mesh.axis_types and _free_size(mesh) > 1 for mesh in _meshes(arrays)
+    )
+
+
+def _meshes(arrays):
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays)]
-    sizes = [_free_size(mesh) for mesh in meshes if not mesh.empty]
-    return max(sizes, default=None)
+    return [mesh for mesh in meshes if not mesh.empty]
 
 
 def whole_features(x: jax.Array) -> jax.Array:
@@ -123,7 +134,24 @@ def _traced_automatic(static, *arrays):
         given = iter(arrays)
         leaves = [next(given) if ok else x for ok, x in zip(is_array, others, strict=True)]
         args, kwargs = jax.tree.unflatten(tree, leaves)
-        return function(*args, **kwargs)
+        return _on_its_devices(function(*args, **kwargs), arrays)
 
     specs = jax.tree.unflatten(spec_tree, spec_leaves)
     return jax.sharding.auto_axes(run, axes=axes, out_sharding=specs)(*arrays)
+
+
+def _on_its_devices(outputs, arrays):
+    """The outputs, made to depend on an array that is on the mesh.
+
+    jit drops arguments that nothing reads, and with z may go all it knows of the devices (where
+    a codebook starts at random, say). XLA drops the selection.
+    """
+    leaves, tree = jax.tree.flatten(outputs)
+    numbers = [x for x in arrays if x.size and jnp.issubdtype(x.dtype, jnp.number)]
+    on_mesh = [x for x in numbers if not jax.typeof(x).sharding.mesh.empty]
+    for i, leaf in enumerate(leaves):
+        if on_mesh and jnp.issubdtype(leaf.dtype, jnp.number):
+            one = lax.stop_gradient(on_mesh[0][(0,) * on_mesh[0].ndim])
+            leaves[i] = jnp.where(False, one.astype(leaf.dtype), leaf)
+            break
+    return jax.tree.unflatten(tree, leaves)

@@ -7,6 +7,7 @@ from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.guarded import Guarded, GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax, GumbelState
 from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.placement import device_mesh, shardings
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.random_projection import RandomProjection, RandomProjectionState
@@ -59,8 +60,10 @@ __all__ = [
     'VQEMAState',
     'VQState',
     'count_refits',
+    'device_mesh',
     'guard_codebooks',
     'make',
+    'shardings',
     'stages',
     'to_spec',
 ]
