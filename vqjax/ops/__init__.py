@@ -1,6 +1,6 @@
 """What quantizers are made of: pure functions on arrays, and no quantizer."""
 
-from vqjax.ops.candidates import mean_assignment, nearest_candidates, sample_codes
+from vqjax.ops.candidates import mean_assignment, nearest_candidates, sample_codes, smallest
 from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
 from vqjax.ops.kmeans import (
     BLIND_STARTS,
@@ -21,8 +21,9 @@ from vqjax.ops.losses import (
     orthogonality,
     squared_error,
 )
+from vqjax.ops.meshes import automatic, rows_spec, spec_of
 from vqjax.ops.names import function_name, named_function
-from vqjax.ops.nearest import METRICS, nearest_codes, normalize
+from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.revival import (
     SOURCES,
     Batch,
@@ -37,6 +38,7 @@ from vqjax.ops.revival import (
 )
 from vqjax.ops.rows import flat_rows, gumbel_rows, row_noise, row_places, top_rows, uniform_rows
 from vqjax.ops.schedules import Schedule
+from vqjax.ops.scores import METRICS, normalize
 from vqjax.ops.statistics import (
     AxisName,
     code_counts,
@@ -48,6 +50,7 @@ from vqjax.ops.statistics import (
     smoothed,
     unit_rows,
 )
+from vqjax.ops.tiles import map_tiles
 
 __all__ = [
     'BLIND_STARTS',
@@ -63,6 +66,7 @@ __all__ = [
     'Schedule',
     'Start',
     'anchors',
+    'automatic',
     'batch_rows',
     'check_distinct',
     'code_counts',
@@ -79,6 +83,7 @@ __all__ = [
     'kmeans',
     'kmeans_rows',
     'largest_error',
+    'map_tiles',
     'masked_mean',
     'mean_assignment',
     'mean_probabilities',
@@ -93,10 +98,13 @@ __all__ = [
     'random_rows',
     'rotate',
     'rounded',
+    'rows_spec',
     'row_noise',
     'row_places',
     'sample_codes',
+    'smallest',
     'smoothed',
+    'spec_of',
     'split',
     'squared_error',
     'straight_through',

@@ -5,31 +5,47 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from vqjax.ops.nearest import normalize
+from vqjax.ops.meshes import automatic, mesh_size, rows_spec
 from vqjax.ops.rows import flat_rows, row_noise, row_places
+from vqjax.ops.scores import normalize
 from vqjax.ops.statistics import AxisName, pmean
+from vqjax.ops.tiles import in_lanes, map_tiles, row_lanes
 
 _TILE_ROWS = 1024
 
 
-def _tiles(function, *arrays):
-    """`function` over tiles of at most 1,024 leading rows, so that no N x K array is held."""
-    n = arrays[0].shape[0]
-    if n <= _TILE_ROWS:
-        return function(*arrays)
-    return lax.map(lambda row: function(*[r[None] for r in row])[0], arrays, batch_size=_TILE_ROWS)
-
-
 def _squared_distances(rows, codebook, metric):
-    """[n, D], [K, D] -> [n, K]: squared distance, for cosine that of the unit vectors."""
+    """[..., D], [K, D] -> [..., K]: squared distance, for cosine that of the unit vectors."""
     if metric == 'cosine':
         rows, codebook = normalize(rows), normalize(codebook)
     dots = jnp.matmul(rows, codebook.T, precision=lax.Precision.HIGHEST)
-    norms = jnp.sum(rows * rows, axis=-1)[:, None] + jnp.sum(codebook * codebook, axis=-1)
+    norms = jnp.sum(rows * rows, axis=-1)[..., None] + jnp.sum(codebook * codebook, axis=-1)
     return norms - 2 * dots
 
 
+def smallest(x: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    """The `num` smallest entries of each row, smallest first, ties to the lowest index.
+
+    float32 [n, K] without NaN -> float32 [n, num], int32 [n, num].
+    """
+    if mesh_size(x) in (None, 1):
+        values, index = lax.top_k(-x, num)
+        return -values, index
+    # The compiler does not partition top_k by rows: it would gather all of x.
+    place = jnp.arange(x.shape[-1])
+
+    def take(left, _):
+        least = jnp.min(left, axis=-1)
+        index = jnp.min(jnp.where(left == least[:, None], place, x.shape[-1]), axis=-1)
+        return jnp.where(place == index[:, None], jnp.inf, left), (least, index)
+
+    _, (values, index) = lax.scan(take, x, length=num)
+    return values.T, index.T
+
+
+@automatic(lambda z, *_: rows_spec(z, None))
 def nearest_candidates(
     z: jax.Array, codebook: jax.Array, num: int, metric: str = 'euclidean'
 ) -> jax.Array:
@@ -40,11 +56,12 @@ def nearest_candidates(
     rows, _ = flat_rows(z)
 
     def tile(rows):
-        return lax.top_k(-_squared_distances(rows, codebook, metric), num)[1].astype(jnp.int32)
+        return smallest(_squared_distances(rows, codebook, metric), num)[1].astype(jnp.int32)
 
-    return _tiles(tile, rows).reshape(*z.shape[:-1], num)
+    return map_tiles(tile, [rows], _TILE_ROWS).reshape(*z.shape[:-1], num)
 
 
+@automatic(lambda key, z, *_: rows_spec(z))
 def sample_codes(
     key: jax.Array,
     z: jax.Array,
@@ -67,10 +84,11 @@ def sample_codes(
         noise = row_noise(jax.random.gumbel, key, places, codebook.shape[0])
         return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
-    codes = _tiles(tile, rows, places)
+    codes = map_tiles(tile, [rows, places], _TILE_ROWS)
     return jnp.where(valid, codes, -1).reshape(z.shape[:-1])
 
 
+@automatic(P())
 def mean_assignment(
     z: jax.Array,
     codebook: jax.Array,
@@ -86,18 +104,21 @@ def mean_assignment(
     """
     rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
     weights = jnp.ones(rows.shape[:1]) if mask is None else mask.reshape(-1).astype(jnp.float32)
-    n = rows.shape[0]
-    tile_rows = min(n, _TILE_ROWS)
-    padding = -n % tile_rows
-    rows = jnp.pad(rows, ((0, padding), (0, 0))).reshape(-1, tile_rows, rows.shape[-1])
-    tiled = jnp.pad(weights, (0, padding)).reshape(-1, tile_rows)
+    lanes, whole = row_lanes(rows.shape[0], rows, codebook)
+    rows, weights = in_lanes(rows, lanes), in_lanes(weights, lanes)
+    size = min(max(_TILE_ROWS * whole // lanes, 1), rows.shape[1])
+
+    def tiles(x):
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(lanes, -1, size, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def tile(inputs):
         rows, weights = inputs
         probabilities = jax.nn.softmax(-_squared_distances(rows, codebook, metric) / temperature)
-        return jnp.sum(jnp.where(weights[:, None] > 0, probabilities, 0.0), axis=0)
+        return jnp.sum(jnp.where(weights[..., None] > 0, probabilities, 0.0), axis=1)
 
-    total = jnp.sum(lax.map(tile, (rows, tiled)), axis=0)
+    # Of tiles first, of lanes last: one collective.
+    total = jnp.sum(lax.map(tile, (tiles(rows), tiles(weights))), axis=(0, 1))
     number = pmean(jnp.sum(weights), axis_name)
     return pmean(total, axis_name) / jnp.maximum(number, 1e-30)

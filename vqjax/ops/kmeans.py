@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from vqjax.ops.nearest import nearest_codes, normalize
+from vqjax.ops.meshes import automatic
+from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.rows import flat_rows, gumbel_rows, top_rows, uniform_rows
+from vqjax.ops.scores import normalize
 from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
 
 # Seeding draws this many times; with more centroids a draw takes several rows at once.
@@ -103,6 +106,7 @@ def _seed(key, rows, valid, k, axis_name):
     return lax.fori_loop(0, rounds, draw, carry)[0][:k]
 
 
+@automatic(P())
 def kmeans(
     key: jax.Array,
     z: jax.Array,
@@ -186,6 +190,7 @@ def unit_sphere(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
     return start._replace(centroids=normalize(start.centroids) * math.sqrt(z.shape[-1]))
 
 
+@automatic(P())
 def batch_rows(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
     """Vectors of the batch drawn without replacement, and again from the first when they run out.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vqjax.ops.nearest import normalize
+from vqjax.ops.scores import normalize
 from vqjax.ops.statistics import AxisName, masked_mean, pmean
 
 

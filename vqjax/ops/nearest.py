@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-METRICS = ('euclidean', 'cosine')
+from vqjax.ops.meshes import automatic, mesh_size, rows_spec, whole_features
+from vqjax.ops.scores import METRICS, bias_and_codes, normalize, usable_codes
+from vqjax.ops.tiles import code_lanes, cut, in_lanes, join_tiles, row_lanes, starts
+
 PRECISIONS = ('highest', 'default', 'bfloat16')
 
 # A tile: at most so many codes, rows and scores. CPU, measured on two idle cores: 1,024 codes x
@@ -20,18 +23,10 @@ PRECISIONS = ('highest', 'default', 'bfloat16')
 # against a launch's few.
 _TILE_CPU = (1024, 2**13, 2**20)
 _TILE = (2048, 2**22, 2**22)
-_ALIGN = 128
+_LEAST_ROWS = 128
 
 
-def normalize(x: jax.Array) -> jax.Array:
-    """Scale vectors to unit length; vectors shorter than 1e-12 keep a finite gradient.
-
-    x [..., D] float -> float [..., D].
-    """
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
+@automatic(lambda z, *_: rows_spec(z))
 def nearest_codes(
     z: jax.Array, codebook: jax.Array, metric: str = 'euclidean', precision: str = 'highest'
 ) -> jax.Array:
@@ -85,21 +80,28 @@ def _searcher(metric, precision, fused):
     # Folded, the bias would be rounded to bfloat16 with the rest.
     scores = _scores if precision == 'bfloat16' else _folded_scores
     branches = {'cpu': tiled(scores, _TILE_CPU)}
-    if fused:
-        # Not at the top of the file: Pallas takes longer to import than all of vqjax.
-        from vqjax.ops.nearest_pallas import fused_search
-
-        branches['cuda'] = lambda *inputs: fused_search(*inputs, metric, precision)
 
     @custom_vmap
     def search(rows, codebook):
-        return lax.platform_dependent(rows, codebook, default=default, **branches)
+        # The compiler cannot partition a kernel: over several devices it runs inside shard_map.
+        kernel = {}
+        if fused and mesh_size(rows, codebook) in (None, 1):
+            # Not at the top of the file: Pallas takes longer to import than all of vqjax.
+            from vqjax.ops.nearest_pallas import fused_search
+
+            kernel['cuda'] = lambda *inputs: fused_search(*inputs, metric, precision)
+        rows, codebook = whole_features(rows), whole_features(codebook)
+        return lax.platform_dependent(rows, codebook, default=default, **branches, **kernel)
 
     @search.def_vmap
     def batched_search(size, batched, rows, codebook):
         if not batched[1]:
-            codes = search(rows.reshape(-1, rows.shape[-1]), codebook)
-            return codes.reshape(size, -1), True
+            if mesh_size(rows, codebook) in (None, 1):
+                codes = search(rows.reshape(-1, rows.shape[-1]), codebook)
+                return codes.reshape(size, -1), True
+            # Rows first, in whose sharding the compiler can merge the two.
+            codes = search(jnp.moveaxis(rows, 0, 1).reshape(-1, rows.shape[-1]), codebook)
+            return codes.reshape(-1, size).T, True
         # One codebook after the other: a batched product is half as fast on CPU, and its tiles
         # would multiply the memory.
         rows_at = (lambda i: rows[i]) if batched[0] else (lambda i: rows)
@@ -108,72 +110,50 @@ def _searcher(metric, precision, fused):
     return jax.jit(search)
 
 
-def bias_and_codes(codebook: jax.Array, metric: str) -> tuple[jax.Array, jax.Array]:
-    """What a search minimises is bias - z.c: codebook [K, D] -> float32 [K], float32 [K, D].
-
-    The bias of a code that is not finite, or whose norm overflows, is infinite.
-    """
-    codebook = codebook.astype(jnp.float32)
-    square = jnp.sum(codebook * codebook, axis=-1)
-    usable = jnp.isfinite(square)
-    if metric == 'cosine':
-        return jnp.where(usable, 0.0, jnp.inf), normalize(codebook)
-    # argmin |z - c|^2 = argmin |c|^2 / 2 - z.c: the norm of z changes no order.
-    return jnp.where(usable, 0.5 * square, jnp.inf), codebook
-
-
-def usable_codes(bias: jax.Array, codes: jax.Array) -> jax.Array:
-    """Codes [K, D] with zeros where the bias [K] is infinite: inf - NaN would spoil the others."""
-    return jnp.where(jnp.isfinite(bias)[:, None], codes, 0.0)
-
-
-def _starts(total: int, size: int) -> tuple[int, jax.Array]:
-    """Tiles of one static size, at most `size`, that cover `total`; the last may overlap.
-
-    An overlap costs a few rows twice and saves what a ragged end would need: a padded copy of the
-    input or a second compiled body. Evening the tiles out first keeps it below `_ALIGN` a tile.
-    """
-    tiles = -(-total // size)
-    size = min(total, size, -(-total // (tiles * _ALIGN)) * _ALIGN)
-    tiles = -(-total // size)
-    return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
-
-
 def _search(rows, codebook, metric, precision, scores, sizes):
-    """Tiles of rows against tiles of codes: [N, D], [K, D] -> int32 [N]."""
+    """Tiles of rows against tiles of codes: [N, D], [K, D] -> int32 [N].
+
+    Both are cut into lanes, so that each device searches its own rows among its own codes; the
+    least score of each lane of codes is joined last, one collective where they are sharded.
+    """
     bias, codebook = bias_and_codes(codebook, metric)
     n, num_codes = rows.shape[0], codebook.shape[0]
     most_codes, most_rows, most_scores = sizes
+    lanes, whole = row_lanes(n, rows, codebook)
+    parts = code_lanes(num_codes, rows, codebook)
     size = min(num_codes, most_codes)
-    row_size, row_starts = _starts(n, max(min(most_scores // size, most_rows), _ALIGN))
+    most = max(min(most_scores // size, most_rows) * whole // lanes, _LEAST_ROWS)
+    row_size, row_starts = starts(n // lanes, most)
     # Few rows: longer tiles of codes instead.
-    code_size, code_starts = _starts(num_codes, max(most_scores // row_size, size))
+    size = max(most_scores * whole // (row_size * lanes), size) // parts
+    code_size, code_starts = starts(num_codes // parts, size)
+    rows, codebook, bias = in_lanes(rows, lanes), in_lanes(codebook, parts), in_lanes(bias, parts)
     # Exact as float32 (a tile has fewer than 2^24 codes), whose minimum is the faster one on CPU.
     index = jnp.arange(code_size, dtype=jnp.float32)[:, None]
+    part_starts = jnp.arange(parts, dtype=jnp.int32)[:, None] * (num_codes // parts)
 
     def row_tile(row_start):
-        tile = lax.dynamic_slice_in_dim(rows, row_start, row_size).astype(jnp.float32)
+        tile = cut(rows, row_start, row_size).astype(jnp.float32)
         if metric == 'cosine':
             tile = normalize(tile)
 
         def code_tile(code_start):
-            codes = lax.dynamic_slice_in_dim(codebook, code_start, code_size)
-            offset = lax.dynamic_slice_in_dim(bias, code_start, code_size)
+            codes = cut(codebook, code_start, code_size)
+            offset = cut(bias, code_start, code_size)
             # Codes first: the minimum then runs over rows of the matrix, which vectorises.
             score = scores(usable_codes(offset, codes), offset[:, None], tile, precision)
-            best = jnp.min(score, axis=0)
+            score = in_lanes(score, parts)
+            best = jnp.min(score, axis=1)
             # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
-            first = jnp.min(jnp.where(score == best, index, code_size), axis=0)
-            return best, code_start + first.astype(jnp.int32)
+            first = jnp.min(jnp.where(score == best[:, None], index, code_size), axis=1)
+            return best, part_starts + code_start + first.astype(jnp.int32)
 
         best, first = lax.map(code_tile, code_starts)
-        least = jnp.min(best, axis=0)
-        code = jnp.min(jnp.where(best == least, first, num_codes), axis=0)
-        return jnp.where(jnp.isfinite(least), code, -1)
+        least = jnp.min(best, axis=(0, 1))
+        code = jnp.min(jnp.where(best == least, first, num_codes), axis=(0, 1))
+        return in_lanes(jnp.where(jnp.isfinite(least), code, -1), lanes)
 
-    codes = lax.map(row_tile, row_starts)
-    fresh = n - (row_starts.shape[0] - 1) * row_size
-    return jnp.concatenate([codes[:-1].reshape(-1), codes[-1, row_size - fresh :]])
+    return join_tiles(lax.map(row_tile, row_starts), n)
 
 
 def _scores(codes, bias, rows, precision):

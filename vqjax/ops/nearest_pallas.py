@@ -29,7 +29,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from vqjax.ops.nearest import bias_and_codes, usable_codes
+from vqjax.ops.scores import bias_and_codes, usable_codes
 
 # Chosen by arithmetic: split rows (96 KB) and two stages of split codes (48 KB each) fit the
 # 227 KB of shared memory, and 128 x 64 sums take 32 registers of each of 256 threads.

@@ -7,6 +7,10 @@ from collections.abc import Hashable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from vqjax.ops.meshes import automatic, partly_manual
+from vqjax.ops.tiles import in_lanes, row_lanes
 
 # The name of a mapped axis, several of them, or None for a single device.
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -26,10 +30,24 @@ def _slots(codes, num_codes, mask):
     keep = (codes >= 0) & (codes < num_codes)
     if mask is not None:
         keep &= mask
-    # Rejected vectors go to one extra row, cut off afterwards.
+    # Rejected vectors go past the end and are dropped. (-1 would mean the last one.)
     return jnp.where(keep, codes, num_codes).reshape(-1)
 
 
+def _add_at(slots, values, num_codes):
+    """Sums of values [N, ...] by slot [N], float32 [K, ...]."""
+
+    def add(slots, values):
+        return jnp.zeros((num_codes, *values.shape[1:])).at[slots].add(values, mode='drop')
+
+    if not partly_manual(slots, values):
+        return add(slots, values)
+    # Here the compiler would gather the rows instead of adding up the devices' sums.
+    lanes, _ = row_lanes(slots.shape[0], slots, values)
+    return jnp.sum(jax.vmap(add)(in_lanes(slots, lanes), in_lanes(values, lanes)), axis=0)
+
+
+@automatic(P())
 def code_counts(
     codes: jax.Array,
     num_codes: int,
@@ -48,10 +66,11 @@ def code_counts(
       float32 [K]; exact below 2^24 vectors a code.
     """
     slots = _slots(codes, num_codes, mask)
-    counts = jnp.zeros(num_codes + 1, jnp.float32).at[slots].add(1.0)
-    return psum(counts[:num_codes], axis_name)
+    counts = _add_at(slots, jnp.ones(slots.shape, jnp.float32), num_codes)
+    return psum(counts, axis_name)
 
 
+@automatic(P())
 def code_sums(
     z: jax.Array,
     codes: jax.Array,
@@ -73,8 +92,7 @@ def code_sums(
     """
     slots = _slots(codes, num_codes, mask)
     rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
-    sums = jnp.zeros((num_codes + 1, rows.shape[-1]), jnp.float32).at[slots].add(rows)
-    return psum(sums[:num_codes], axis_name)
+    return psum(_add_at(slots, rows, num_codes), axis_name)
 
 
 def smoothed(counts: jax.Array, eps: float) -> jax.Array:

@@ -1,17 +1,19 @@
 """Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
 
 from vqjax.quantizers.banked import Banked, BankedState
-from vqjax.quantizers.base import Quantized, Quantizer, make, stages, to_spec
+from vqjax.quantizers.base import Quantized, Quantizer, stages
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.guarded import Guarded, GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax, GumbelState
 from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.placement import device_mesh, shardings
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.random_projection import RandomProjection, RandomProjectionState
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.specs import make, to_spec
 from vqjax.quantizers.vq import VQ, Affine, VQState
 from vqjax.quantizers.vq_ema import VQEMA, VQEMAState
 
@@ -58,8 +60,10 @@ __all__ = [
     'VQEMAState',
     'VQState',
     'count_refits',
+    'device_mesh',
     'guard_codebooks',
     'make',
+    'shardings',
     'stages',
     'to_spec',
 ]

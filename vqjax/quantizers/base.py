@@ -1,16 +1,18 @@
-"""The protocol every quantizer follows, what they share, and their form as plain data."""
+"""The protocol every quantizer follows, and what they share."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
 from vqjax.ops import AxisName
@@ -97,6 +99,56 @@ def compiled_once(method: Callable) -> Callable:
     return jax.jit(method, static_argnames=tuple(static), inline=True)
 
 
+def _on_any_mesh(method, specs):
+    """The method over Explicit axes too, refusing an `axis_name` that is no mapped axis."""
+    names = list(inspect.signature(method).parameters)
+    method = ops.automatic(specs)(method)
+    if 'axis_name' not in names:
+        return method
+    place = names.index('axis_name')
+
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        check_axis(args[place] if len(args) > place else kwargs.get('axis_name'))
+        return method(*args, **kwargs)
+
+    return call
+
+
+def check_axis(axis_name: AxisName) -> None:
+    """Raise ValueError where `axis_name` is not a mapped axis."""
+    try:
+        if axis_name is not None:
+            jax.lax.axis_size(axis_name)
+    except NameError:
+        raise ValueError(
+            f'axis_name={axis_name!r} is no mapped axis here: give it to pmap, vmap or shard_map '
+            'around this call, or leave it None under jit over sharded arrays'
+        ) from None
+
+
+def _quantized_specs(quantizer, params, state, z, *_):
+    rows = ops.rows_spec(z)
+    trailing = [None] * len(quantizer.code_shape)
+    z_q = ops.rows_spec(z, None) if quantizer.targets_only else ops.spec_of(z)
+    return Quantized(z_q, P(*rows, *trailing), P(), P())
+
+
+def _decoded_specs(quantizer, params, state, codes, *_):
+    rows = ops.spec_of(codes)
+    return P(*rows[: codes.ndim - len(quantizer.code_shape)], None)
+
+
+# How what the methods return is sharded over Explicit axes: codes and z_q as z is, statistics as
+# those that came in. (Over Auto axes the compiler finds that out.)
+_OUT_SPECS = {
+    'init': P(),
+    'quantize': _quantized_specs,
+    'update': lambda quantizer, params, state, *_: jax.tree.map(ops.spec_of, state),
+    'decode': _decoded_specs,
+}
+
+
 class Base:
     """What quantizers share: a repr that reads as the call, and the defaults of one untracked."""
 
@@ -108,6 +160,13 @@ class Base:
     starts_from_data: bool = False
     # Whether z_q lives in another space than z and has no gradient.
     targets_only: bool = False
+
+    def __init_subclass__(cls, **kwargs):
+        """Let the protocol's methods run over any mesh, and name an axis that is none."""
+        super().__init_subclass__(**kwargs)
+        for name, specs in _OUT_SPECS.items():
+            if name in vars(cls):
+                setattr(cls, name, _on_any_mesh(vars(cls)[name], specs))
 
     @property
     def bits(self) -> float:
@@ -133,14 +192,12 @@ class Base:
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING or value != field.default:
                 text = value.__name__ if hasattr(value, '__name__') else repr(value)
-                shown.append(f'{_ARGUMENTS.get(field.name, field.name)}={text}')
+                shown.append(f'{ARGUMENTS.get(field.name, field.name)}={text}')
         return f'{type(self).__name__}({", ".join(shown)})'
 
 
 # The field `start` is given as `init`, a name the method of the protocol already has.
-_ARGUMENTS = {'start': 'init'}
-# Fields that hold functions, and the names a spec may use for them.
-_FUNCTIONS = {'start': ops.STARTS, 'gradient': ops.ESTIMATORS, 'source': ops.SOURCES}
+ARGUMENTS = {'start': 'init'}
 
 
 def check(ok: bool, field: str, value: Any, need: str) -> None:
@@ -186,9 +243,15 @@ def check_start(quantizer: Quantizer, z: jax.Array, mask: jax.Array | None) -> N
 
     Under jit they are not: call `vqjax.ops.check_distinct` on the batch before.
     """
-    known = not isinstance(z, jax.core.Tracer) and not isinstance(mask, jax.core.Tracer)
+    given = [x for x in (z, mask) if x is not None]
+    known = all(not isinstance(x, jax.Array) or _readable(x) for x in given)
     if known and quantizer.starts_from_data:
         ops.check_distinct(z, mask)
+
+
+def _readable(x):
+    # Of an array over several hosts each knows only its part.
+    return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
 
 
 def hide(codes: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -207,85 +270,3 @@ def blank(vectors: jax.Array, codes: jax.Array) -> jax.Array:
 def look_up(codebook: jax.Array, codes: jax.Array) -> jax.Array:
     """Rows of the codebook [K, D] for codes [...], zeros for -1."""
     return blank(codebook[jnp.maximum(codes, 0)], codes)
-
-
-def make(spec: Mapping[str, Any]) -> Quantizer:
-    """The quantizer that plain data describes; the inverse of `to_spec`.
-
-    `make({'name': 'residual', 'num_stages': 4, 'inner': {'name': 'vq_ema', 'num_codes': 256}})`.
-
-    Args:
-      spec: 'name', the quantizer's file name, and its fields; functions by name, `inner` as a
-        spec (or a list of them), `revival` as a mapping of its fields or None.
-
-    Raises:
-      ValueError: for an unknown name or field, or what the quantizer itself refuses.
-    """
-    from vqjax.quantizers import REGISTRY
-
-    if not isinstance(spec, Mapping) or 'name' not in spec:
-        raise ValueError(f"a quantizer's spec must be a mapping with a 'name', got {spec!r}")
-    fields = dict(spec)
-    name = fields.pop('name')
-    if name not in REGISTRY:
-        raise ValueError(f'name must be one of {sorted(REGISTRY)}, got {name!r}')
-    known = [_ARGUMENTS.get(f.name, f.name) for f in dataclasses.fields(REGISTRY[name])]
-    return _build(REGISTRY[name], known, {k: _from_plain(k, v) for k, v in fields.items()})
-
-
-def _build(kind, known, fields):
-    for field in fields:
-        if field not in known:
-            raise ValueError(f'{kind.__name__} has no field {field!r}; it has {sorted(known)}')
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ValueError(f'{kind.__name__}: {error}') from None
-
-
-def _from_plain(field, value):
-    if field == 'inner':
-        return tuple(map(make, value)) if isinstance(value, list | tuple) else make(value)
-    if field == 'revival' and isinstance(value, Mapping):
-        return _build(ops.Revival, [f.name for f in dataclasses.fields(ops.Revival)], dict(value))
-    if isinstance(value, Mapping) and 'schedule' in value:
-        arguments = {k: v for k, v in value.items() if k != 'schedule'}
-        return ops.Schedule(value['schedule'], **arguments)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def to_spec(quantizer: Quantizer) -> dict[str, Any]:
-    """The quantizer as plain data (JSON can hold it), every field included; see `make`.
-
-    Raises:
-      ValueError: for a field that holds a function of your own.
-    """
-    from vqjax.quantizers import REGISTRY
-
-    names = {kind: name for name, kind in REGISTRY.items()}
-    if type(quantizer) not in names:
-        raise ValueError(f'{type(quantizer).__name__} is not one of {sorted(REGISTRY)}')
-    return {'name': names[type(quantizer)], **_fields_as_data(quantizer)}
-
-
-def _fields_as_data(value):
-    fields = dataclasses.fields(value)
-    return {
-        _ARGUMENTS.get(f.name, f.name): _to_plain(f.name, getattr(value, f.name)) for f in fields
-    }
-
-
-def _to_plain(field, value):
-    if field in _FUNCTIONS:
-        return ops.function_name(_ARGUMENTS.get(field, field), value, _FUNCTIONS[field])
-    if isinstance(value, Base):
-        return to_spec(value)
-    if isinstance(value, ops.Revival):
-        return _fields_as_data(value)
-    if isinstance(value, ops.Schedule):
-        return value.spec()
-    if isinstance(value, tuple):
-        return [_to_plain('', item) for item in value]
-    if callable(value):
-        raise ValueError(f'{field}={value!r} has no spec: give a vqjax.ops.Schedule')
-    return value

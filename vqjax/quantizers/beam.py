@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from vqjax import ops
 
@@ -39,12 +38,12 @@ def beam_codes(run_stages, z: jax.Array, num_stages: int, beam: int) -> jax.Arra
         # Partial sums that do not exist (all but one at first) stay infinitely far.
         missing = jnp.where(jnp.isinf(score), score, 0.0)[..., None]
         square = jnp.sum(left * left, axis=-1) + missing
-        best, place = lax.top_k(-square.reshape(n, -1), beam)
+        best, place = ops.smallest(square.reshape(n, -1), beam)
         codes = jnp.take_along_axis(codes, (place // num)[..., None], axis=1)
         taken = jnp.take_along_axis(found.reshape(n, -1), place, axis=1)
         codes = jnp.where(jnp.arange(num_stages) == s, taken[..., None], codes)
         left = jnp.take_along_axis(left.reshape(n, -1, left.shape[-1]), place[..., None], axis=1)
-        return (left, codes, -best), None
+        return (left, codes, best), None
 
     def search(rows):
         n = rows.shape[0]
@@ -57,8 +56,5 @@ def beam_codes(run_stages, z: jax.Array, num_stages: int, beam: int) -> jax.Arra
         return codes[:, 0]
 
     rows, valid = ops.flat_rows(z)
-    if rows.shape[0] > _ROWS:
-        codes = lax.map(lambda row: search(row[None])[0], rows, batch_size=_ROWS)
-    else:
-        codes = search(rows)
+    codes = ops.map_tiles(search, [rows], _ROWS)
     return jnp.where(valid[:, None], codes, -1).reshape(*z.shape[:-1], num_stages)

@@ -1,0 +1,262 @@
+"""Run by test_sharding in a process with 8 CPU devices: what it finds, as JSON on the last line."""
+
+import contextlib
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
+
+from support import table  # noqa: E402
+
+from vqjax import (  # noqa: E402
+    FSQ,
+    LFQ,
+    VQ,
+    VQEMA,
+    Banked,
+    Guarded,
+    GumbelSoftmax,
+    Product,
+    Projected,
+    RandomProjection,
+    Residual,
+    SimVQ,
+    ops,
+)
+from vqjax.quantizers import shardings  # noqa: E402
+
+# More than a tile of rows on CPU (8,192): below that the compiler finds nothing to gather.
+N, D, K = 16_384, 16, 16
+EAGER = ops.Revival(below=0.9, every=1)
+KMEANS = ops.Revival(below=0.9, every=1, source=ops.kmeans_rows)
+EMA = VQEMA(K, decay=0.8, revival=EAGER)
+QUANTIZERS = [
+    EMA,
+    VQEMA(K, metric='cosine', gradient=ops.rotate, revival=ops.Revival(0.9, 1, ops.anchors)),
+    VQ(K, diversity=0.1, orthogonality=0.1, revival=ops.Revival(0.9, 1, ops.error_rows)),
+    SimVQ(K),
+    FSQ((3,) * D),
+    LFQ(D),
+    GumbelSoftmax(K, diversity=0.1),
+    RandomProjection(K, 4),
+    Banked(VQEMA(K, decay=0.8, revival=KMEANS), size=256, fresh=64),
+    Guarded(EMA, least=16.0, cooldown=1),
+]
+# Rows of the batch to start from: what a stage leaves of integers is integers again.
+BLOCK = VQEMA(K, decay=0.8, init=ops.batch_rows, revival=EAGER)
+NESTINGS = [
+    Residual(BLOCK, 2, beam=3),
+    Residual(Product(VQ(K, init=ops.batch_rows, revival=EAGER), 2), 2),
+    Product(Residual(BLOCK, 2, dropout='sample'), 2),
+    Projected(Product(SimVQ(K), 2, shared=True), 4),
+]
+MOVES = ('all-gather', 'all-to-all', 'collective-permute')
+COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(MOVES)}|all-reduce|reduce-scatter)(?:-start)?\(')
+KEY = jax.random.key(1)
+
+
+def mesh(kind, shape=(4, 2)):
+    return jax.make_mesh(shape, ('data', 'model'), axis_types=(kind,) * 2)
+
+
+def batch(n=N, dim=D, seed=0):
+    """Integers: their sums are exact in any order, so a choice has no excuse to differ."""
+    return jnp.round(4 * jax.random.normal(jax.random.key(seed), (n, dim)))
+
+
+def collectives(compiled):
+    """(kind, elements of its largest result) of each collective in a compiled program."""
+    found = []
+    for line in compiled.as_text().splitlines():
+        if match := COLLECTIVE.search(line):
+            shapes = re.findall(r'\[([\d,]*)\]', match[1])
+            found.append((match[2], max(int(np.prod(json.loads(f'[{s}]'))) for s in shapes)))
+    return found
+
+
+def moved(compiled, share):
+    """Collectives that carry at least `share` elements; sums of a codebook's size are not z's."""
+    return [c for c in collectives(compiled) if c[1] >= share]
+
+
+def train(q, axis_name=None):
+    """A start and a step: z to codes, (loss, gradient), state."""
+
+    def run(z):
+        params, state = q.init(jax.random.key(0), z, None, axis_name)
+        return step(q, axis_name)(params, state, z)
+
+    return run
+
+
+def step(q, axis_name=None):
+    def run(params, state, z):
+        def loss(z):
+            out = q.quantize(params, state, z, KEY, None, axis_name)
+            total = jnp.sum(out.z_q) / z.size + out.loss
+            return total, (out.codes, out.loss)
+
+        slope, (codes, value) = jax.grad(loss, has_aux=True)(z)
+        return codes, (value, slope), q.update(params, state, z, codes, KEY, None, axis_name)
+
+    return run
+
+
+def compiled(function, *args):
+    return jax.jit(function).lower(*args).compile()
+
+
+def difference(expected, got):
+    """[codes that differ, the largest relative difference of anything else]."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(expected[1:]), jax.tree.leaves(got[1:]), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        worst = max(worst, float(np.max(np.abs(a - b) / np.maximum(np.abs(a), 1), initial=0)))
+    return [int((np.asarray(expected[0]) != np.asarray(got[0])).sum()), worst]
+
+
+def search():
+    """The search over every split of rows and codes: by kind of axes, with the mesh set or not."""
+    z, codebook = batch(), batch(1024, seed=1)
+    expected = np.asarray(ops.nearest_codes(z, codebook))
+    splits = {
+        'rows over data': (P('data'), P()),
+        'rows over both': (P(('data', 'model')), P()),
+        'codes over model': (P('data'), P('model')),
+        'codes over both': (P(), P(('data', 'model'))),
+    }
+    rows = []
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        on = mesh(kind)
+        for name, specs in splits.items():
+            args = [jax.device_put(x, NamedSharding(on, s)) for x, s in zip((z, codebook), specs)]
+            for given in (False, True):
+                with jax.set_mesh(on) if given else contextlib.nullcontext():
+                    run = compiled(ops.nearest_codes, *args)
+                    codes = run(*args)
+                rows.append(
+                    {
+                        'case': f'{kind.name}, {name}, set_mesh={given}',
+                        'split codes': specs[1] != P(),
+                        'wrong': int((np.asarray(codes) != expected).sum()),
+                        'collectives': collectives(run),
+                        'share': -(-N // 8),
+                        'follows': tuple(codes.sharding.spec)[:1] == tuple(specs[0])[:1]
+                        or not any(codes.sharding.spec) and not any(specs[0]),
+                    }
+                )
+    # The mesh named by in_shardings alone: nothing in the types says that there is one.
+    on = mesh(AxisType.Auto)
+    named = jax.jit(ops.nearest_codes, in_shardings=(NamedSharding(on, P('data')), None))
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (z, codebook)]
+    unknown = collectives(named.lower(*shapes).compile())
+    # Features split: the rows are made whole, not the scores added up.
+    args = [jax.device_put(z, NamedSharding(on, P('data', 'model'))), codebook]
+    features = collectives(compiled(ops.nearest_codes, args[0], jax.device_put(codebook)))
+    return {'rows': rows, 'in_shardings': unknown, 'features': features}
+
+
+def steps(cases, kind):
+    """Start and step of these quantizers, rows over both axes, against one device."""
+    on, z = mesh(kind), batch()
+    split = jax.device_put(z, NamedSharding(on, P(('data', 'model'))))
+    single = jax.device_put(z, jax.devices()[0])
+    rows = {}
+    for q in cases:
+        run = compiled(train(q), split)
+        got = run(split)
+        rows[repr(q)] = {
+            'difference': difference(jax.jit(train(q))(single), got),
+            'moved': moved(run, N * D // 8),
+            'codes': str(got[0].sharding.spec),
+        }
+        if isinstance(q, Guarded):
+            rows[repr(q)]['refits'] = int(got[2].refits)
+    return rows
+
+
+def partly_manual():
+    """shard_map over one axis of two, the other left to the compiler."""
+    on, z = mesh(AxisType.Auto), batch()
+    rows = {}
+    for q in (EMA, NESTINGS[1]):
+        mapped = jax.shard_map(
+            lambda z, q=q: train(q, 'data')(z)[::2],
+            mesh=on,
+            in_specs=P('data'),
+            out_specs=(P('data'), P()),
+            axis_names={'data'},
+        )
+        split = jax.device_put(z, NamedSharding(on, P(('data', 'model'))))
+        run = compiled(mapped, split)
+        rows[repr(q)] = {
+            'difference': difference(jax.jit(train(q))(z)[::2], run(split)),
+            'moved': moved(run, N * D // 8),
+        }
+    return rows
+
+
+def split_codebooks():
+    """Steps with the codes over the model axis: the state that comes out is split as it went in."""
+    z, rows = batch(), {}
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        on = mesh(kind)
+        split = jax.device_put(z, NamedSharding(on, P('data')))
+        for q in (
+            VQEMA(1024, init=ops.batch_rows, revival=EAGER),
+            Residual(VQ(512, init=ops.batch_rows, revival=EAGER), 2),
+        ):
+            started = jax.jit(q.init)(jax.random.key(0), z)
+            placed = jax.device_put(started, shardings(q, *started, on, 'model'))
+            run = compiled(step(q), *placed, split)
+            got = run(*placed, split)
+            before, after = jax.tree.leaves(placed[1]), jax.tree.leaves(got[2])
+            rows[f'{kind.name} {q!r}'] = {
+                'difference': difference(jax.jit(step(q))(*started, z), got),
+                'kept': all(
+                    a.sharding.is_equivalent_to(b.sharding, a.ndim)
+                    for a, b in zip(before, after, strict=True)
+                ),
+                'split': sum(any(x.sharding.spec) for x in after),
+                'moved': [c for c in moved(run, N * D // 8) if c[0] in MOVES],
+            }
+    return rows
+
+
+def explicit_traces():
+    """Every entry of the contract table over Explicit axes: what does not trace, and says what."""
+    on, failed = mesh(AxisType.Explicit), {}
+    z = jax.device_put(batch(64, 8), NamedSharding(on, P('data')))
+    for name, q in table().items():
+        try:
+            out = jax.jit(train(q)).trace(z).out_info
+            assert jax.typeof(z).sharding.spec[0] == out[0].sharding.spec[0], out[0].sharding
+        except Exception as error:  # noqa: BLE001 - all of them are to be reported
+            failed[name] = f'{type(error).__name__}: {error}'[:300]
+    return failed
+
+
+def main():
+    parts = {
+        'search': search,
+        'auto': lambda: steps(QUANTIZERS + NESTINGS, AxisType.Auto),
+        'explicit': lambda: steps([EMA, LFQ(D), NESTINGS[1]], AxisType.Explicit),
+        'partly manual': partly_manual,
+        'split codebooks': split_codebooks,
+        'explicit traces': explicit_traces,
+    }
+    asked = sys.argv[1:] or list(parts)
+    print(json.dumps({name: parts[name]() for name in asked}))
+
+
+if __name__ == '__main__':
+    assert jax.device_count() == 8
+    main()

@@ -1,0 +1,100 @@
+"""Arrays cut into tiles along their rows, such that sharded rows stay on their devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vqjax.ops.meshes import mesh_size
+
+_ALIGN = 128
+
+
+class Lanes(NamedTuple):
+    """Equal parts that rows are cut into, and how many of them may hold a whole tile each."""
+
+    number: int
+    tiles: int
+
+
+def row_lanes(total: int, *arrays: jax.Array) -> Lanes:
+    """The parts from which tiles of the `total` rows of an array are cut, a piece of each.
+
+    A tile cut from the whole would be held by one device of many, and all would have to fetch it:
+    the compiler gathers the array instead. There are as many parts as devices, so that each device
+    holds whole parts whichever axes of the mesh the rows are sharded over (unevenly they cannot
+    be). Where no mesh is known there may be many devices or one: parts for many, which on a single
+    one cost nothing but longer strides, and a tile shared among them.
+
+    arrays: those whose types may name the mesh.
+    """
+    size = mesh_size(*arrays)
+    number = math.gcd(total, jax.device_count() if size is None else size)
+    return Lanes(number, 1 if size is None else number)
+
+
+def code_lanes(num_codes: int, *arrays: jax.Array) -> int:
+    """The same for the rows of a codebook, which only a known mesh shards; 128 codes at least."""
+    size = math.gcd(num_codes, mesh_size(*arrays) or 1)
+    parts = (n for n in range(size, 0, -1) if size % n == 0)
+    return next(n for n in parts if n == 1 or num_codes // n >= _ALIGN)
+
+
+def starts(total: int, size: int) -> tuple[int, jax.Array]:
+    """Tiles of one static size, at most `size`, that cover `total`; the last may overlap.
+
+    An overlap costs a few rows twice and saves what a ragged end would need: a padded copy of the
+    input or a second compiled body. Evening the tiles out first keeps it below `_ALIGN` a tile.
+    """
+    tiles = -(-total // size)
+    size = min(total, size, -(-total // (tiles * _ALIGN)) * _ALIGN)
+    tiles = -(-total // size)
+    return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
+
+
+def in_lanes(x: jax.Array, lanes: int) -> jax.Array:
+    """[N, ...] -> [lanes, N / lanes, ...]."""
+    return x.reshape(lanes, x.shape[0] // lanes, *x.shape[1:])
+
+
+def cut(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """The tile [lanes * size, ...] of an array in lanes [lanes, n, ...]."""
+    tile = lax.dynamic_slice_in_dim(x, start, size, axis=1)
+    return tile.reshape(-1, *x.shape[2:])
+
+
+def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax.Array:
+    """`function` over tiles of rows, one after the other; the result in the rows' order.
+
+    Args:
+      function: of arrays [n, ...], for any n, giving an array [n, ...]; row by row.
+      arrays: [N, ...] each.
+      most: rows of a tile on one device.
+
+    Returns:
+      An array [N, ...].
+    """
+    total = arrays[0].shape[0]
+    if total <= most:
+        return function(*arrays)
+    lanes, whole = row_lanes(total, *arrays)
+    size, begin = starts(total // lanes, max(most * whole // lanes, 1))
+    parts = [in_lanes(x, lanes) for x in arrays]
+    return join_tiles(
+        lax.map(lambda at: in_lanes(function(*[cut(x, at, size) for x in parts]), lanes), begin),
+        total,
+    )
+
+
+def join_tiles(tiles: jax.Array, total: int) -> jax.Array:
+    """Results of tiles in lanes [tiles, lanes, size, ...] as rows in order [total, ...]."""
+    number, lanes, size = tiles.shape[:3]
+    fresh = total // lanes - (number - 1) * size
+    first = jnp.moveaxis(tiles[:-1], 0, 1).reshape(lanes, (number - 1) * size, *tiles.shape[3:])
+    rows = jnp.concatenate([first, tiles[-1, :, size - fresh :]], axis=1)
+    return rows.reshape(total, *tiles.shape[3:])

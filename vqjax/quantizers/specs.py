@@ -1,0 +1,95 @@
+"""Quantizers as plain data, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vqjax import ops
+from vqjax.quantizers.base import ARGUMENTS, Base, Quantizer
+
+# Fields that hold functions, and the names a spec may use for them.
+_FUNCTIONS = {'start': ops.STARTS, 'gradient': ops.ESTIMATORS, 'source': ops.SOURCES}
+
+
+def make(spec: Mapping[str, Any]) -> Quantizer:
+    """The quantizer that plain data describes; the inverse of `to_spec`.
+
+    `make({'name': 'residual', 'num_stages': 4, 'inner': {'name': 'vq_ema', 'num_codes': 256}})`.
+
+    Args:
+      spec: 'name', the quantizer's file name, and its fields; functions by name, `inner` as a
+        spec (or a list of them), `revival` as a mapping of its fields or None.
+
+    Raises:
+      ValueError: for an unknown name or field, or what the quantizer itself refuses.
+    """
+    from vqjax.quantizers import REGISTRY
+
+    if not isinstance(spec, Mapping) or 'name' not in spec:
+        raise ValueError(f"a quantizer's spec must be a mapping with a 'name', got {spec!r}")
+    fields = dict(spec)
+    name = fields.pop('name')
+    if name not in REGISTRY:
+        raise ValueError(f'name must be one of {sorted(REGISTRY)}, got {name!r}')
+    known = [ARGUMENTS.get(f.name, f.name) for f in dataclasses.fields(REGISTRY[name])]
+    return _build(REGISTRY[name], known, {k: _from_plain(k, v) for k, v in fields.items()})
+
+
+def _build(kind, known, fields):
+    for field in fields:
+        if field not in known:
+            raise ValueError(f'{kind.__name__} has no field {field!r}; it has {sorted(known)}')
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f'{kind.__name__}: {error}') from None
+
+
+def _from_plain(field, value):
+    if field == 'inner':
+        return tuple(map(make, value)) if isinstance(value, list | tuple) else make(value)
+    if field == 'revival' and isinstance(value, Mapping):
+        return _build(ops.Revival, [f.name for f in dataclasses.fields(ops.Revival)], dict(value))
+    if isinstance(value, Mapping) and 'schedule' in value:
+        arguments = {k: v for k, v in value.items() if k != 'schedule'}
+        return ops.Schedule(value['schedule'], **arguments)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def to_spec(quantizer: Quantizer) -> dict[str, Any]:
+    """The quantizer as plain data (JSON can hold it), every field included; see `make`.
+
+    Raises:
+      ValueError: for a field that holds a function of your own.
+    """
+    from vqjax.quantizers import REGISTRY
+
+    names = {kind: name for name, kind in REGISTRY.items()}
+    if type(quantizer) not in names:
+        raise ValueError(f'{type(quantizer).__name__} is not one of {sorted(REGISTRY)}')
+    return {'name': names[type(quantizer)], **_fields_as_data(quantizer)}
+
+
+def _fields_as_data(value):
+    fields = dataclasses.fields(value)
+    return {
+        ARGUMENTS.get(f.name, f.name): _to_plain(f.name, getattr(value, f.name)) for f in fields
+    }
+
+
+def _to_plain(field, value):
+    if field in _FUNCTIONS:
+        return ops.function_name(ARGUMENTS.get(field, field), value, _FUNCTIONS[field])
+    if isinstance(value, Base):
+        return to_spec(value)
+    if isinstance(value, ops.Revival):
+        return _fields_as_data(value)
+    if isinstance(value, ops.Schedule):
+        return value.spec()
+    if isinstance(value, tuple):
+        return [_to_plain('', item) for item in value]
+    if callable(value):
+        raise ValueError(f'{field}={value!r} has no spec: give a vqjax.ops.Schedule')
+    return value
