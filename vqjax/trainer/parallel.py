@@ -139,18 +139,18 @@ class Jit:
             places = quantizers.shardings(
                 task.model.quantizer, *quantizer_variables(variables), self.mesh, self.model_axis
             )
-            for tree in places:
+            for kind, tree in zip(('quantizer', 'state'), places, strict=True):
                 for path, place in jax.tree_util.tree_leaves_with_path(tree):
-                    own[_names(path)] = place
+                    own[kind, *_names(path)] = place
         whole = NamedSharding(self.mesh, P())
 
         def put(path: Any, x: Any) -> jax.Array:
-            # The quantizer's arrays stand below 'quantize' and one more name, the optimizer's
-            # moments of them too; a recorded codebook is split as they are.
+            # The quantizer's arrays stand below 'quantize', and so do the optimizer's moments of
+            # them; a recorded codebook is split as they are.
             names = _names(path)
             place = whole
             if 'quantize' in names:
-                place = own.get(names[names.index('quantize') + 2 :], whole)
+                place = own.get(names[names.index('quantize') + 1 :], whole)
             elif names[:1] == ('codebook',) and self.model_axis:
                 place = NamedSharding(self.mesh, P(self.model_axis))
             x = np.asarray(x)
@@ -179,7 +179,7 @@ class Jit:
         return x
 
     def shard(self, batch: dict[str, np.ndarray], axis: int = 0) -> dict[str, jax.Array]:
-        """Arrays whose `axis`, of which these are the rows of this process, is split over 'data'."""
+        """Arrays with `axis`, which holds the rows of this process, split over 'data'."""
         place = NamedSharding(self.mesh, P(*[None] * axis, 'data'))
         return {name: jax.make_array_from_process_local_data(place, x) for name, x in batch.items()}
 

@@ -57,16 +57,9 @@ FIELDS: dict[str, Any] = {
 }
 # What all methods of a run share; every other field may be overridden for a method.
 _SHARED = {
-    'study',
-    'parallel',
-    'mesh_shape',
-    'dataset',
-    'data_dir',
-    'quantizers',
-    'methods',
-    'overrides',
-    'seeds',
-}
+    "study", "parallel", "mesh_shape", "dataset", "data_dir", "quantizers", "methods", "overrides",
+    "seeds",
+}  # fmt: skip
 _CHOICES = {
     'bottleneck': encoders.BOTTLENECKS,
     'encoder': encoders.ENCODERS,
