@@ -1,0 +1,141 @@
+"""The trainer under pmap, and under jit over a mesh: one result, whatever the form."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from vqjax.trainer import experiment
+from vqjax.trainer.parallel import Jit, Pmap
+
+ROOT = pathlib.Path(__file__).parents[1]
+# One process of 8 devices trains every form: digits, 20 steps, every one of them told. Under jit
+# with rows split, a copy of the run under pmap goes on from its checkpoint of step 8.
+PROGRAM = """
+import pathlib, shutil, sys
+from vqjax.trainer import experiment
+from configs import digits
+
+workdir = pathlib.Path(sys.argv[1])
+quantizers = {
+    'rvq': {'name': 'residual', 'num_stages': 2, 'inner': {'name': 'vq_ema', 'num_codes': 32}},
+    'vq': {'name': 'vq', 'num_codes': 64},
+    'sim_vq': {'name': 'sim_vq', 'num_codes': 32},
+    'lfq': {'name': 'projected', 'dim': 4, 'inner': {'name': 'lfq', 'num_bits': 4}},
+}
+config = digits.get_config().to_dict() | {
+    'seeds': 1, 'methods': sys.argv[2], 'width': 8, 'features': 16, 'epochs': 5, 'batch_size': 256,
+    'log_every': 1, 'eval_every': 5.0, 'checkpoint_every': 2, 'keep_checkpoints': 9,
+    'quantizers': quantizers, 'overrides': {'rvq': {'accumulate': 2}},
+}
+experiment.run(config, str(workdir / 'pmap'))
+shutil.copytree(workdir / 'pmap', workdir / 'rows')
+shutil.rmtree(workdir / 'rows' / 'finished')
+for step in workdir.glob('rows/checkpoints/*/seed_0/[0-9]*'):
+    if int(step.name) > 8:
+        shutil.rmtree(step)
+experiment.run(config | {'parallel': 'jit'}, str(workdir / 'rows'))
+experiment.run(config | {'parallel': 'jit', 'mesh_shape': (2, -1)}, str(workdir / 'codes'))
+"""
+
+
+def train(workdir, methods):
+    """Runs the program; the folder has one run a form."""
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        'PYTHONPATH': str(ROOT),
+    }
+    command = [sys.executable, '-c', PROGRAM, str(workdir), methods]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The folder of one run a form."""
+    return train(tmp_path_factory.mktemp('forms'), 'rvq')
+
+
+def records(folder):
+    """{(method, step): record} of metrics.jsonl, the latest where a step was taken twice."""
+    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return {(r['method'], r['step']): r for r in lines if r.get('split') == 'train'}
+
+
+def same_steps(expected, found, num_steps):
+    """Every number of every step to 1e-5."""
+    assert found.keys() == expected.keys() and len(found) == num_steps
+    for at, record in expected.items():
+        for name, value in record.items():
+            if isinstance(value, float):
+                assert found[at][name] == pytest.approx(value, rel=1e-5, abs=1e-5), (at, name)
+
+
+def test_jit_with_codes_split_equals_pmap_at_every_step(trained):
+    same_steps(records(trained / 'pmap'), records(trained / 'codes'), 20)
+
+
+def test_a_checkpoint_of_pmap_goes_on_under_jit_as_under_pmap(trained):
+    lines = (trained / 'rows' / 'metrics.jsonl').read_text().splitlines()
+    resumed = [json.loads(line)['step'] for line in lines if '"resume"' in line]
+    assert resumed == [8]
+    same_steps(records(trained / 'pmap'), records(trained / 'rows'), 20)
+
+
+@pytest.mark.parametrize('form', ['rows', 'codes'])
+def test_what_is_reported_of_the_test_split_is_the_same(trained, form):
+    expected, found = (
+        json.loads((trained / name / 'results.json').read_text())['methods']['rvq']
+        for name in ('pmap', form)
+    )
+    (a,), (b,) = expected['seeds'], found['seeds']
+    assert expected['params'] == found['params']
+    assert a['accuracy'] == b['accuracy'] and a['counts'] == b['counts']
+    assert b['nll'] == pytest.approx(a['nll'], rel=1e-5)
+
+
+@pytest.mark.long
+def test_other_quantizers_train_alike_under_every_form(tmp_path):
+    train(tmp_path, 'vq,sim_vq,lfq')
+    for form in ('rows', 'codes'):
+        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 60)
+
+
+def test_reading_what_was_placed_gives_it_back():
+    tree = {'a': np.arange(6.0).reshape(2, 3), 'b': np.int32(4)}
+    placed = Pmap().place(tree, None)
+    assert all(x.shape[0] == jax.device_count() for x in jax.tree.leaves(placed))
+    back = Pmap().read(placed)
+    assert all(np.array_equal(back[name], tree[name]) for name in tree)
+
+
+@pytest.mark.parametrize('shape', [(3, 5), (-1, 7), (0, 1)])
+def test_a_mesh_that_does_not_match_the_devices_is_refused(shape):
+    with pytest.raises(ValueError, match='devices'):
+        Jit(shape)
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'parallel': 'xmap'}, "parallel is 'xmap': choose one of pmap, jit"),
+        ({'parallel': 'jit', 'mesh_shape': (3, 1)}, 'does not match the'),
+        ({'parallel': 'jit', 'mesh_shape': (1, 2, 3)}, 'mesh_shape is (1, 2, 3)'),
+        ({'overrides': {'fsq': {'parallel': 'jit'}}}, "overrides.fsq has no field 'parallel'"),
+    ],
+)
+def test_bad_forms_are_one_line_and_leave_nothing_behind(tmp_path, fields, message):
+    sys.path.insert(0, str(ROOT))
+    from configs import digits
+
+    with pytest.raises(experiment.RunError) as error:
+        experiment.run(digits.get_config().to_dict() | fields, str(tmp_path / 'run'))
+    assert message in str(error.value) and '\n' not in str(error.value)
+    assert not list(tmp_path.iterdir())
