@@ -150,7 +150,8 @@ def search():
                         'collectives': collectives(run),
                         'share': -(-N // 8),
                         'follows': tuple(codes.sharding.spec)[:1] == tuple(specs[0])[:1]
-                        or not any(codes.sharding.spec) and not any(specs[0]),
+                        or not any(codes.sharding.spec)
+                        and not any(specs[0]),
                     }
                 )
     # The mesh named by in_shardings alone: nothing in the types says that there is one.

@@ -1,12 +1,16 @@
-"""Where the shared reference data is, and what tests of quantizers have in common."""
+"""Where the shared reference data is, and what tests of quantizers and of runs have in common."""
 
-import importlib.util
+import importlib
+import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(os.environ.get('VQJAX_SHARED', pathlib.Path(__file__).parents[2] / 'shared'))
 
 
@@ -26,11 +30,72 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 def configuration(name: str) -> dict:
     """The plain data of configs/NAME.py."""
-    path = pathlib.Path(__file__).parents[1] / 'configs' / f'{name}.py'
-    spec = importlib.util.spec_from_file_location('config', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f'configs.{name}').get_config().to_dict()
+
+
+SMALL = {'name': 'vq_ema', 'num_codes': 16, 'decay': 0.9}
+
+
+def small_config(**changes) -> dict:
+    """configs/digits.py cut to seconds: two epochs of four steps, of two methods and two seeds."""
+    fsq = {'name': 'fsq', 'levels': (3,) * 16}
+    return configuration('digits') | {
+        'features': 16,
+        'quantizers': {'none': None, 'vq_ema': SMALL, 'fsq': fsq},
+        'methods': 'none,vq_ema',
+        'seeds': 2,
+        'epochs': 2,
+        'batch_size': 256,
+        'eval_every': 1,
+        'checkpoint_every': 1,
+    } | changes  # fmt: skip
+
+
+def refuse(text: str, workdir: pathlib.Path, **changes) -> None:
+    """Checks that such a run is refused in one line with this text."""
+    from vqjax.trainer import experiment
+
+    with pytest.raises(experiment.RunError) as error:
+        experiment.run(small_config(**changes), str(workdir))
+    message = str(error.value)
+    assert text in message and '\n' not in message, message
+
+
+def lines(path: pathlib.Path) -> list[dict]:
+    """The objects of a file of lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def trained_steps(workdir: pathlib.Path, method: str = 'vq_ema') -> dict[int, dict]:
+    """Training records by step; of a step taken again after a resumption the last."""
+    records = [r for r in lines(workdir / 'metrics.jsonl') if r['method'] == method]
+    return {r['step']: r for r in records if r.get('split') == 'train'}
+
+
+def figures(workdir: pathlib.Path) -> list[dict]:
+    """What results.json says of every run, but for the time it took."""
+    methods = json.loads((workdir / 'results.json').read_text())['methods']
+    return [
+        {k: v for k, v in seed.items() if k != 'seconds'}
+        for method in methods.values()
+        for seed in method['seeds']
+    ]
+
+
+def start(workdir: pathlib.Path, cache: pathlib.Path, *flags: str, devices: int = 1):
+    """The command `train.py` in a process of its own."""
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'JAX_COMPILATION_CACHE_DIR': str(cache),  # compiled once for all the processes
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'NO_COLOR': '1',
+    }
+    command = [sys.executable, str(ROOT / 'train.py'), '--workdir', str(workdir), *flags]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
 
 def table():

@@ -4,10 +4,14 @@ import json
 import re
 
 import pytest
+from support import configuration
 
-from vqjax import health
-from vqjax.studies import autopsy, cases
+from vqjax import health, studies
+from vqjax.studies import autopsy, cases, faults
+from vqjax.trainer import data, settings
 from vqjax.trainer.settings import RunError
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 NAMES = (
     "missing_total", "no_straight_through", "detached_commitment", "clamped_loss",
@@ -18,12 +22,13 @@ NAMES = (
 
 
 def config(**fields):
-    return {'dataset': 'digits', 'data_dir': '', 'cases': 'missing_total', 'seed': 0} | fields
+    return configuration('autopsy') | {'cases': 'missing_total'} | fields
 
 
 def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
-    results = autopsy.run(config(), str(tmp_path))
-    assert results == json.loads((tmp_path / 'results.json').read_text())
+    results = studies.run(config(), str(tmp_path))
+    kept = json.loads((tmp_path / 'results.json').read_text())
+    assert json.loads(json.dumps(results)) == kept
     case = results['cases']['missing_total']
     faulty, cured = case['faulty'], case['cured']
     # The seeds' 1.03 and 1.06 are what the clamp at 1e-5 makes of one code.
@@ -43,10 +48,43 @@ def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
     assert '1.0298' in report and '(missing_total.png)' in report
 
 
-def test_the_same_command_again_trains_nothing(tmp_path, monkeypatch):
-    first = autopsy.run(config(), str(tmp_path))
-    monkeypatch.setattr(autopsy, 'drive', None)
-    assert autopsy.run(config(), str(tmp_path)) == first
+def test_a_fault_in_evaluation_is_found_and_the_same_command_again_trains_nothing(
+    tmp_path, monkeypatch
+):
+    """A second of training each: one evaluation of a faulty model moves its codebook."""
+    small = {
+        'cases': 'eval_updates', 'width': 4, 'features': 16, 'epochs': 1, 'batch_size': 256,
+        'eval_every': 1,
+    }  # fmt: skip
+    first = studies.run(config(**small), str(tmp_path))
+    case = first['cases']['eval_updates']
+    assert list(first['methods']) == ['eval_updates', 'vq_ema']
+    assert first['methods']['eval_updates']['spec']['name'] == 'vq_ema'  # the healthy one's
+    assert case['faulty']['evaluation_drift'] > 0.01 and case['cured']['evaluation_drift'] == 0
+    for figure in ('accuracy', 'quantization_error'):
+        cured = case['cured']
+        assert cured[f'{figure}_after_evaluation'] == cured[figure]
+    faulty = case['faulty']
+    assert faulty['quantization_error_after_evaluation'] != faulty['quantization_error']
+    assert 'eval_updates' in [f['name'] for f in case['findings']['faulty']]
+    assert 'eval_updates' not in [f['name'] for f in case['findings']['cured']]
+    assert (tmp_path / 'eval_updates.png').read_bytes().startswith(b'\x89PNG')
+    monkeypatch.setattr(data, 'train_batches', None)
+    assert studies.run(config(**small), str(tmp_path)) == first
+
+
+def test_every_method_of_a_case_is_configured_and_trains_alike():
+    given = config(methods='all')
+    methods = settings.check({k: v for k, v in given.items() if k != 'cases'}, faults.PARTS).methods
+    for name, case in cases.CASES.items():
+        assert set(case.methods) <= methods.keys(), name
+        pair = [vars(methods[m]) for m in (case.faulty, case.cured) if isinstance(m, str)]
+        for faulty, cured in [pair] if pair else []:
+            rest = faulty.keys() - {'quantizer', 'bridge'}
+            assert all(faulty[field] == cured[field] for field in rest), name
+            assert type(faulty['quantizer']) is not type(cured['quantizer']) or repr(
+                faulty['quantizer']
+            ) != repr(cured['quantizer']), name
 
 
 def test_the_cases_are_those_of_the_claims():
@@ -58,18 +96,22 @@ def test_the_cases_are_those_of_the_claims():
     [
         ({'cases': 'missing_totl'}, "unknown case 'missing_totl'"),
         ({'cases': 3}, 'cases is 3'),
-        ({'epochs': 3}, "unknown config field 'epochs'"),
+        ({'seed': 3}, "unknown config field 'seed'"),
+        ({'quantizers': {}, 'cases': 'fsq_collapse'}, 'unknown case'),
+        ({'quantizers': {}, 'cases': 'unscaled_fsq'}, 'quantizers lacks unscaled_fsq, fsq'),
         ({'dataset': 'nowhere'}, 'dataset nowhere'),
+        ({'dataset': 'nowhere', 'cases': 'unscaled_fsq'}, 'dataset nowhere'),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(tmp_path, fields, message):
     with pytest.raises(RunError, match=re.escape(message)):
         autopsy.run(config(**fields), str(tmp_path / 'run'))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
 def test_every_fault_is_found_and_no_cure_is(tmp_path):
-    found = autopsy.run(config(cases='all'), str(tmp_path))['cases']
+    found = studies.run(config(cases='all'), str(tmp_path))['cases']
     for name in NAMES:
         assert name in [f['name'] for f in found[name]['findings']['faulty']], name
         assert found[name]['findings']['cured'] == [], name

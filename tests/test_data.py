@@ -388,7 +388,7 @@ def test_a_set_of_something_else_is_refused(tmp_path):
 @needs_shared
 def test_mnist_is_read_without_tensorflow():
     code = (
-        'import sys; from vqjax import data;'
+        'import sys; from vqjax.trainer import data;'
         f"d = data.load('mnist', {str(SHARED)!r});"
         'b = next(data.train_batches(d, 128, seed=0));'
         "print(d.info.num_examples, d.num_corrupt, 'tensorflow' in sys.modules, b['image'].shape)"

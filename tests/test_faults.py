@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import configuration
 
-from vqjax import FSQ, VQ, VQEMA, Projected, ops
+from vqjax import FSQ, VQ, VQEMA, Projected, nn, ops, quantizers
 from vqjax.studies import faults
 
 K, D, N = 16, 8, 96
@@ -197,3 +198,26 @@ def test_faults_overrule_one_method_each():
         own = [n for n, f in vars(kind).items() if inspect.isfunction(f)]
         own = [n for n in own if n == '__call__' or not n.startswith('__')]
         assert len(own) == 1, (kind, own)
+
+
+def test_a_spec_names_a_fault_and_gives_back_the_healthy_quantizer_it_stands_in_for():
+    specs = configuration('autopsy')['quantizers']
+    for name, given in specs.items():
+        made = faults.make(given)
+        inner = getattr(made, 'inner', made)
+        if given['name'] in faults.KINDS:
+            assert type(made) is faults.KINDS[given['name']], name
+        healthy = quantizers.make(faults.spec(made))
+        assert type(healthy) in quantizers.REGISTRY.values() and isinstance(made, type(healthy))
+        assert healthy.num_codes == made.num_codes and healthy.bits == made.bits, name
+        assert getattr(healthy, 'decay', None) == getattr(made, 'decay', None), name
+        revival = (given.get('revival') or {}).get('name')
+        assert revival is None or type(inner.revival) is faults.REVIVALS[revival]
+        updates = isinstance(made, faults.EvalUpdated)
+        assert faults.bridge(made) is (faults.EvalUpdates if updates else nn.Quantize), name
+    assert faults.make(specs['vq_ema']) == VQEMA(256, decay=0.95)
+    assert faults.make(specs['codebook_weight_quarter']).codebook == 0.25
+    assert type(faults.make(specs['unscaled_fsq']).inner) is faults.UnscaledFSQ
+    assert faults.make(specs['absolute_threshold_share']).revival.of_total
+    with pytest.raises(ValueError, match='missing_totl'):
+        faults.make({'name': 'missing_totl', 'num_codes': 4})

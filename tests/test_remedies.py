@@ -1,21 +1,26 @@
 """The comparison of remedies: each is one change to the baseline, and the verdicts follow."""
 
-import copy
 import json
+import os
+import pathlib
+import random
 import re
-import types
+import signal
+import subprocess
+import sys
+import time
 
+import jax
 import numpy as np
 import pytest
-from support import configuration
+from support import SHARED, configuration, figures, start, trained_steps
 
-from vqjax import VQEMA, Guarded, metrics, patients
+from vqjax import VQEMA, Guarded, metrics, studies
 from vqjax.studies import remedies, remedies_report
-from vqjax.trainer import data
+from vqjax.trainer import data, experiment, settings
+from vqjax.trainer.plans import plan
 from vqjax.trainer.settings import RunError
 from vqjax.trainer.summaries import summarise
-
-INFO = types.SimpleNamespace(num_classes=10, image_shape=(8, 8, 1))
 
 
 @pytest.fixture(scope='module')
@@ -23,42 +28,69 @@ def config():
     return configuration('remedies')
 
 
-def test_every_remedy_is_a_run_and_differs_from_the_baseline_in_what_it_names(config):
-    made = {n: remedies.make_patient(config, n, INFO)[0] for n in config['remedies']}
-    weak = made.pop('weak')
+def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(config):
+    given, dataset = settings.check(config), data.load('digits')
+    assert len(given.methods) == 40
+    weak = given.methods['weak']
     assert weak.quantizer == VQEMA(
         256, decay=0.99, commitment=1.0, init='normal', revival=None
     )  # fmt: skip
-    control = {'kmeans_after', 'none'}
-    assert len({p for n, p in made.items() if n not in control}) == len(made) - len(control)
-    for name, patient in made.items():
-        changed = config['remedies'][name].keys() - {'codes_after'}
-        for field in patients.Patient.__dataclass_fields__:
-            same = getattr(patient, field) == getattr(weak, field)
-            assert same == (field not in changed) or field == 'steps', (name, field)
-        assert patient.steps * patient.batch_size == weak.steps * weak.batch_size, name
+    z = jax.ShapeDtypeStruct((1024, config['features']), np.float32)
+    for name, method in given.methods.items():
+        changed = config['overrides'].get(name, {})
+        for field in settings.FIELDS.keys() - {'methods', 'overrides', 'quantizer_weight'}:
+            same = getattr(method, field) == getattr(weak, field)
+            assert same == (field not in changed), (name, field)
+        if name not in ('weak', 'kmeans_after'):  # the latter also starts its codes from data
+            assert (method.quantizer == weak.quantizer) == bool(changed), name
+        images = plan(method, dataset).num_steps * method.batch_size
+        assert images == pytest.approx(640 * 64, rel=0.05), name
+        experiment.make_task(given, name, dataset)
+        if method.quantizer is not None:
+            jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
+    assert len({repr(m.quantizer) for m in given.methods.values()}) == 33
+    made = given.methods
     assert made['reset_on_collapse'].quantizer == Guarded(weak.quantizer)
     assert made['loss_weight_warm_up'].quantizer_weight(0) == 0
-    assert made['loss_weight_warm_up'].quantizer_weight(600) == 1
+    assert made['loss_weight_warm_up'].quantizer_weight(16) == 1  # epochs
     assert made['gumbel'].quantizer.temperature(0) == 5.0
-    assert made['gumbel'].quantizer.temperature(600) == pytest.approx(0.1)
-    assert set(remedies_report.CLAIMS) <= set(config['remedies'])
+    assert made['gumbel'].quantizer.temperature(640) == pytest.approx(0.1)
+    assert set(remedies_report.CLAIMS) <= set(made)
 
 
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'steps': 50}, 'steps is 50: give a multiple of 60'),
+        ({'study': 'remedy'}, "study is 'remedy': choose one of comparison, remedies"),
         ({'seeds': 0}, 'seeds is 0'),
         ({'methods': 'weak,cure'}, "unknown method 'cure'"),
-        ({'epochs': 3}, "unknown config field 'epochs'"),
-        ({'remedies': {'weak': {'decay': 0.5}}}, "remedies.weak has no field 'decay'"),
-        ({'remedies': {'weak': {'quantizer': {'name': 'vq_emu'}}}}, 'remedies.weak: name must be'),
+        ({'steps': 3}, "unknown config field 'steps'"),
+        ({'overrides': {'weak': {'decay': 0.5}}}, "overrides.weak has no field 'decay'"),
+        ({'quantizers': {'weak': {'name': 'vq_emu'}}, 'overrides': {}}, 'quantizers.weak: name'),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(config, tmp_path, change, message):
     with pytest.raises(RunError, match=re.escape(message)):
-        remedies.run(copy.deepcopy(config) | change, str(tmp_path / 'run'))
+        studies.run(config | change, str(tmp_path / 'run'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path, quick_compilation):
+    """Codes fitted after training cost little accuracy, however the baseline collapses."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+    from configs import remedies as source
+
+    given = source.get_config(epochs=4, steps=64).to_dict()
+    given |= {'methods': 'none,kmeans_after', 'seeds': 1}
+    found = remedies.run(given, str(tmp_path / 'run'))['methods']
+    none, after = (found[name]['seeds'][0] for name in ('none', 'kmeans_after'))
+    assert after['active_codes'] > 100 and after['perplexity'] > 50
+    assert abs(after['accuracy'] - none['accuracy']) < 0.1
+    assert none['collapsed'] == after['collapsed'] == 0
+    assert found['kmeans_after']['collapse'] == metrics.wilson_interval(0, 1)._asdict()
+    kept = json.loads((tmp_path / 'run' / 'results.json').read_text())['methods']
+    assert kept['kmeans_after']['seeds'] == found['kmeans_after']['seeds']
+    assert 'kmeans_after' in (tmp_path / 'run' / 'report.md').read_text()
 
 
 def method(accuracies, perplexity):
@@ -81,9 +113,7 @@ def results():
     rng = np.random.default_rng(0)
     weak, sound = rng.uniform(0.4, 0.7, 10), rng.uniform(0.96, 0.98, 10)
     return {
-        'config': {
-            'dataset': 'digits', 'seeds': 10, 'steps': 300, 'baseline': {'batch_size': 64},
-        },
+        'config': {'dataset': 'digits', 'seeds': 10, 'epochs': 40, 'batch_size': 64},
         'environment': {'vqjax': '0'},
         'methods': {
             'none': method(sound, 100.0),
@@ -136,7 +166,7 @@ def test_the_report_states_every_remedy_claim_and_interval(results, tmp_path):
     assert '| seed 001 | decay .95 adapts faster | holds | decay_95 | helps, within 2' in text
     assert '100 (72 to 100)' in text  # Wilson, ten of ten
     assert 'collapses in 0% and ends -0.5 (-0.5 to -0.5) points from it' in text
-    assert 'configs/remedies.py --config.dataset=digits --config.seeds=10' in text
+    assert 'configs/remedies.py --config.seeds=10' in text
     assert all(name in text for name in results['methods'])
     assert (tmp_path / 'remedies.png').read_bytes().startswith(b'\x89PNG')
 
@@ -153,11 +183,76 @@ def test_a_guard_brings_a_collapsing_run_within_two_points_of_the_healthy_one(co
     assert json.loads((tmp_path / 'results.json').read_text())['methods'] == found
 
 
-def test_codes_fitted_afterwards_are_the_kmeans_centroids_of_the_encoder(config):
-    dataset = data.load('digits')
-    config = config | {'steps': 60}
-    patient, num_codes = remedies.make_patient(config, 'kmeans_after', dataset.info)
-    course = patients.treat(patient, dataset)
-    found = remedies.fit_after(patient, num_codes, course, dataset)
-    assert found['active_codes'] > 100 and found['perplexity'] > 50
-    assert abs(found['accuracy'] - course.final['accuracy']) < 0.1
+def on_cifar10(workdir):
+    """One remedy on 1,000 images of CIFAR-10, for a process of its own."""
+    data.IN_MEMORY_BYTES = 0  # decode no more than is read
+    whole = data.load('cifar10', str(SHARED / 'tfds'))
+    sizes = {'train': 768, 'validation': 96, 'test': 96}
+    parts = {name: whole.splits[name].read(np.arange(n))[:2] for name, n in sizes.items()}
+    experiment.load_dataset = lambda *_: data.from_arrays('cifar10', 10, parts)
+    given = configuration('remedies')
+    spec = given['quantizers']['revival_every_step'] | {'num_codes': 32}
+    given |= {
+        'quantizers': {'remedy': spec}, 'methods': 'all', 'overrides': {}, 'seeds': 1,
+        'width': 4, 'features': 16, 'epochs': 1, 'batch_size': 96, 'log_every': 1, 'eval_every': 1,
+    }  # fmt: skip
+    remedies.run(given, workdir)
+
+
+@pytest.mark.skipif(not (SHARED / 'tfds' / 'cifar10').exists(), reason='no copy of CIFAR-10')
+def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
+    running = []
+    for devices in (1, 8):
+        environment = os.environ | {
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+            '--xla_backend_optimization_level=0',
+            'JAX_PLATFORMS': 'cpu',
+            'PYTHONPATH': str(pathlib.Path(__file__).parent),
+        }
+        code = f'import test_remedies as t; t.on_cifar10({str(tmp_path / str(devices))!r})'
+        pipe = subprocess.PIPE
+        running.append(
+            subprocess.Popen(
+                [sys.executable, '-c', code], env=environment, stdout=pipe, stderr=pipe, text=True
+            )
+        )
+    for process in running:
+        _, problem = process.communicate()
+        assert process.returncode == 0, problem[-2000:]
+    one, eight = (trained_steps(tmp_path / d, 'remedy') for d in '18')
+    assert one.keys() == eight.keys() == set(range(1, 9))
+    for step in one:
+        assert one[step].keys() == eight[step].keys()
+        for name, value in one[step].items():
+            if isinstance(value, float):
+                close = pytest.approx(value, rel=1e-5, abs=1e-5)
+                assert eight[step][name] == close, (step, name)
+    ours, theirs = (figures(tmp_path / d)[0] for d in '18')
+    assert ours['counts'] == theirs['counts']
+    results = json.loads((tmp_path / '8' / 'results.json').read_text())
+    assert results['environment']['devices'].startswith('8 x')
+
+
+@pytest.mark.long
+def test_a_study_killed_at_any_moment_ends_with_the_same_results(tmp_path):
+    flags = (
+        '--config=configs/remedies.py', '--config.methods=weak,init_kmeans,two_stages',
+        '--config.seeds=2', '--config.epochs=4', '--config.eval_every=2',
+        '--config.overrides.two_stages.continuous_epochs=2.0',
+    )  # fmt: skip
+    cache = tmp_path / 'cache'
+    _, problem = (whole := start(tmp_path / 'whole', cache, *flags)).communicate()
+    assert whole.returncode == 0, problem[-2000:]
+    workdir, rng = tmp_path / 'broken', random.Random()
+    moments = [(count, rng.uniform(0, 5)) for count in (0, 1, 3, 5)]
+    for count, delay in moments:
+        process = start(workdir, cache, *flags)
+        while process.poll() is None and len(list(workdir.glob('finished/*/*.json'))) < count:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    _, problem = (last := start(workdir, cache, *flags)).communicate()
+    assert last.returncode == 0, (moments, problem[-2000:])
+    assert figures(workdir) == figures(tmp_path / 'whole'), moments
+    assert (workdir / 'report.md').exists() and (workdir / 'remedies.png').exists()

@@ -245,7 +245,8 @@ def test_a_log_gets_whole_rows_and_no_colour(results, tmp_path):
     path = tmp_path / 'results.json'
     path.write_text(json.dumps(results))
     code = (
-        f'import json; from vqjax import report;report.print_table(json.load(open({str(path)!r})))'
+        'import json; from vqjax.studies import report;'
+        f'report.print_table(json.load(open({str(path)!r})))'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

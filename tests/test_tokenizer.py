@@ -1,13 +1,13 @@
 """The tokenizer setting: its variants, and its figures against its targets."""
 
-import json
-import types
-
 import numpy as np
 import pytest
 from support import configuration, shared
 
-from vqjax.studies import remedies, tokenizer_report
+from vqjax import studies
+from vqjax.studies import tokenizer_report
+from vqjax.trainer import settings
+from vqjax.trainer.workdir import Workdir
 
 
 @pytest.fixture(scope='module')
@@ -36,42 +36,56 @@ def test_figures_are_those_of_the_records():
 
 
 def test_every_variant_is_1024_codes_on_a_grid_and_only_the_quantizer_differs(config):
-    info = types.SimpleNamespace(num_classes=10, image_shape=(32, 32, 3))
-    made = {n: remedies.make_patient(config, n, info)[0] for n in config['remedies']}
-    assert all(p.quantizer.num_codes == 1024 and p.grid for p in made.values())
-    rest = {tuple(v for k, v in vars(p).items() if k != 'quantizer') for p in made.values()}
-    assert len(rest) == 1
+    made = settings.check(config).methods
+    assert all(m.quantizer.num_codes == 1024 and m.bottleneck == 'grid' for m in made.values())
+    first, *others = (
+        {k: v for k, v in vars(m).items() if k not in ('quantizer', 'bridge')}
+        for m in made.values()
+    )
+    assert others and all(other == first for other in others)
+    assert first['classification_weight'] == 0 and first['record']
     assert made['before'].quantizer.codebook == 0 and made['before'].quantizer.revival is None
 
 
 def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
-    run = {'history': history(np.linspace(2, 1, 200)), 'result': FINAL}
-    specs = config['remedies']
+    names = ('gradient', 'ema_bank')
+    histories = dict.fromkeys(names, history(np.linspace(2, 1, 200)))
+    seed = FINAL | {'tokens': 640.0, 'reliability': {'count': [4, 6]}}
     results = {
         'config': config,
         'environment': {'vqjax': '0'},
-        'methods': {name: {'spec': specs[name]['quantizer']} for name in ('gradient', 'ema_bank')},
-        'findings': {'gradient': [], 'ema_bank': []},
+        'methods': {n: {'spec': config['quantizers'][n], 'seeds': [seed]} for n in names},
+        'findings': [{'name': 'spikes', 'method': 'gradient', 'seed': 0}],
     }
-    runs = {'gradient': run, 'ema_bank': run}
-    tokenizer_report.write(tmp_path, results, runs)
-    figures = tokenizer_report.measure_all(results, runs)
+    figures = {n: tokenizer_report.measure(histories[n], seed, 1024) for n in names}
+    tokenizer_report.write(tmp_path, results, histories, figures)
     assert tokenizer_report.table(config, figures).row_count == len(tokenizer_report.TARGETS) + 1
     text = (tmp_path / 'report.md').read_text()
     assert '| perplexity | above 600 | 800 | 800 |' in text and 'ema_bank: nothing wrong.' in text
-    assert '| dead codes | below 50 | 24 | 24 |' in text
+    assert '| dead codes | below 50 | 24 | 24 |' in text and 'gradient: spikes.' in text
+    assert '64 tokens each' in text
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('change', [{'record': False}, {'reconstruction_weight': 0.0}])
+def test_what_the_report_needs_is_asked_for_before_training(config, tmp_path, change):
+    with pytest.raises(settings.RunError, match='set record=True and reconstruction_weight'):
+        studies.run(config | change, str(tmp_path / 'run'))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
 def test_ema_and_gradient_codebooks_meet_the_targets_and_the_buffer_does_not(config, tmp_path):
-    fields = {'data_dir': str(shared('tfds')), 'methods': 'before,gradient,ema'}
-    results = remedies.run(config | fields, str(tmp_path))
-    for name in ('before', 'gradient', 'ema'):
-        run = json.loads((tmp_path / 'finished' / name / 'seed_0.json').read_text())
-        found = tokenizer_report.measure(run['history'], run['result'], 1024)
+    names = ('before', 'gradient', 'ema')
+    fields = {'data_dir': str(shared('tfds')), 'methods': ','.join(names)}
+    results = studies.run(config | fields, str(tmp_path))
+    folder = Workdir(tmp_path, results['config'])
+    for name in names:
+        final = results['methods'][name]['seeds'][0]
+        found = tokenizer_report.measure(folder.history(name, 0), final, 1024)
         met = [
             (found[k] > bound) == above for k, (bound, above) in tokenizer_report.TARGETS.items()
         ]
         assert all(met) == (name != 'before'), (name, found)
-        assert (results['findings'][name] == []) == (name != 'before')
+        findings = [f['name'] for f in results['findings'] if f['method'] == name]
+        assert (findings == []) == (name != 'before'), (name, findings)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from vqjax import VQEMA
-from vqjax.trainer import models, training
+from vqjax.trainer import loop, models, training
+from vqjax.trainer.parallel import Pmap
 
 QUANTIZER = VQEMA(16, decay=0.9)
+FORM = Pmap()
 
 
 def make_task(quantizer=QUANTIZER, learning_rate=1e-2, **kwargs):
@@ -36,7 +38,7 @@ def make_batch(size=64, seed=0):
 @functools.cache
 def compiled(**kwargs):
     task = make_task(**kwargs)
-    step = jax.pmap(functools.partial(training.train_step, task), axis_name=training.AXIS)
+    step = FORM.compile(functools.partial(training.train_steps, task))
     return task, step, training.init_state(task, 0, make_batch(256, seed=9)['image'])
 
 
@@ -46,12 +48,20 @@ def batches(start=0):
         start += 1
 
 
-def run(num_steps, source=None, **kwargs):
-    _, step, state = compiled(**kwargs)
+def run(num_steps, source=None, steps_per_call=1, state=None, should_stop=bool, **kwargs):
+    """(state, metrics of every step) of that many steps from the start or another state."""
+    _, step, start = compiled(**kwargs)
     records = []
-    source = batches() if source is None else source
-    state = training.fit(step, training.replicate(state), source, num_steps, records.append)
-    return training.read(state), records
+    state = loop.fit(
+        step,
+        FORM.place(start if state is None else state),
+        batches() if source is None else source,
+        num_steps,
+        records.append,
+        should_stop,
+        steps_per_call,
+    )
+    return FORM.read(state), records
 
 
 def test_two_steps_move_parameters_and_statistics_and_report_every_step():
@@ -66,7 +76,7 @@ def test_two_steps_move_parameters_and_statistics_and_report_every_step():
     expected = 0.81 * old.counts.sum() + (0.09 + 0.1) * 64
     np.testing.assert_allclose(new.counts.sum(), expected, rtol=0.05)
     assert new.step == 2
-    assert all(r['loss'] > 0 and r['finite'].all() and r['corrupt'] == 0 for r in records)
+    assert all(r['loss'] > 0 and r['corrupt'] == 0 for r in records)
     np.testing.assert_allclose(
         records[0]['loss'], records[0]['task_loss'] + records[0]['quantizer_loss'], rtol=1e-6
     )
@@ -140,11 +150,34 @@ def test_a_step_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it()
     huge = make_batch()
     huge['image'][:] = np.where(huge['image'] > 0, 3e38, -3e38)  # finite, but no longer inside
     healthy, _ = run(2)
-    with pytest.raises(training.Diverged, match='step 3: the gradient turned NaN') as error:
-        run(9, iter([make_batch(seed=0), make_batch(seed=1), huge, *(make_batch() for _ in 'abc')]))
-    state = training.read(error.value.state)
-    assert not state.healthy
-    jax.tree.map(np.testing.assert_array_equal, state._replace(healthy=healthy.healthy), healthy)
+    for size in (1, 3):  # alone, and as the last of a dispatch
+        given = [make_batch(seed=0), make_batch(seed=1), huge, *(make_batch() for _ in 'abcdef')]
+        with pytest.raises(loop.Diverged, match='step 3: the gradient turned NaN') as error:
+            run(9, iter(given), size)
+        state = FORM.read(error.value.state)
+        assert not state.healthy
+        found = state._replace(healthy=healthy.healthy)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, healthy)
+
+
+def test_steps_of_one_dispatch_are_those_taken_one_by_one():
+    """Seven steps, three a dispatch, broken off after four and gone on with."""
+    expected, records = run(7)
+    middle, found = run(4, steps_per_call=3)
+    state, more = run(3, batches(4), steps_per_call=3, state=middle)
+    assert len(found) == 4 and len(more) == 3
+    for a, b in zip(records, found + more, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_a_request_to_stop_ends_the_loop_after_the_dispatch_that_carried_it_and_one_more():
+    asked = iter([False, True, True, True])
+    state, records = run(30, steps_per_call=3, should_stop=lambda: next(asked))
+    assert state.step == len(records) == 9
 
 
 def test_evaluation_does_not_depend_on_the_batch_size_and_changes_nothing():
@@ -159,15 +192,15 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_changes_nothing():
                 for k, v in part.items()
             }
 
-    fn = jax.pmap(functools.partial(training.eval_step, task), axis_name=training.AXIS)
-    replicated = training.replicate(state)
-    a, b = (training.evaluate(fn, replicated, padded(size)) for size in (40, 70))
+    fn = FORM.compile(functools.partial(training.eval_step, task))
+    placed = FORM.place(state)
+    (_, a), (after, b) = (loop.evaluate(fn, placed, padded(size)) for size in (40, 70))
     assert a.counts.sum() == b.counts.sum() == 70
     np.testing.assert_array_equal(a.counts, b.counts)
     np.testing.assert_array_equal(a.labels, data['label'])
     np.testing.assert_allclose(a.probs, b.probs, atol=1e-6)
     assert a.means == pytest.approx(b.means, rel=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, training.read(replicated), jax.device_get(state))
+    jax.tree.map(np.testing.assert_array_equal, FORM.read(after), jax.device_get(state))
 
 
 def test_schedule_decay_and_clipping():
@@ -225,12 +258,11 @@ def check_shard_map():
 SCRIPT = """
 import sys, jax, numpy as np
 import test_training as t
-from vqjax.trainer import training
 state, records = t.run(int(sys.argv[1]))
 task, _, _ = t.compiled()
-fn = jax.pmap(t.functools.partial(training.eval_step, task), axis_name=training.AXIS)
+fn = t.FORM.compile(t.functools.partial(t.training.eval_step, task))
 batch = t.make_batch(64, seed=99) | {'mask': np.arange(64) < 60}
-seen = training.evaluate(fn, training.replicate(state), [batch])
+_, seen = t.loop.evaluate(fn, t.FORM.place(state), [batch])
 if jax.device_count() > 1:
     t.check_shard_map()
 np.savez(sys.argv[2], *jax.tree.leaves(state), losses=[r['loss'] for r in records],

@@ -1,0 +1,141 @@
+"""Shapes, sizes and the normalisation of the encoders; their convolution is XLA's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqjax import encoders
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def images(*shape):
+    return jax.random.normal(jax.random.key(0), shape)
+
+
+# The convolution.
+
+SIDES = st.tuples(st.integers(3, 7), st.integers(3, 7))
+KERNELS = st.tuples(st.integers(1, 3), st.integers(1, 3))
+STRIDES = st.tuples(st.integers(1, 3), st.integers(1, 3))
+PADDINGS = st.sampled_from(['SAME', 'VALID', ((1, 2), (0, 1))])
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(SIDES, KERNELS, STRIDES, PADDINGS)
+def test_the_product_with_patches_is_the_convolution_forward_and_backward(
+    sides, kernel, strides, padding
+):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *sides, 2)).astype(np.float32)
+    w = rng.normal(size=(*kernel, 2, 3)).astype(np.float32)
+    numbers = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+
+    def both(convolve):
+        def run(x, w):
+            y = convolve(x, w, strides, padding, **numbers)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+
+        return jax.value_and_grad(run, (0, 1), has_aux=True)
+
+    @jax.jit
+    def compare(x, w):
+        return both(encoders.convolve)(x, w), both(jax.lax.conv_general_dilated)(x, w)
+
+    ours, theirs = compare(x, w)
+    assert ours[0][1].shape == theirs[0][1].shape
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_on_a_cpu_the_trainer_s_convolutions_hold_no_convolution_of_xla():
+    """What is slow in a loop there; elsewhere they are XLA's own."""
+    x, w = images(2, 8, 8, 1), images(3, 3, 1, 4)
+    numbers = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+    plain = str(jax.make_jaxpr(lambda x, w: encoders.convolve(x, w, (2, 2), 'SAME'))(x, w))
+    assert jax.default_backend() != 'cpu' or 'conv_general_dilated' not in plain
+    dilated = jax.make_jaxpr(
+        lambda x, w: encoders.convolve(x, w, (1, 1), 'SAME', rhs_dilation=(2, 2), **numbers)
+    )
+    assert 'conv_general_dilated' in str(dilated(x, w))
+
+
+@pytest.mark.parametrize(
+    'shape, bottleneck, expected',
+    [
+        ((8, 8, 1), 'vector', (1, 1)),
+        ((8, 8, 1), 'grid', (2, 2)),
+        ((28, 28, 1), 'grid', (7, 7)),
+        ((32, 32, 3), 'grid', (8, 8)),
+    ],
+)
+def test_encoder_gives_one_vector_or_a_grid_of_float32(shape, bottleneck, expected):
+    encoder = encoders.Encoder(features=24, bottleneck=bottleneck, dtype=jnp.bfloat16)
+    z, variables = jax.eval_shape(
+        lambda x: encoder.init_with_output(jax.random.key(0), x, train=True), images(4, *shape)
+    )
+    assert z.shape == (4, *expected, 24)
+    assert z.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+
+
+def test_resnet18_has_the_11_168_832_trunk_parameters_of_the_cifar_variant():
+    shapes = jax.eval_shape(
+        lambda x: encoders.ResNet18().init(jax.random.key(0), x, train=True), images(2, 32, 32, 3)
+    )
+    assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == 11_168_832
+    out = jax.eval_shape(
+        lambda x: encoders.ResNet18().init_with_output(jax.random.key(0), x, train=True)[0],
+        images(2, 32, 32, 3),
+    )
+    assert out.shape == (2, 4, 4, 512)
+
+
+def test_standardize_removes_scale_and_shared_direction_and_ignores_masked_rows():
+    z = 0.05 * images(64, 16) + 7.0 * images(16)
+    mask = jnp.arange(64) < 48
+    z = z.at[48:].set(1e6)
+    norm = encoders.Standardize()
+    variables = norm.init(jax.random.key(0), z, train=True)
+    out, _ = norm.apply(variables, z, train=True, mask=mask, mutable=['batch_stats'])
+    np.testing.assert_allclose(out[:48].mean(0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(out[:48].std(0), 1.0, atol=0.01)
+
+
+def test_evaluation_standardizes_from_the_start_by_the_init_batch():
+    z = 3.0 + 5.0 * images(4096, 4)
+    norm = encoders.Standardize()
+    out = norm.apply(norm.init(jax.random.key(0), z, train=True), z, train=False)
+    np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(out.std(0), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize('places', [1, 2])
+def test_decoder_learns_to_give_images_back_from_a_vector_and_from_a_grid(places):
+    x = images(4, 8, 8, 1)
+    z = images(4, places, places, 8)
+    decoder = encoders.Decoder((8, 8, 1), width=8)
+
+    @jax.jit
+    def losses_over_40_steps(key):
+        def loss(p):
+            return jnp.mean((decoder.apply(p, z) - x) ** 2)
+
+        def step(p, _):
+            value, gradient = jax.value_and_grad(loss)(p)
+            return jax.tree.map(lambda a, g: a - 0.1 * g, p, gradient), value
+
+        return jax.lax.scan(step, decoder.init(key, z), length=40)[1]
+
+    values = losses_over_40_steps(jax.random.key(0))
+    assert values[-1] < 0.9 * values[0]
+
+
+@pytest.mark.parametrize('field, value', [('kind', 'transformer'), ('bottleneck', 'line')])
+def test_unknown_names_are_errors_that_list_the_known_ones(field, value):
+    encoder = encoders.Encoder(**{field: value})
+    with pytest.raises(ValueError, match=f"'{value}': choose one of"):
+        encoder.init(jax.random.key(0), images(2, 8, 8, 1), train=True)

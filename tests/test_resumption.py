@@ -1,0 +1,97 @@
+"""The command in processes of its own: stopped, killed, on several hosts, mistyped."""
+
+import random
+import signal
+import socket
+import time
+
+import pytest
+from support import figures, start, trained_steps
+
+SMALL = (
+    '--config.features=16', '--config.methods=vq_ema', '--config.seeds=1',
+    '--config.quantizers.vq_ema.num_codes=16', '--config.epochs=12', '--config.batch_size=256',
+    '--config.checkpoint_every=1',
+)  # fmt: skip
+
+
+def test_a_run_that_was_stopped_and_killed_ends_with_the_same_figures(tmp_path):
+    cache = tmp_path / 'cache'
+    whole = start(tmp_path / 'whole', cache, *SMALL)
+    out, problem = whole.communicate()
+    assert whole.returncode == 0, problem[-2000:]
+    assert 'vq_ema' in out and '\x1b' not in out + problem  # the table; no colours, no bar
+
+    workdir = tmp_path / 'broken'
+    folder = workdir / 'checkpoints' / 'vq_ema' / 'seed_0'
+    said, code = interrupt(start(workdir, cache, *SMALL), folder, 4, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM and 'everything is saved' in said, said
+    # At random moments: while a checkpoint is written, between two, or before the first step.
+    rng = random.Random()
+    moments = [(step, rng.uniform(0, 0.5)) for step in sorted(rng.sample(range(8, 40), 3))]
+    for step, delay in moments:
+        _, code = interrupt(start(workdir, cache, *SMALL), folder, step, signal.SIGKILL, delay)
+        assert code in (-signal.SIGKILL, 0), moments  # 0: it had ended before
+    last = start(workdir, cache, *SMALL)
+    _, problem = last.communicate()
+    assert last.returncode == 0, (moments, problem[-2000:])
+    assert figures(workdir) == figures(tmp_path / 'whole'), moments
+
+
+def interrupt(process, folder, step, number, delay=0.0):
+    """Signals `delay` seconds after a checkpoint of at least `step` is there: (stderr, code)."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        done = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
+        if max(done, default=0) >= step:
+            time.sleep(delay)
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    return process.communicate()[1], process.returncode
+
+
+def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
+    """20 steps, one SIGTERM to the process that writes nothing, and one resumption."""
+    short = (*SMALL, '--config.epochs=5', '--config.log_every=1')
+    cache = tmp_path / 'cache'
+
+    def together():
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            address = f'127.0.0.1:{probe.getsockname()[1]}'
+        pair = ('--coordinator_address', address, '--num_processes', '2', '--process_id')
+        return [start(tmp_path / 'two', cache, *pair, i, *short, devices=2) for i in '01']
+
+    writer, other = together()
+    folder = tmp_path / 'two' / 'checkpoints' / 'vq_ema' / 'seed_0'
+    said = [interrupt(other, folder, 4, signal.SIGTERM), (writer.communicate()[1], writer.wait())]
+    assert [code for _, code in said] == [128 + signal.SIGTERM] * 2, said
+    assert 'everything is saved' in said[1][0]
+    resumed = together()
+    alone = start(tmp_path / 'one', cache, *short, devices=4)
+    outputs = [process.communicate(timeout=500) for process in (*resumed, alone)]
+    for process, (_, problem) in zip((*resumed, alone), outputs, strict=True):
+        assert process.returncode == 0, problem[-2000:]
+    assert 'vq_ema' in outputs[0][0]
+    assert 'vq_ema' not in ''.join(outputs[1])  # only process 0 reports
+    two, one = (trained_steps(tmp_path / name) for name in ('two', 'one'))
+    assert two.keys() == one.keys() == set(range(1, 21))
+    for step in one:
+        for name in ('loss', 'quantizer_loss', 'accuracy', 'input_norm', 'code_norm'):
+            assert two[step][name] == pytest.approx(one[step][name], rel=1e-5), (step, name)
+    two, one = (figures(tmp_path / name)[0] for name in ('two', 'one'))
+    assert two['counts'] == one['counts'] and two['accuracy'] == one['accuracy']
+    assert two['nll'] == pytest.approx(one['nll'], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    'flag, text',
+    [('--config.epoch=3', 'epoch'), ('--config=missing.py', 'missing.py')],
+)
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, flag, text):
+    process = start(tmp_path / 'run', tmp_path / 'cache', flag)
+    _, said = process.communicate()
+    assert process.returncode != 0
+    assert said.startswith('error: ') and text in said and said.count('\n') == 1, said
+    assert not (tmp_path / 'run').exists()

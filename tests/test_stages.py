@@ -1,0 +1,312 @@
+"""Stages of a run: continuous then quantized, a frozen encoder, an encoder of another run."""
+
+import contextlib
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+from support import SMALL, figures, lines, refuse, small_config, trained_steps
+
+from vqjax.codec import images
+from vqjax.trainer import data, experiment, logs, pretrained, settings, training
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+VQ = {'name': 'vq', 'num_codes': 16}
+PER_EPOCH, STEPS = 4, 8
+SWITCH = 6  # of two_stages, between its two checkpoints
+
+
+def config(**changes):
+    """Each method is one stage; the reference is `none`."""
+    two_stages = {'continuous_epochs': SWITCH / PER_EPOCH, 'record': True}
+    return small_config(**{
+        'seeds': 1, 'width': 8, 'log_every': 1, 'eval_every': 2,
+        'quantizers': {
+            'none': None, 'two_stages': VQ, 'after': SMALL, 'thawed': None, 'frozen': SMALL,
+        },
+        'methods': 'all',
+        'overrides': {
+            'two_stages': two_stages,
+            'after': {'continuous_epochs': 2},
+            'thawed': {'frozen_epochs': 1},
+            'frozen': {'frozen_epochs': -1, 'init_batch_size': 512},
+        },
+    } | changes)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def starts():
+    """The state that each run started with, in the order of the runs."""
+    found, real = [], training.init_state
+    with pytest.MonkeyPatch.context() as patch:
+
+        def keep(*args):
+            found.append(jax.device_get(real(*args)))
+            return found[-1]
+
+        patch.setattr(training, 'init_state', keep)
+        yield found
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory, starts):
+    workdir = tmp_path_factory.mktemp('done') / 'run'
+    return workdir, experiment.run(config(), str(workdir))
+
+
+def saved(workdir, method, step=STEPS):
+    """(parameters, other collections) in a checkpoint."""
+    import orbax.checkpoint as ocp
+
+    path = workdir / 'checkpoints' / method / 'seed_0' / str(step) / 'state'
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(path)
+    return state['params'], state['stats']
+
+
+def same(a, b):
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert len(a) == len(b) > 0
+    return [bool(np.array_equal(x, y)) for x, y in zip(a, b, strict=True)]
+
+
+def inertia(z, codes):
+    return float(np.mean(np.min(np.sum((z[:, None] - codes) ** 2, -1), -1)))
+
+
+# Continuous, then quantized.
+
+
+@pytest.mark.parametrize('method, switch', [('two_stages', SWITCH), ('after', STEPS)])
+def test_the_continuous_stage_is_the_run_without_a_quantizer_step_by_step(done, method, switch):
+    none, staged = (trained_steps(done[0], name) for name in ('none', method))
+    assert none.keys() == staged.keys() == set(range(1, STEPS + 1))
+    for step in range(1, STEPS + 1):
+        if step <= switch:
+            assert staged[step]['quantizer_loss'] == 0 and 'revived' not in staged[step]
+            for name in ('loss', 'task_loss', 'input_norm', 'gradient_norm', 'accuracy'):
+                assert staged[step][name] == pytest.approx(none[step][name], rel=1e-5), (step, name)
+            assert staged[step]['code_norm'] == staged[step]['input_norm']
+        else:
+            assert staged[step]['quantizer_loss'] > 0
+            assert staged[step]['task_loss'] != pytest.approx(none[step]['task_loss'], rel=1e-5)
+    log = lines(done[0] / 'metrics.jsonl')
+    events = [r['step'] for r in log if r['method'] == method and r.get('event') == 'quantize']
+    assert events == [switch]
+
+
+def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done):
+    from sklearn.cluster import KMeans
+
+    workdir, results = done
+    encoder, quantizer, params, state, _ = images.read_run(workdir, 'after', 0)
+    # The encoder is that of the run without a quantizer.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        saved(workdir, 'after')[0]['encode'],
+        saved(workdir, 'none')[0]['encode'],
+    )
+    batch = data.init_batch(data.load('digits'), config()['init_batch_size'], 0)
+    z = encoder(batch['image']).reshape(-1, 16)
+    codebook = np.asarray(quantizer.read_codebook(params, state))
+    best = KMeans(16, n_init=4, random_state=0).fit(z)
+    assert inertia(z, codebook) < 1.15 * best.inertia_ / len(z)
+    nearest = np.argmin(np.sum((z[:, None] - codebook) ** 2, -1), -1)
+    means = np.stack([z[nearest == k].mean(0) for k in range(16)])
+    # Lloyd's fixed point, but for its last iteration and the smoothing of the counts.
+    assert np.mean((means - codebook) ** 2) < 0.05 * np.mean((z - z.mean(0)) ** 2)
+    assert results['methods']['after']['seeds'][0]['perplexity'] > 8
+
+
+def test_a_codebook_of_parameters_starts_at_the_switch_with_a_fresh_optimizer():
+    given = settings.check(config())
+    given.methods['two_stages'].ema_decay = 0.5
+    task = experiment.make_task(given, 'two_stages', data.load('digits'))
+    task = dataclasses.replace(task, continuous=True)
+    task = dataclasses.replace(task, model=task.model.clone(axis_name=None))
+    x = data.init_batch(data.load('digits'), 256, 0)['image']
+    state = training.init_state(task, 0, x)
+    moved = state._replace(
+        step=np.int32(SWITCH),
+        opt_state=jax.tree.map(lambda a: a + 1, state.opt_state),
+        params=jax.tree.map(lambda a: 1.01 * a, state.params),
+    )
+    new = training.start_quantizer(task, moved, x)
+    for name in ('encode', 'hidden', 'logits'):
+        assert all(same(new.params[name], moved.params[name]))
+    codes = np.asarray(new.params['quantize']['quantizer'])
+    assert not np.array_equal(codes, moved.params['quantize']['quantizer'])
+    # Features of the averaged parameters, which the continuous stage is measured by.
+    z = task.model.apply({'params': moved.ema_params, **moved.stats}, x, method='represent')
+    z = np.asarray(z).reshape(-1, 16)
+    assert inertia(z, codes) < 0.6 * np.mean(np.sum((z - z.mean(0)) ** 2, -1))
+    assert all(same(new.ema_params['quantize'], new.params['quantize']))
+    assert all(same(new.ema_params['encode'], moved.ema_params['encode']))
+    fresh, kept = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in found}
+        for found in map(
+            lambda s: jax.tree_util.tree_flatten_with_path(s)[0], (new.opt_state, moved.opt_state)
+        )
+    )
+    assert any('quantize' in path for path in fresh)
+    for path, leaf in fresh.items():
+        assert np.array_equal(leaf, 0 * leaf if 'quantize' in path else kept[path]), path
+    with pytest.raises(ValueError, match='identical'):
+        training.start_quantizer(task, moved, 0 * x)
+
+
+class Killed(BaseException):
+    """As kill -9: nothing of the run's own is told."""
+
+
+@contextlib.contextmanager
+def killed_after(monkeypatch, step):
+    real = logs.Display.step
+
+    def stop(self, at, num_steps):
+        if at == step:
+            raise Killed
+        real(self, at, num_steps)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(logs.Display, 'step', stop)
+        yield
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """two_stages alone, uninterrupted, and one step a dispatch."""
+    folder = tmp_path_factory.mktemp('alone')
+    for size in (16, 1):
+        given = config(methods='two_stages', steps_per_call=size)
+        experiment.run(given, str(folder / str(size)))
+    return folder
+
+
+def test_a_run_resumed_across_the_switch_gives_the_same_figures_and_records(
+    alone, tmp_path, monkeypatch
+):
+    """Killed after the switch; its last checkpoint is from before."""
+    given = config(methods='two_stages')
+    with killed_after(monkeypatch, SWITCH + 1):
+        experiment.run(given, str(tmp_path))
+    record = tmp_path / 'records' / 'two_stages' / 'seed_0.jsonl'
+    whole = alone / '16' / 'records' / 'two_stages' / 'seed_0.jsonl'
+    assert len(lines(record)) == SWITCH + 1  # later than the checkpoint
+    with record.open('a') as file:
+        file.write('{"step": 8, "lo')
+    experiment.run(given, str(tmp_path))
+    assert figures(tmp_path) == figures(alone / '16')
+    assert record.read_text() == whole.read_text()
+    found, expected = (
+        [jax.tree.leaves(part) for part in saved(folder, 'two_stages')]
+        for folder in (tmp_path, alone / '16')
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_steps_a_dispatch_change_no_step(alone):
+    one, many = (trained_steps(alone / size, 'two_stages') for size in ('1', '16'))
+    assert one.keys() == many.keys() == set(range(1, STEPS + 1))
+    for step in one:
+        for name, value in one[step].items():
+            if isinstance(value, float):
+                assert many[step][name] == pytest.approx(value, rel=1e-6, abs=1e-6), (step, name)
+    for a, b in zip(
+        *(jax.tree.leaves(saved(alone / s, 'two_stages')) for s in ('1', '16')), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+# What a step tells.
+
+
+def test_a_record_has_every_step_and_says_what_the_log_says(done):
+    workdir, _ = done
+    record = lines(workdir / 'records' / 'two_stages' / 'seed_0.jsonl')
+    assert [r['step'] for r in record] == list(range(1, STEPS + 1))
+    logged = trained_steps(workdir, 'two_stages')
+    for told in record:
+        labels = {k: logged[told['step']][k] for k in ('method', 'seed', 'split')}
+        assert labels | told == logged[told['step']]
+    quantized = {'codebook_norm', 'max_code_norm', 'batch_perplexity', 'batch_tokens', 'reverted'}
+    assert quantized <= record[-1].keys() and not quantized & record[0].keys()
+    assert record[-1]['batch_tokens'] == 256
+
+
+def test_nothing_is_recorded_where_it_is_not_asked_for(done):
+    assert [p.name for p in (done[0] / 'records').iterdir()] == ['two_stages']
+
+
+# Frozen.
+
+
+def test_a_frozen_encoder_stands_still_for_its_epochs_and_moves_afterwards(done, starts):
+    start = starts[3].params
+    middle, end = (saved(done[0], 'thawed', step)[0] for step in (PER_EPOCH, STEPS))
+    assert all(same(start['encode'], middle['encode']))
+    assert not any(same(start['hidden'], middle['hidden']))
+    assert not any(same(middle['encode'], end['encode']))
+
+
+def test_an_encoder_frozen_for_good_keeps_its_statistics_too_and_the_rest_learns(done, starts):
+    start, (params, stats) = starts[4], saved(done[0], 'frozen')
+    assert all(same(start.params['encode'], params['encode']))
+    assert all(same(start.stats['batch_stats']['encode'], stats['batch_stats']['encode']))
+    assert not any(same(start.params['hidden'], params['hidden']))
+    assert not all(same(start.stats['codebook_stats'], stats['codebook_stats']))
+    assert not any(same(start.stats['batch_stats']['normalize'], stats['batch_stats']['normalize']))
+
+
+# From another run.
+
+
+def test_a_run_starts_from_the_encoder_and_head_of_another(done, starts, tmp_path):
+    source = str(done[0] / 'checkpoints' / 'none' / 'seed_{seed}')
+    changes = {'methods': 'frozen', 'log_every': 4, 'epochs': 1}
+    overrides = {'frozen': {'frozen_epochs': -1, 'init_from': source}}
+    results = experiment.run(config(**changes, overrides=overrides), str(tmp_path))
+    start, params = starts[-1], saved(tmp_path, 'frozen', PER_EPOCH)[0]
+    there, there_stats = saved(done[0], 'none')
+    for name in ('encode', 'hidden', 'logits'):
+        assert all(same(start.params[name], there[name])), name
+    for name in ('encode', 'normalize'):
+        assert all(same(start.stats['batch_stats'][name], there_stats['batch_stats'][name])), name
+    assert all(same(params['encode'], there['encode']))
+    assert results['methods']['frozen']['seeds'][0]['perplexity'] > 5
+    # A codebook of the features as they are, not as a fresh encoder would have them.
+    encoder, quantizer, *_ = images.read_run(tmp_path, 'frozen', 0)
+    z = encoder(data.init_batch(data.load('digits'), 1024, 0)['image']).reshape(-1, 16)
+    held = types.SimpleNamespace(**start.stats['codebook_stats']['quantize']['state']._asdict())
+    codes = np.asarray(quantizer.read_codebook((), held))
+    assert inertia(z, codes) < 0.6 * np.mean(np.sum((z - z.mean(0)) ** 2, -1))
+
+
+def test_a_head_for_other_classes_stays_fresh(done):
+    task = experiment.make_task(settings.check(config()), 'none', data.load('digits'))
+    folder = str(done[0] / 'checkpoints' / 'none' / 'seed_{seed}')
+    for classes, parts in ((7, {'encode'}), (10, {'encode', 'normalize', 'hidden', 'logits'})):
+        other = dataclasses.replace(task, model=task.model.clone(num_classes=classes))
+        found = pretrained.load(folder, 0, training.state_shapes(other, (8, 8, 1), 64))
+        assert set(found['params']) | set(found['batch_stats']) == parts
+
+
+def test_what_a_run_cannot_start_from_is_one_line_and_leaves_nothing_behind(done, tmp_path):
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    source = str(done[0] / 'checkpoints' / 'none' / 'seed_0')
+    small = {'methods': 'none', 'seeds': 1, 'width': 8}
+    for changes, text in (
+        ({'init_from': str(tmp_path / 'gone')}, f'init_from: there is no folder {tmp_path}/gone'),
+        ({'init_from': str(empty)}, 'has no checkpoint'),
+        (
+            {'init_from': source, 'features': 12},
+            'encode/Dense_0/kernel is (32, 16) there and (32, 12) here',
+        ),
+        ({'init_from': source, 'standardize': False}, 'encode/Dense_0/bias is missing there'),
+    ):
+        refuse(text, tmp_path / 'run', **small | changes)
+        assert not (tmp_path / 'run').exists()
