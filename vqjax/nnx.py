@@ -54,10 +54,13 @@ class Quantize(nnx.Module):
 
         Raises:
           ValueError: for what is no quantizer, a z that is neither a batch nor a number of
-            features, and where the quantizer does, e.g. for a batch of identical vectors.
+            features, `rngs` without a stream for the start, and where the quantizer does, e.g.
+            for a batch of identical vectors.
         """
         is_quantizer = isinstance(quantizer, Quantizer) and not isinstance(quantizer, type)
         check(is_quantizer, 'quantizer', quantizer, 'a quantizer of vqjax.quantizers')
+        has_params = isinstance(rngs, nnx.Rngs) and ('params' in rngs or 'default' in rngs)
+        check(has_params, 'rngs', rngs, "an nnx.Rngs with a stream 'params', or a default one")
         self.quantizer = quantizer
         self.axis_name = axis_name
         self.use_running_average = use_running_average
@@ -104,12 +107,10 @@ class Quantize(nnx.Module):
             quantize_key, update_key = jax.random.split(self.rngs())
         out = self.quantizer.quantize(params, state, z, quantize_key, mask, self.axis_name)
         if not keep and jax.tree.leaves(state):
-            # Nothing differentiates statistics: without this the gradient would trace them too.
-            fixed = jax.lax.stop_gradient((params, state, z))
-            _write(
-                self.stats,
-                self.quantizer.update(*fixed, out.codes, update_key, mask, self.axis_name),
+            state = self.quantizer.update(
+                params, state, z, out.codes, update_key, mask, self.axis_name
             )
+            _write(self.stats, state)
         return out
 
     def start(

@@ -1,0 +1,80 @@
+"""Run by test_nnx in a process with 4 CPU devices: replicas of an NNX module equal one device."""
+
+import pathlib
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from vqjax import VQ, VQEMA, Residual, ops  # noqa: E402
+from vqjax.nnx import CodebookStats, Quantize  # noqa: E402
+
+EAGER = ops.Revival(below=0.9, every=1)
+QUANTIZERS = [
+    VQ(8, decay=0.8, revival=EAGER),
+    Residual(VQEMA(8, decay=0.8, revival=EAGER), 2, dropout='sample'),
+]
+MESH = jax.make_mesh((4,), ('i',), axis_types=(AxisType.Auto,))
+ROWS, WHOLE = PartitionSpec('i'), PartitionSpec()
+
+
+def made(q, axis_name):
+    return Quantize(q, batch(0), axis_name=axis_name, rngs=nnx.Rngs(0))
+
+
+def batch(seed):
+    # Integers: sums are exact in any order.
+    return jnp.round(4 * jax.random.normal(jax.random.key(seed), (64, 4)))
+
+
+def step(model, z):
+    """Codes and the gradients of a loss averaged over replicas."""
+
+    def loss(model):
+        out = model(z)
+        loss = jnp.mean((out.z_q - 1) ** 2) + out.loss
+        return ops.pmean(loss, model.axis_name), out.codes
+
+    grads, codes = nnx.grad(loss, has_aux=True)(model)
+    return codes, grads
+
+
+def pmapped(model, z):
+    def replica(model, z):
+        codes, grads = step(model, z)
+        # Here each replica has the gradient of its own share.
+        return codes, jax.lax.pmean(grads, 'i')
+
+    run = nnx.pmap(replica, in_axes=(None, 0), out_axes=(0, None), axis_name='i')
+    codes, grads = run(model, z.reshape(4, 16, 4))
+    return codes.reshape(64, *codes.shape[2:]), grads
+
+
+def sharded(model, z):
+    run = nnx.shard_map(step, mesh=MESH, in_specs=(WHOLE, ROWS), out_specs=(ROWS, WHOLE))
+    return nnx.jit(run)(model, z)
+
+
+def main():
+    assert jax.device_count() == 4
+    for q in QUANTIZERS:
+        for replicas in (pmapped, sharded):
+            one, several = made(q, None), made(q, 'i')
+            for seed in range(3):
+                codes, grads = nnx.jit(step)(one, batch(seed))
+                found, found_grads = replicas(several, batch(seed))
+                np.testing.assert_array_equal(np.asarray(codes), np.asarray(found), err_msg=str(q))
+                chex.assert_trees_all_close(grads, found_grads, rtol=1e-4, atol=1e-6)
+                chex.assert_trees_all_close(
+                    nnx.state(one, CodebookStats), nnx.state(several, CodebookStats), rtol=1e-5
+                )
+    print(f'agree: {len(QUANTIZERS)} quantizers, 4 devices')
+
+
+main()
