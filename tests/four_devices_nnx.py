@@ -1,4 +1,4 @@
-"""Run by test_nnx in a process with 4 CPU devices: replicas of an NNX module equal one device."""
+"""Run by test_nnx_transforms in a process with 4 CPU devices: replicas equal one device."""
 
 import pathlib
 import sys
@@ -45,29 +45,29 @@ def step(model, z):
     return codes, grads
 
 
+def replica(model, z):
+    codes, grads = step(model, z)
+    # Under pmap each replica has the gradient of its own share; shard_map has summed them.
+    return codes, jax.lax.pmean(grads, 'i')
+
+
+ONE = nnx.jit(step)
+PMAP = nnx.pmap(replica, in_axes=(None, 0), out_axes=(0, None), axis_name='i')
+SHARD_MAP = nnx.jit(nnx.shard_map(step, mesh=MESH, in_specs=(WHOLE, ROWS), out_specs=(ROWS, WHOLE)))
+
+
 def pmapped(model, z):
-    def replica(model, z):
-        codes, grads = step(model, z)
-        # Here each replica has the gradient of its own share.
-        return codes, jax.lax.pmean(grads, 'i')
-
-    run = nnx.pmap(replica, in_axes=(None, 0), out_axes=(0, None), axis_name='i')
-    codes, grads = run(model, z.reshape(4, 16, 4))
+    codes, grads = PMAP(model, z.reshape(4, 16, 4))
     return codes.reshape(64, *codes.shape[2:]), grads
-
-
-def sharded(model, z):
-    run = nnx.shard_map(step, mesh=MESH, in_specs=(WHOLE, ROWS), out_specs=(ROWS, WHOLE))
-    return nnx.jit(run)(model, z)
 
 
 def main():
     assert jax.device_count() == 4
     for q in QUANTIZERS:
-        for replicas in (pmapped, sharded):
+        for replicas in (pmapped, SHARD_MAP):
             one, several = made(q, None), made(q, 'i')
             for seed in range(3):
-                codes, grads = nnx.jit(step)(one, batch(seed))
+                codes, grads = ONE(one, batch(seed))
                 found, found_grads = replicas(several, batch(seed))
                 np.testing.assert_array_equal(np.asarray(codes), np.asarray(found), err_msg=str(q))
                 chex.assert_trees_all_close(grads, found_grads, rtol=1e-4, atol=1e-6)
