@@ -116,7 +116,7 @@ def test_replicas_under_vmap_are_one_with_the_whole_batch():
 
 
 def test_four_devices_agree_with_one():
-    """nnx.pmap and nnx.shard_map, in a process of their own."""
+    """nnx.pmap, nnx.shard_map and nnx.jit over sharded rows, in a process of their own."""
     flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
     flags += ' --xla_backend_optimization_level=0'  # compiling is most of the time
     run = subprocess.run(

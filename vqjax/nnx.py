@@ -23,9 +23,9 @@ class Quantize(nnx.Module):
     protocol has them, with a Param or a CodebookStats for each array. Training updates the
     statistics in place. Randomness comes from the stream `quantizer` where `rngs` has one.
 
-    Made in training mode, as NNX's own layers are. `model.eval()` and `model.train()` set what
-    they set in those: `use_running_average` (True: the statistics stay as they are) and
-    `deterministic` (True: no randomness).
+    Made in training mode, as NNX's own layers are. `model.eval()` and `model.train()` set
+    `use_running_average` (True: the statistics stay as they are) and `deterministic` (True: no
+    randomness); `started` is False while the codebook waits for `start`.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class Quantize(nnx.Module):
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> None:
-        """Start, or start again, from data: params and statistics as the quantizer's `init` has it.
+        """Start, or start again, from data: the quantizer's `init`, written into the variables.
 
-        An optimizer keeps its moments: make it after the start. Outside of transformations, or
-        `started` stays as it was where they pass on Variables only.
+        Make the optimizer after it, which else keeps moments of the old parameters. Call it
+        outside of transformations: those that pass on Variables only leave `started` as it was.
 
         Args:
           key: a key.
