@@ -91,11 +91,11 @@ def test_gradients_and_optimizers_take_parameters_and_leave_statistics():
 
 
 def test_vmap_over_modules_is_each_module():
-    z = batch(0, (3, 64, 4))
+    q, z = VQEMA(8, init='normal', revival=EAGER), batch(0, (3, 64, 4))
     keys = jax.random.split(jax.random.key(0), 3)
-    models = nnx.vmap(lambda key, z: made(VQEMA(8), z, rngs=nnx.Rngs(key)))(keys, z)
+    models = nnx.vmap(lambda key, z: made(q, z, rngs=nnx.Rngs(key)))(keys, z)
     codes = nnx.vmap(lambda model, z: model(z).codes)(models, z)
-    alone = made(VQEMA(8), z[1], rngs=nnx.Rngs(keys[1]))
+    alone = made(q, z[1], rngs=nnx.Rngs(keys[1]))
     np.testing.assert_array_equal(np.asarray(codes[1]), np.asarray(alone(z[1]).codes))
     chex.assert_trees_all_close(
         jax.tree.map(lambda x: x[1], models.read()[1]), alone.read()[1], rtol=1e-5
