@@ -45,6 +45,7 @@ __all__ = [
     'make',
     'metrics',
     'nn',
+    'nnx',
     'ops',
     'quantizers',
     'to_spec',
@@ -52,7 +53,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """`vqjax.codec` and `vqjax.importers`, imported when first asked for."""
-    if name in ('codec', 'importers'):
+    """`vqjax.codec`, `vqjax.importers` and `vqjax.nnx`, imported when first asked for."""
+    if name in ('codec', 'importers', 'nnx'):
         return importlib.import_module(f'vqjax.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
