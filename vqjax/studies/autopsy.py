@@ -20,6 +20,7 @@ from vqjax.studies.cases import CASES, Case, Chart, averages
 from vqjax.trainer import experiment, settings, training
 from vqjax.trainer.checkpoints import Checkpoints
 from vqjax.trainer.settings import RunError, choose, load_dataset
+from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
 
@@ -73,6 +74,7 @@ def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None
         record = _case(CASES[name], charts, results, dataset)
         results['cases'][name] = record['case']
         autopsy_plots.write(folder.path / f'{name}.png', name, record)
+    shorten(results)
     (folder.path / 'report.md').write_text(markdown(results))
     # Without a terminal rich assumes 80 columns and would break the rows of a log.
     Console(width=None if sys.stdout.isatty() else 120).print(table(results))

@@ -11,6 +11,7 @@ from rich.console import Console
 from vqjax import health, metrics, quantizers
 from vqjax.studies import remedies_report as report
 from vqjax.trainer import experiment
+from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
 
@@ -30,5 +31,6 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
             seed['collapsed'] = float(perplexity < health.CLASS_SHARE * num_classes)
         collapses = int(sum(seed['collapsed'] for seed in method['seeds']))
         method['collapse'] = metrics.wilson_interval(collapses, len(method['seeds']))._asdict()
+    shorten(results)
     report.write(folder.path, results)
     Console(width=None if sys.stdout.isatty() else 120).print(report.table(results))

@@ -62,14 +62,15 @@ def _difference(results: Mapping[str, Any], name: str) -> Interval | None:
 
 
 def _outcome_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    decodes = any('reconstruction_error' in m['summary'] for m in results['methods'].values())
     yield [
         "method", "accuracy % (95%)", "bits an image", "parameters", "seconds", "NLL (nats)",
-        "Brier", "ECE", "ECE if calibrated",
+        "Brier", "ECE", "ECE if calibrated", *["reconstruction error"] * decodes,
     ]  # fmt: skip
     for name, method in results['methods'].items():
         summary = method['summary']
         band = mean_calibrated_error(method)
-        yield [
+        row = [
             name,
             _percent(summary['accuracy']),
             _number(method['bits']),
@@ -80,6 +81,10 @@ def _outcome_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
             f'{summary["ece"]["mean"]:.3f}',
             f'{band.mean:.3f} ({band.low:.3f} to {band.high:.3f})',
         ]
+        if decodes:
+            error = summary.get('reconstruction_error')
+            row.append('' if error is None else f'{error["mean"]:.4f}')
+        yield row
 
 
 def _code_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
@@ -204,6 +209,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{config['batch_size']}, bottleneck '{config['bottleneck']}': the same encoder, head, "
         'optimizer, data order and budget for every method.',
     ]
+    changed = {n: m['overrides'] for n, m in methods.items() if m.get('overrides')}
+    if changed:
+        said = (f'{n} ({", ".join(f"{k} {v}" for k, v in o.items())})' for n, o in changed.items())
+        parts.append(f'But for what is overridden: {", ".join(said)}.')
     if 'command' in results:
         parts.append(f'Made by\n```\n{results["command"]}\n```')
     parts += [

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vqjax.studies import tokenizer_report as report
 from vqjax.trainer import experiment
+from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
 
@@ -37,5 +38,6 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
         for name, history in histories.items()
     }
     report.write(folder.path, results, histories, figures)
+    shorten(results)
     table = report.table(results['config'], figures)
     Console(width=None if sys.stdout.isatty() else 120).print(table)

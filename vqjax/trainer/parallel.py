@@ -88,7 +88,13 @@ class Jit:
             data = None
         elif model < 0:
             model = max(jax.device_count() // max(data, 1), 1)
-        self.mesh = quantizers.device_mesh(data, model)
+        try:
+            self.mesh = quantizers.device_mesh(data, model)
+        except ValueError as error:
+            raise ValueError(
+                f'mesh_shape={tuple(shape)} does not match the {jax.device_count()} devices: '
+                'data x model must be their number, -1 takes what is left'
+            ) from error
         self.model_axis = 'model' if self.mesh.shape['model'] > 1 else None
         if self.mesh.shape['data'] % jax.process_count():
             raise ValueError(

@@ -45,6 +45,15 @@ def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
     }
 
 
+def shorten(results: dict[str, Any]) -> None:
+    """Leaves of every seed the numbers alone: counts and tables stay in the finished runs."""
+    for method in results['methods'].values():
+        method['seeds'] = [
+            {name: value for name, value in seed.items() if np.ndim(value) == 0}
+            for seed in method['seeds']
+        ]
+
+
 def paired_difference(
     a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str
 ) -> Interval:
