@@ -31,4 +31,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_every = 2.0
     config.checkpoint_every = 2
     config.log_every = 50
+    config.steps_per_call = 4
     return config

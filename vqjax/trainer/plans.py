@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from vqjax.trainer import data
 from vqjax.trainer.settings import Settings
 
@@ -13,6 +15,7 @@ class Plan:
     Attributes:
       switch: the continuous stage ends.
       every_eval, every_checkpoint: periods; both happen at the end as well, if at all.
+      steps_per_call: steps of one dispatch.
     """
 
     num_steps: int
@@ -20,6 +23,7 @@ class Plan:
     switch: int
     every_eval: int
     every_checkpoint: int
+    steps_per_call: int
 
     def next_stop(self, step: int) -> int:
         """The next step after which the loop does anything but train."""
@@ -46,10 +50,14 @@ def plan(settings: Settings, dataset: data.Dataset) -> Plan:
     """The plan of a method's run on this dataset."""
     per_epoch = data.steps_per_epoch(dataset, settings.batch_size)
     switch = round(settings.continuous_epochs * per_epoch) if settings.quantizer else 0
+    # XLA differentiates convolutions in a loop on a CPU tens of times slower (jax-ml/jax#12868);
+    # those of the small encoder are none, see `encoders.convolve`.
+    alone = settings.encoder != 'conv' and jax.default_backend() == 'cpu'
     return Plan(
         settings.epochs * per_epoch,
         per_epoch,
         switch,
         max(round(settings.eval_every * per_epoch), 1),
         settings.checkpoint_every * per_epoch,
+        1 if alone else settings.steps_per_call,
     )

@@ -185,7 +185,7 @@ class Run:
                     until - self.step,
                     self._on_step,
                     self.context.stop,
-                    self.settings.steps_per_call,
+                    self.plan.steps_per_call,
                     self.form,
                 )
             except loop.Diverged as error:
