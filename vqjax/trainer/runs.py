@@ -228,6 +228,8 @@ class Run:
         self.tally['steps'] = self.tally.get('steps', 0) + 1
         if self.step % self.settings.log_every == 0:
             self.recorder.scalars('train', self.step, scalars)
+        # Named as in the records of evaluations, whose own accuracy is another one.
+        scalars['train_accuracy'] = scalars.pop('accuracy')
         self.recorder.step(self.step, scalars)
         self.context.display.step(self.step, self.plan.num_steps)
 
