@@ -48,7 +48,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
         experiment.make_task(given, name, dataset)
         if method.quantizer is not None:
             jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
-    assert len({repr(m.quantizer) for m in given.methods.values()}) == 33
+    assert len({repr(m.quantizer) for m in given.methods.values()}) == 32
     made = given.methods
     assert made['reset_on_collapse'].quantizer == Guarded(weak.quantizer)
     assert made['loss_weight_warm_up'].quantizer_weight(0) == 0
@@ -228,7 +228,8 @@ def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
                 close = pytest.approx(value, rel=1e-5, abs=1e-5)
                 assert eight[step][name] == close, (step, name)
     ours, theirs = (figures(tmp_path / d)[0] for d in '18')
-    assert ours['counts'] == theirs['counts']
+    assert ours['perplexity'] == pytest.approx(theirs['perplexity'], rel=1e-5)
+    assert ours['accuracy'] == theirs['accuracy']
     results = json.loads((tmp_path / '8' / 'results.json').read_text())
     assert results['environment']['devices'].startswith('8 x')
 
