@@ -7,6 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
+# Compiles as users do, for what is compared to the bit; the rest of the suite compiles cheaply, see
+# conftest.py. To be given to `jax.jit`.
+SHIPPED = {
+    'xla_backend_optimization_level': 3,
+    'xla_llvm_disable_expensive_passes': False,
+    'xla_cpu_use_fusion_emitters': True,
+}
+
 SHARED = pathlib.Path(os.environ.get('VQJAX_SHARED', pathlib.Path(__file__).parents[2] / 'shared'))
 
 

@@ -1,0 +1,36 @@
+"""How the suite compiles and how its tests are shared out: both decide how long it takes."""
+
+import os
+
+import pytest
+
+# Compiling small programs once each is most of the suite's time, so they are compiled cheaply;
+# where bits are compared, tests ask for `support.SHIPPED`. The processes that tests start inherit
+# the flags. `make test-long` runs everything as shipped.
+CHEAP = (
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+)
+if os.environ.get('VQJAX_COMPILE') != 'shipped':
+    os.environ['XLA_FLAGS'] = ' '.join([*CHEAP, os.environ.get('XLA_FLAGS', '')]).strip()
+
+# Files whose tests take longest each: first, so that two workers end together (with pytest-xdist's
+# --no-loadscope-reorder).
+LONGEST = ('test_experiment', 'test_training', 'test_remedies', 'test_transforms')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that share a module's fixture run in one worker: it is made once."""
+    for item in items:
+        fixtures = getattr(item, '_fixtureinfo', None)
+        shared = [
+            name
+            for name, found in (fixtures.name2fixturedefs if fixtures else {}).items()
+            if found[-1].scope == 'module'
+        ]
+        if shared and item.get_closest_marker('xdist_group') is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
