@@ -26,6 +26,11 @@ def shared(*parts: str) -> pathlib.Path:
     return path
 
 
+def flags_of(devices: int) -> str:
+    """XLA_FLAGS of a process with that many CPU devices, which compiles as this one does."""
+    return f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
+
+
 def golden(name: str) -> dict[str, np.ndarray]:
     """Arrays of a golden: the copy in tests/goldens, so it runs everywhere, else the shared one."""
     copied = pathlib.Path(__file__).parent / 'goldens' / f'{name}.npz'
