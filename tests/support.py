@@ -101,7 +101,7 @@ def start(workdir: pathlib.Path, cache: pathlib.Path, *flags: str, devices: int 
     """The command `train.py` in a process of its own."""
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': flags_of(devices),
         'JAX_COMPILATION_CACHE_DIR': str(cache),  # compiled once for all the processes
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'NO_COLOR': '1',

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from support import SHARED, configuration, figures, start, trained_steps
+from support import SHARED, configuration, figures, flags_of, start, trained_steps
 
 from vqjax import VQEMA, Guarded, metrics, studies
 from vqjax.studies import remedies, remedies_report
@@ -204,8 +204,7 @@ def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
     running = []
     for devices in (1, 8):
         environment = os.environ | {
-            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-            '--xla_backend_optimization_level=0',
+            'XLA_FLAGS': flags_of(devices),
             'JAX_PLATFORMS': 'cpu',
             'PYTHONPATH': str(pathlib.Path(__file__).parent),
         }

@@ -52,7 +52,7 @@ def run(num_steps, source=None, steps_per_call=1, state=None, should_stop=bool, 
     """(state, metrics of every step) of that many steps from the start or another state."""
     task, step, start = compiled(**kwargs)
     records = []
-    state = loop.fit(
+    state, _ = loop.fit(
         step,
         FORM.place(start if state is None else state, task),
         batches() if source is None else source,
