@@ -7,6 +7,8 @@ VQJAX_SHARED ?= ../shared
 ARGS ?=
 
 BIN := $(VENV)/bin
+# In the order of tests/conftest.py: the longest first, so that both processes end together.
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 export VQJAX_SHARED
@@ -17,7 +19,7 @@ export VQJAX_SHARED
 help:
 	@echo "make compare    none, VQ-EMA, FSQ and RVQ on digits; results in runs/digits (ARGS='...' adds flags)"
 	@echo "make test       the tests, in a few minutes on two cores (ARGS='...' adds pytest arguments)"
-	@echo "make test-long  the tests that take minutes each"
+	@echo "make test-long  the tests that take minutes each, and the others with JAX's own compiler settings"
 	@echo "make docs       the documentation, into site/; warnings are errors"
 	@echo "make lint       ruff, reading only"
 	@echo "make format     ruff, mending what it can"
@@ -29,11 +31,13 @@ compare: $(VENV)/.installed-train
 
 test: $(VENV)/.installed-test
 	@echo "== pytest, two processes (reference data: $(VQJAX_SHARED))"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest $(TWO) -m "not long" $(ARGS)
 
 test-long: $(VENV)/.installed-test
 	@echo "== pytest, the long tests (reference data: $(VQJAX_SHARED))"
 	@$(BIN)/python -m pytest -m long $(ARGS)
+	@echo "== pytest, the others again, compiled as shipped"
+	@VQJAX_COMPILE=shipped $(BIN)/python -m pytest $(TWO) -m "not long" $(ARGS)
 
 docs: $(VENV)/.installed-test
 	@echo "== mkdocs build --strict"

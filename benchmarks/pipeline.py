@@ -50,7 +50,7 @@ def compare(name, given, dataset, steps, repeats):
     count = form.constant(np.int32(size))
 
     def pipeline():
-        held['state'] = loop.fit(
+        held['state'], _ = loop.fit(
             step, held['state'], batches, steps, lambda measured: None, steps_per_call=size
         )
         jax.block_until_ready(held['state'])

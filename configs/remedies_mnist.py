@@ -9,6 +9,6 @@ from configs import remedies
 
 
 def get_config():
-    config = remedies.get_config('mnist', epochs=6, steps=672)
+    config = remedies.get_config('mnist', epochs=5, steps=560)
     config.seeds = 5
     return config

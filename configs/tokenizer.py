@@ -54,5 +54,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 1
     config.log_every = 50
     config.record = True
-    config.steps_per_call = 8
     return config

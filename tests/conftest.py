@@ -1,22 +1,55 @@
-"""Fixtures of more than one file."""
+"""How the suite compiles and how its tests are shared out: both decide how long it takes."""
 
-import jax
+import os
+
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+
+# Compiling small programs once each is most of the suite's time, so they are compiled cheaply;
+# where bits are compared, tests ask for `support.SHIPPED`. The processes that tests start inherit
+# the flags. `make test-long` runs everything as shipped.
+CHEAP = (
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+)
+if os.environ.get('VQJAX_COMPILE') != 'shipped':
+    os.environ['XLA_FLAGS'] = ' '.join([*CHEAP, os.environ.get('XLA_FLAGS', '')]).strip()
+
+# Files whose tests take longest each: first, so that two workers end together (with pytest-xdist's
+# --no-loadscope-reorder).
+LONGEST = ('test_experiment', 'test_training', 'test_remedies', 'test_transforms')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that share a module's fixture run in one worker: it is made once."""
+    for item in items:
+        fixtures = getattr(item, '_fixtureinfo', None)
+        shared = [
+            name
+            for name, found in (fixtures.name2fixturedefs if fixtures else {}).items()
+            if found[-1].scope == 'module'
+        ]
+        if shared and item.get_closest_marker('xdist_group') is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope='module')
 def quick_compilation(tmp_path_factory):
-    """Programs that run for a second are compiled without optimization, and equal ones once."""
+    """Equal programs are compiled once, also those of processes that a module's tests start."""
+    import jax  # after the flags above
+    from jax.experimental.compilation_cache import compilation_cache
+
     before = jax.config.jax_compilation_cache_dir
     least = jax.config.jax_persistent_cache_min_compile_time_secs
 
-    def configure(optimize, folder, least_seconds):
-        jax.config.update('jax_disable_most_optimizations', not optimize)
+    def configure(folder, least_seconds):
         jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', least_seconds)
         compilation_cache.reset_cache()
 
-    configure(False, before or str(tmp_path_factory.getbasetemp() / 'compiled'), 0.0)
+    configure(before or str(tmp_path_factory.getbasetemp() / 'compiled'), 0.0)
     yield
-    configure(True, before, least)
+    configure(before, least)

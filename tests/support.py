@@ -11,6 +11,14 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Compiles as users do, for what is compared to the bit; the rest of the suite compiles cheaply, see
+# conftest.py. To be given to `jax.jit`.
+SHIPPED = {
+    'xla_backend_optimization_level': 3,
+    'xla_llvm_disable_expensive_passes': False,
+    'xla_cpu_use_fusion_emitters': True,
+}
+
 SHARED = pathlib.Path(os.environ.get('VQJAX_SHARED', pathlib.Path(__file__).parents[2] / 'shared'))
 
 
@@ -20,6 +28,11 @@ def shared(*parts: str) -> pathlib.Path:
     if not path.exists():
         pytest.skip(f'no reference data at {path}; set VQJAX_SHARED to the folder that has it')
     return path
+
+
+def flags_of(devices: int) -> str:
+    """XLA_FLAGS of a process with that many CPU devices, which compiles as this one does."""
+    return f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -88,7 +101,7 @@ def start(workdir: pathlib.Path, cache: pathlib.Path, *flags: str, devices: int 
     """The command `train.py` in a process of its own."""
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': flags_of(devices),
         'JAX_COMPILATION_CACHE_DIR': str(cache),  # compiled once for all the processes
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'NO_COLOR': '1',

@@ -1,11 +1,9 @@
-"""The codec: as good as faiss after the fact, exact round trips, files that cannot deceive."""
+"""The codec: as good as faiss after the fact, exact round trips, and the codec of a run."""
 
 import dataclasses
 import json
 import pathlib
 import runpy
-import struct
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +12,18 @@ import pytest
 
 from vqjax import (
     FSQ,
-    LFQ,
     VQ,
     VQEMA,
-    GumbelSoftmax,
     Product,
     Projected,
     RandomProjection,
     Residual,
     SimVQ,
 )
-from vqjax.codec import Codec, code_widths, fit, load, pack, save, unpack
+from vqjax.codec import Codec, fit, load
 from vqjax.quantizers import VQEMAState
 
 KEY = jax.random.key(0)
-# With --dist loadgroup what these tests share is made in one process.
-fitted = pytest.mark.xdist_group('codec_fitted')
-trained = pytest.mark.xdist_group('codec_trained')
 pytest.importorskip('safetensors')
 
 
@@ -64,7 +57,6 @@ def residual():
     return fit(Residual(VQEMA(256), 4), KEY, vectors(), steps=0)
 
 
-@fitted
 def test_product_is_as_good_as_faiss(product):
     faiss = pytest.importorskip('faiss')
     z = vectors()
@@ -76,7 +68,6 @@ def test_product_is_as_good_as_faiss(product):
     assert product.info['relative_error'] == pytest.approx(product.error(z) / z.var(0).mean())
 
 
-@fitted
 def test_a_wider_beam_and_whole_vectors_are_better(product, residual):
     def error(beam):
         quantizer = dataclasses.replace(residual.quantizer, beam=beam)
@@ -87,7 +78,6 @@ def test_a_wider_beam_and_whole_vectors_are_better(product, residual):
     assert error(10) < error(2) < greedy < product.error(vectors(500))
 
 
-@fitted
 def test_sums_of_centroids_come_back_to_the_bit(product):
     rng = np.random.default_rng(1)
     z = product.decode(rng.integers(256, size=(500, 4)))
@@ -129,7 +119,6 @@ def test_iterators_and_arrays_of_several_batches():
     assert whole.encode(z)[17] == -1 and (np.delete(whole.encode(z), 17) >= 0).all()
 
 
-@fitted
 def test_long_arrays_go_through_in_batches(product):
     z = np.broadcast_to(vectors(70), (600, 70, 64))
     codes = product.encode(z)
@@ -170,177 +159,6 @@ def test_quantizers_without_anything_to_learn_or_to_restore():
         targets.error(z)
 
 
-QUANTIZERS = [
-    VQEMA(16),
-    FSQ((8, 5, 5, 5)),
-    LFQ(4),
-    Residual((VQEMA(256), VQEMA(5)), 2),
-    Product(Residual(FSQ((3, 3)), 3), 2),
-    Projected(Product(VQEMA(7), 2), 4),
-    VQEMA(1),
-]
-
-
-@pytest.mark.parametrize('quantizer', QUANTIZERS, ids=repr)
-@pytest.mark.parametrize('number', [0, 1, 7, 3 * 2**14 + 5])
-def test_packing_is_exact(quantizer, number):
-    rng = np.random.default_rng(4)
-    sizes = 2.0 ** code_widths(quantizer)
-    highest = np.minimum(sizes, quantizer.num_codes)
-    codes = (rng.random((number, *quantizer.code_shape)) * highest).astype(np.int32)
-    packed = pack(quantizer, codes)
-    bits = int(code_widths(quantizer).sum())
-    assert packed.nbytes == -(-number * bits // 8)
-    assert np.array_equal(unpack(quantizer, packed, number), codes)
-
-
-def test_widths_are_the_bits_where_codes_are_powers_of_two():
-    assert code_widths(FSQ((8, 5, 5, 5))) == 10  # 1000 codes, 9.97 bits
-    for quantizer in (VQEMA(256), Product(Residual(VQEMA(4), 3), 2), Residual((VQ(8), VQ(2)), 2)):
-        assert code_widths(quantizer).shape == quantizer.code_shape
-        assert code_widths(quantizer).sum() == quantizer.bits
-
-
-def test_packed_bits_are_those_documented():
-    # Most significant bit first, vector after vector: 3, 7 of 3 bits and 1 of 1 bit.
-    quantizer = Residual((VQEMA(8), VQEMA(2)), 2)
-    assert pack(quantizer, [[3, 1], [7, 0]]).tolist() == [0b01111110]
-    assert unpack(quantizer, np.array([0b01111110], np.uint8), (1, 2)).tolist() == [
-        [[3, 1], [7, 0]]
-    ]
-
-
-@pytest.mark.parametrize(
-    'call, message',
-    [
-        (lambda: pack(VQEMA(8), [3, -1]), 'from 0 to 7, got -1 to 3'),
-        (lambda: pack(VQEMA(8), [8]), 'from 0 to 7'),
-        (lambda: pack(VQEMA(8), [1.0]), 'integers'),
-        (lambda: pack(Product(VQEMA(8), 2), [[1, 2, 3]]), r'shape \[\.\.\., 2\]'),
-        (lambda: unpack(VQEMA(8), np.zeros(3, np.uint8), 3), 'must be 2 bytes'),
-        (lambda: unpack(FSQ((3,)), np.array([255], np.uint8), 4), 'from 0 to 2, got 3'),
-    ],
-)
-def test_what_packing_refuses(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def random_codec(quantizer, dim):
-    """A codec of random positive numbers: nothing is computed to make it."""
-    rng = np.random.default_rng(6)
-    like = jax.eval_shape(lambda: quantizer.init(KEY, jnp.zeros((1, dim))))
-    params, state = jax.tree.map(lambda x: rng.gamma(1.0, size=x.shape).astype(x.dtype), like)
-    return Codec(quantizer, params, state, dim, {'steps': 3, 'error': 0.1})
-
-
-SAVED = [
-    (VQEMA(16, metric='cosine', gradient='rotate'), 8),
-    (VQ(16, affine=True), 8),
-    (SimVQ(16), 8),
-    (FSQ((8, 5, 5)), 3),
-    (GumbelSoftmax(16), 8),
-    (RandomProjection(16, dim=4), 8),
-    (Product(Residual(VQEMA(8), 2), 2), 8),
-    (Projected(Residual((VQEMA(8), FSQ((5,) * 4)), 2), 4), 8),
-]
-
-
-@pytest.mark.parametrize('quantizer, dim', SAVED, ids=lambda x: repr(x))
-def test_a_file_gives_the_same_codec(tmp_path, quantizer, dim):
-    z = vectors(64, dim, seed=5)
-    before = random_codec(quantizer, dim)
-    before.save(tmp_path / 'codec.safetensors')
-    after = load(tmp_path / 'codec.safetensors')
-    assert after.quantizer == quantizer and after.info == before.info and after.dim == dim
-    assert jax.tree.structure(after.state) == jax.tree.structure(before.state)
-    assert np.array_equal(after.encode(z), before.encode(z))
-    assert np.array_equal(after.decode(after.encode(z)), before.decode(before.encode(z)))
-    assert [path.name for path in tmp_path.iterdir()] == ['codec.safetensors']
-
-
-@pytest.fixture
-def saved(tmp_path, residual):
-    path = tmp_path / 'codec.safetensors'
-    save(residual, path)
-    return path
-
-
-def split(path):
-    """Header and data of a safetensors file: 8 bytes of length, JSON, raw arrays."""
-    data = path.read_bytes()
-    (size,) = struct.unpack('<Q', data[:8])
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
-
-
-def join(path, header, data):
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack('<Q', len(text)) + text + data)
-
-
-@fitted
-def test_files_cut_short_are_refused(saved):
-    whole = saved.read_bytes()
-    for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
-        saved.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match='cut short'):
-            load(saved)
-    saved.write_bytes(whole + b'\0')
-    with pytest.raises(ValueError, match='cut short'):
-        load(saved)
-
-
-@fitted
-def test_files_edited_are_refused(saved):
-    header, data = split(saved)
-    for place in (0, len(data) // 2, len(data) - 1):
-        changed = bytearray(data)
-        changed[place] ^= 1
-        join(saved, header, bytes(changed))
-        with pytest.raises(ValueError, match='checksum'):
-            load(saved)
-    about = header['__metadata__']['about']
-    header['__metadata__']['about'] = about.replace('"beam": 1', '"beam": 2')
-    assert header['__metadata__']['about'] != about
-    join(saved, header, data)
-    with pytest.raises(ValueError, match='checksum'):
-        load(saved)
-
-
-@fitted
-def test_files_of_another_kind_or_time_are_refused(saved, tmp_path):
-    from safetensors.numpy import save_file
-
-    header, data = split(saved)
-    header['__metadata__']['format_version'] = '2'
-    join(saved, header, data)
-    with pytest.raises(ValueError, match='format 2, this vqjax reads up to 1: install a newer'):
-        load(saved)
-    header['__metadata__']['format_version'] = 'x'
-    join(saved, header, data)
-    with pytest.raises(ValueError, match='not a number'):
-        load(saved)
-    save_file({'a': np.zeros(3)}, tmp_path / 'other')
-    with pytest.raises(ValueError, match='no codec'):
-        load(tmp_path / 'other')
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        load(tmp_path / 'nowhere')
-
-
-def test_a_function_of_your_own_cannot_be_saved(tmp_path):
-    mine = random_codec(VQEMA(4, gradient=lambda z, z_q: z_q), 4)
-    with pytest.raises(ValueError, match='has no spec'):
-        mine.save(tmp_path / 'codec')
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_safetensors_the_remedy_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'safetensors', None)
-    with pytest.raises(ImportError, match=r"pip install 'vqjax\[codec\]'"):
-        random_codec(VQEMA(4), 4).save(tmp_path / 'codec')
-
-
-@fitted
 def test_params_and_state_of_another_quantizer_are_refused(product):
     with pytest.raises(ValueError, match=r'state.counts is float32\[4, 256\], needs float32\[256'):
         Codec(VQEMA(256), product.params, product.state, dim=16)
@@ -350,7 +168,6 @@ def test_params_and_state_of_another_quantizer_are_refused(product):
         Codec(SimVQ(256), (), jnp.zeros((256, 8)), dim=8)
 
 
-@fitted
 def test_what_encode_and_decode_refuse(product):
     with pytest.raises(ValueError, match=r'z must have 64 features.*\(3, 4\)'):
         product.encode(np.zeros((3, 4)))
@@ -382,7 +199,6 @@ def workdir(tmp_path_factory):
     return folder
 
 
-@trained
 def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     from vqjax.trainer import data
 
@@ -404,7 +220,6 @@ def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     assert np.array_equal(after.decode(codes), images.decode(codes))
 
 
-@trained
 def test_what_a_workdir_cannot_give(workdir, tmp_path):
     for arguments, message in (
         ((tmp_path, 'rvq'), 'no workdir of train.py'),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import table
+from support import SHIPPED, table
 
 import vqjax
 from vqjax import ops
@@ -31,25 +31,18 @@ def batch(seed, shape=SHAPE):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-# Compiling is most of these tests' time; only the bits that `run` compares need full optimisation.
-cheap_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        'xla_backend_optimization_level': 0,
-        'xla_llvm_disable_expensive_passes': True,
-    },
-)
-
-
 class Step:
     """The compiled steps of a quantizer, shared by its tests: compiling is most of their time."""
 
     def __init__(self, q):
         self.q = q
         self.traces = 0
-        self.params, self.state = cheap_jit(q.init)(jax.random.key(0), batch(0))
+        self.params, self.state = jax.jit(q.init)(jax.random.key(0), batch(0))
         self.run = jax.jit(self._run)
-        self.plain = cheap_jit(self._plain)
+        self.plain = jax.jit(self._plain)
+        # As users compile, each on its own: what is fused differs, what they compute may not.
+        self.quantize = jax.jit(q.quantize, compiler_options=SHIPPED)
+        self.decode = jax.jit(q.decode, compiler_options=SHIPPED)
 
     def _run(self, state, z, mask, key):
         """A training step with gradients: (to params, to state, to z), out, decoded, new state."""
@@ -99,7 +92,8 @@ def assert_same(a, b, exact=True):
 def test_codes_decode_to_z_q_to_the_bit(q):
     step = step_of(q)
     z = batch(1)
-    _, out, decoded, _ = step.run(step.state, z, ALL, KEY)
+    out = step.quantize(step.params, step.state, z, KEY)
+    decoded = step.decode(step.params, step.state, out.codes)
     assert out.codes.shape == z.shape[:-1] + q.code_shape
     assert out.codes.dtype == jnp.int32
     assert out.loss.shape == () and out.loss.dtype == jnp.float32
@@ -108,7 +102,9 @@ def test_codes_decode_to_z_q_to_the_bit(q):
     assert codes.max() < q.num_codes and codes.min() >= (-1 if dropped else 0)
     assert q.bits > 0
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(out.z_q))
-    # The same without jit.
+    # The same in one program with a training step, and without jit.
+    _, out, decoded, _ = step.run(step.state, z, ALL, KEY)
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(out.z_q))
     np.testing.assert_array_equal(
         np.asarray(q.decode(step.params, step.state, out.codes)), np.asarray(out.z_q)
     )
@@ -138,7 +134,7 @@ def test_a_masked_batch_equals_the_batch_without_those_rows(q):
     step = step_of(q)
     z = batch(1)
     masked = jnp.broadcast_to(jnp.arange(SHAPE[0])[:, None] < 2, SHAPE[:-1])
-    short = cheap_jit(
+    short = jax.jit(
         lambda z: (
             (out := q.quantize(step.params, step.state, z, KEY)),
             q.update(step.params, step.state, z, out.codes, KEY),
@@ -198,7 +194,7 @@ def test_replicas_agree_with_one_device(q):
         return out.codes, out.loss, q.update(params, state, z, out.codes, KEY, mask, 'i')
 
     _, whole, _, after = step_of(q).run(state, z, mask, KEY)
-    codes, loss, shard_after = cheap_jit(jax.vmap(run, axis_name='i'))(z[:, None], mask[:, None])
+    codes, loss, shard_after = jax.jit(jax.vmap(run, axis_name='i'))(z[:, None], mask[:, None])
     np.testing.assert_array_equal(np.asarray(codes[:, 0]), np.asarray(whole.codes))
     np.testing.assert_allclose(np.mean(loss), whole.loss, rtol=1e-4, atol=1e-5)
     for replica in range(SHAPE[0]):
@@ -221,7 +217,7 @@ def test_half_precision_inputs(q):
     """The codes of the same values in float32, z_q in the input's dtype, the loss in float32."""
     step = step_of(q)
     z = batch(4).astype(jnp.bfloat16)
-    out = cheap_jit(lambda z: q.quantize(step.params, step.state, z))(z)
+    out = jax.jit(lambda z: q.quantize(step.params, step.state, z))(z)
     full, _ = step.plain(z.astype(jnp.float32))
     np.testing.assert_array_equal(np.asarray(out.codes), np.asarray(full.codes))
     assert out.z_q.dtype == z.dtype and out.loss.dtype == jnp.float32

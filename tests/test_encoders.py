@@ -51,16 +51,17 @@ def test_the_product_with_patches_is_the_convolution_forward_and_backward(
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_on_a_cpu_the_trainer_s_convolutions_hold_no_convolution_of_xla():
-    """What is slow in a loop there; elsewhere they are XLA's own."""
-    x, w = images(2, 8, 8, 1), images(3, 3, 1, 4)
-    numbers = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
-    plain = str(jax.make_jaxpr(lambda x, w: encoders.convolve(x, w, (2, 2), 'SAME'))(x, w))
-    assert jax.default_backend() != 'cpu' or 'conv_general_dilated' not in plain
-    dilated = jax.make_jaxpr(
-        lambda x, w: encoders.convolve(x, w, (1, 1), 'SAME', rhs_dilation=(2, 2), **numbers)
-    )
-    assert 'conv_general_dilated' in str(dilated(x, w))
+def test_convolutions_of_small_images_are_products_on_a_cpu_and_those_of_large_ones_are_not():
+    """In a loop XLA's own are slow there; of a large image the patches are too many."""
+    cpu = jax.default_backend() == 'cpu'
+    for side, product in ((8, cpu), (28, False), (32, False)):
+        x = jax.ShapeDtypeStruct((2, side, side, 1), jnp.float32)
+        trunk = encoders.ConvTrunk(4)
+        jaxpr = jax.make_jaxpr(
+            lambda x, net=trunk: net.init_with_output(jax.random.key(0), x, train=True)
+        )
+        assert ('conv_general_dilated' not in str(jaxpr(x))) == product, side
+        assert encoders.are_small((side, side, 1)) == product
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support import SMALL, small_config, trained_steps
 
-from vqjax.trainer import experiment, settings, training
+from vqjax.codec import Codec
+from vqjax.trainer import data, experiment, settings, training
 from vqjax.trainer.settings import RunError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -33,6 +34,7 @@ def config(**changes):
             'warmed_up': {'quantizer_weight': WARM_UP, 'reconstruction_weight': 0.5},
             'tokenizer': {
                 'classification_weight': 0, 'reconstruction_weight': 3.0, 'bottleneck': 'grid',
+                'standardize': False,
                 'learning_rate': 1e-2, 'learning_rate_schedule': 'constant', 'warmup_epochs': 0,
             },
         },
@@ -90,6 +92,15 @@ def test_a_tokenizer_minimises_its_reconstruction_and_leaves_the_head_alone(done
         jax.tree.map(np.testing.assert_array_equal, before[name], params[name])
     kernel = before['decoder']['Conv_0']['kernel']
     assert not np.array_equal(kernel, params['decoder']['Conv_0']['kernel'])
+
+
+def test_the_codec_of_a_tokenizer_gives_the_codes_it_counted(done):
+    """Its model has no batch statistics at all."""
+    images = Codec.from_workdir(done[0], 'tokenizer')
+    codes = images.encode(data.load('digits').splits['test'].read(np.arange(360))[0])
+    assert codes.shape == (360, 2, 2)
+    counted = done[1]['methods']['tokenizer']['seeds'][0]['counts']
+    assert np.bincount(codes.ravel(), minlength=16).tolist() == counted
 
 
 def test_the_best_tokenizer_is_the_one_of_least_error(done):

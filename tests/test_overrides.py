@@ -16,7 +16,10 @@ OTHER = {
     'ema_decay': 0.9, 'eval_every': 0.5, 'checkpoint_every': 0, 'keep_checkpoints': 1,
     'log_every': 1, 'record': True, 'steps_per_call': 1,
 }  # fmt: skip
-SHARED = ('study', 'dataset', 'data_dir', 'quantizers', 'methods', 'overrides', 'seeds')
+SHARED = (
+    'study', 'parallel', 'mesh_shape', 'dataset', 'data_dir', 'quantizers', 'methods', 'overrides',
+    'seeds',
+)  # fmt: skip
 
 
 @pytest.mark.parametrize('field', OTHER)

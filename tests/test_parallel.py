@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import support
 
 from vqjax.trainer import experiment
 from vqjax.trainer.parallel import Jit, Pmap
@@ -48,7 +49,7 @@ def train(workdir, methods):
     """Runs the program; the folder has one run a form."""
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        'XLA_FLAGS': support.flags_of(8),
         'PYTHONPATH': str(ROOT),
     }
     command = [sys.executable, '-c', PROGRAM, str(workdir), methods]

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from support import SHARED, configuration, figures, start, trained_steps
+from support import SHARED, configuration, figures, flags_of, start, trained_steps
 
 from vqjax import VQEMA, Guarded, metrics, studies
 from vqjax.studies import remedies, remedies_report
@@ -48,7 +48,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
         experiment.make_task(given, name, dataset)
         if method.quantizer is not None:
             jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
-    assert len({repr(m.quantizer) for m in given.methods.values()}) == 33
+    assert len({repr(m.quantizer) for m in given.methods.values()}) == 32
     made = given.methods
     assert made['reset_on_collapse'].quantizer == Guarded(weak.quantizer)
     assert made['loss_weight_warm_up'].quantizer_weight(0) == 0
@@ -204,8 +204,7 @@ def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
     running = []
     for devices in (1, 8):
         environment = os.environ | {
-            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-            '--xla_backend_optimization_level=0',
+            'XLA_FLAGS': flags_of(devices),
             'JAX_PLATFORMS': 'cpu',
             'PYTHONPATH': str(pathlib.Path(__file__).parent),
         }
@@ -228,7 +227,8 @@ def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
                 close = pytest.approx(value, rel=1e-5, abs=1e-5)
                 assert eight[step][name] == close, (step, name)
     ours, theirs = (figures(tmp_path / d)[0] for d in '18')
-    assert ours['counts'] == theirs['counts']
+    assert ours['perplexity'] == pytest.approx(theirs['perplexity'], rel=1e-5)
+    assert ours['accuracy'] == theirs['accuracy']
     results = json.loads((tmp_path / '8' / 'results.json').read_text())
     assert results['environment']['devices'].startswith('8 x')
 

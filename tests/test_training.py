@@ -50,11 +50,11 @@ def batches(start=0):
 
 def run(num_steps, source=None, steps_per_call=1, state=None, should_stop=bool, **kwargs):
     """(state, metrics of every step) of that many steps from the start or another state."""
-    _, step, start = compiled(**kwargs)
+    task, step, start = compiled(**kwargs)
     records = []
-    state = loop.fit(
+    state, _ = loop.fit(
         step,
-        FORM.place(start if state is None else state),
+        FORM.place(start if state is None else state, task),
         batches() if source is None else source,
         num_steps,
         records.append,
@@ -193,7 +193,7 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_changes_nothing():
             }
 
     fn = FORM.compile(functools.partial(training.eval_step, task))
-    placed = FORM.place(state)
+    placed = FORM.place(state, task)
     (_, a), (after, b) = (loop.evaluate(fn, placed, padded(size)) for size in (40, 70))
     assert a.counts.sum() == b.counts.sum() == 70
     np.testing.assert_array_equal(a.counts, b.counts)
@@ -262,7 +262,7 @@ state, records = t.run(int(sys.argv[1]))
 task, _, _ = t.compiled()
 fn = t.FORM.compile(t.functools.partial(t.training.eval_step, task))
 batch = t.make_batch(64, seed=99) | {'mask': np.arange(64) < 60}
-_, seen = t.loop.evaluate(fn, t.FORM.place(state), [batch])
+_, seen = t.loop.evaluate(fn, t.FORM.place(state, task), [batch])
 if jax.device_count() > 1:
     t.check_shard_map()
 np.savez(sys.argv[2], *jax.tree.leaves(state), losses=[r['loss'] for r in records],

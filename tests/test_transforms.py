@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import export, lax
+from support import SHIPPED, flags_of
 
 import vqjax
 from vqjax import FSQ, VQ, VQEMA, Product, Projected, Residual, ops
@@ -165,7 +166,7 @@ def test_compile_time_does_not_grow_with_the_stages():
             codes = q.quantize((), state, z).codes
             return q.update((), state, z, codes, jax.random.key(0)), loss, grad
 
-        lowered = jax.jit(step).lower(one, z)
+        lowered = jax.jit(step, compiler_options=SHIPPED).lower(one, z)
         start = time.process_time()
         lowered.compile()
         return time.process_time() - start
@@ -181,11 +182,9 @@ def test_compile_time_does_not_grow_with_the_stages():
 
 def test_eight_devices_agree_with_one():
     """pmap and shard_map over 8 CPU devices, in a process of their own."""
-    flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-    flags += ' --xla_backend_optimization_level=0'  # compiling is most of the time
     run = subprocess.run(
         [sys.executable, str(HERE / 'eight_devices.py')],
-        env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+        env=os.environ | {'XLA_FLAGS': flags_of(8), 'JAX_PLATFORMS': 'cpu'},
         cwd=HERE.parent,
         capture_output=True,
         text=True,

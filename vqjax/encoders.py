@@ -10,6 +10,7 @@ from jax import lax
 
 ENCODERS = ('conv', 'resnet18')
 BOTTLENECKS = ('vector', 'grid')
+_SMALL = 144  # pixels of an image
 
 
 class Standardize(nn.Module):
@@ -61,6 +62,16 @@ def _sum(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Arra
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
+def are_small(image_shape: Sequence[int]) -> bool:
+    """Whether convolutions of such images (H, W, C) are taken as products of patches: on a CPU."""
+    return jax.default_backend() == 'cpu' and image_shape[0] * image_shape[1] <= _SMALL
+
+
+def convolution(image_shape: Sequence[int]) -> Any:
+    """What nn.Conv computes with, in a network for images (H, W, C)."""
+    return convolve if are_small(image_shape) else lax.conv_general_dilated
+
+
 def convolve(
     x: jax.Array,
     kernel: jax.Array,
@@ -68,19 +79,18 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`; on a CPU, for small images, a product with their patches.
+    """`lax.conv_general_dilated` of [B, H, W, C] as a product of patches with the kernel.
 
-    XLA's gradient of a convolution is two to four times slower there than that of the product on
-    8 x 8 images, and 45 times inside a loop (jax-ml/jax#12868), where the trainer takes its steps.
+    On a CPU the gradient is two to four times faster so on 8 x 8 images, and in a loop, where the
+    trainer takes its steps, 45 times (jax-ml/jax#12868). Large images have too many patches.
 
     Args:
-      x: [B, H, W, C]; kernel: [h, w, C, F]; padding: as nn.Conv gives it.
+      x: [B, H, W, C]; kernel: [h, w, C, F]; padding: as nn.Conv gives it; of the options of
+        `lax.conv_general_dilated` precision, all others as nn.Conv has them by default.
 
     Returns:
       [B, H', W', F].
     """
-    if jax.default_backend() != 'cpu' or any(d > 1 for d in options.get('rhs_dilation') or ()):
-        return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
     height, width, channels, features = kernel.shape
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], (height, width), window_strides, padding)
@@ -114,13 +124,14 @@ class ConvTrunk(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         del train  # nothing here differs between training and evaluation
+        compute = convolution(x.shape[1:])
         for factor, stride in ((1, 1), (2, 2), (4, 2)):
             x = nn.Conv(
                 factor * self.width,
                 (3, 3),
                 strides=stride,
                 dtype=self.dtype,
-                conv_general_dilated=convolve,
+                conv_general_dilated=compute,
             )(x)
             x = nn.relu(x)
         return x
@@ -235,6 +246,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         height, width, channels = self.image_shape
+        compute = convolution(self.image_shape)
         low = (-(-height // 4), -(-width // 4))
         x = z.astype(self.dtype)
         if x.shape[1:3] == (1, 1):
@@ -245,8 +257,8 @@ class Decoder(nn.Module):
             # Nearest-neighbour upsampling: a transposed convolution leaves a chequerboard.
             x = jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'nearest')
             conv = nn.Conv(
-                factor * self.width, (3, 3), dtype=self.dtype, conv_general_dilated=convolve
+                factor * self.width, (3, 3), dtype=self.dtype, conv_general_dilated=compute
             )
             x = nn.relu(conv(x))
         x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), 'nearest')
-        return nn.Conv(channels, (3, 3), dtype=jnp.float32, conv_general_dilated=convolve)(x)
+        return nn.Conv(channels, (3, 3), dtype=jnp.float32, conv_general_dilated=compute)(x)

@@ -11,38 +11,42 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from vqjax.codec import tokenizer
 from vqjax.codec.images import ImageEncoder
-from vqjax.codec.tokenizer import Codec
-from vqjax.quantizers import make, to_spec
+from vqjax.codec.structure import leaves, structure
+from vqjax.quantizers import Quantizer, make, to_spec
 
 FORMAT = 'vqjax.codec'
 VERSION = 1
 
 
-def save(codec: Codec, path: str | os.PathLike) -> None:
-    """Write a codec to one file, whole or not at all.
-
-    Raises:
-      ValueError: for a quantizer with a function of your own, which has no spec.
-      ImportError: without safetensors (extra `codec`).
-    """
+def write(
+    path: str | os.PathLike,
+    quantizer: Quantizer,
+    params: Any,
+    state: Any,
+    dim: int,
+    info: Mapping[str, Any],
+    encoder: ImageEncoder | None,
+) -> None:
+    """Write the fields of a codec to one file; see `Codec.save`."""
     import vqjax
 
-    arrays = {k: np.asarray(v) for k, v in tokenizer.leaves(codec.params, codec.state).items()}
+    arrays = {k: np.asarray(v) for k, v in leaves(params, state).items()}
     about = {
-        'spec': to_spec(codec.quantizer),
-        'dim': codec.dim,
-        'info': dict(codec.info),
+        'spec': to_spec(quantizer),
+        'dim': dim,
+        'info': dict(info),
         'encoder': None,
         'versions': {'vqjax': vqjax.__version__, 'jax': jax.__version__},
     }
-    if codec.encoder is not None:
-        about['encoder'], more = codec.encoder.to_plain()
+    if encoder is not None:
+        about['encoder'], more = encoder.to_plain()
         arrays |= {f'encoder.{name}': value for name, value in more.items()}
     text = json.dumps(about, sort_keys=True)
     metadata = {
@@ -69,14 +73,10 @@ def save(codec: Codec, path: str | os.PathLike) -> None:
             raise
 
 
-def load(path: str | os.PathLike) -> Codec:
-    """Read a codec that `save` wrote.
-
-    Raises:
-      ValueError: for a file that is no codec, is cut short, was changed, or is of a newer format.
-      FileNotFoundError: for no file.
-      ImportError: without safetensors (extra `codec`).
-    """
+def read(
+    path: str | os.PathLike,
+) -> tuple[Quantizer, Any, Any, int, dict[str, Any], ImageEncoder | None]:
+    """The fields that `write` wrote, in the order of `Codec`'s; see `Codec.load`."""
     path = pathlib.Path(path)
     metadata, arrays = _read(path)
     if metadata.get('format') != FORMAT:
@@ -95,8 +95,8 @@ def load(path: str | os.PathLike) -> Codec:
         raise ValueError(f'{path} was changed after it was written: its checksum does not match')
     about = json.loads(text)
     quantizer = make(about['spec'])
-    like = tokenizer.structure(quantizer, about['dim'])
-    names = tokenizer.leaves(*like)
+    like = structure(quantizer, about['dim'])
+    names = leaves(*like)
     own = {name: value for name, value in arrays.items() if not name.startswith('encoder.')}
     if names.keys() != own.keys():
         raise ValueError(
@@ -108,7 +108,7 @@ def load(path: str | os.PathLike) -> Codec:
     if about['encoder'] is not None:
         more = {k.removeprefix('encoder.'): v for k, v in arrays.items() if k not in own}
         encoder = ImageEncoder.from_plain(about['encoder'], more)
-    return Codec(quantizer, params, state, about['dim'], about['info'], encoder)
+    return quantizer, params, state, about['dim'], about['info'], encoder
 
 
 def _read(path):

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqjax.codec import packing
-from vqjax.codec.images import ImageEncoder
+from vqjax.codec import files, packing
+from vqjax.codec.images import ImageEncoder, read_run
+from vqjax.codec.structure import check_like, describe, leaves, structure
 from vqjax.quantizers import Quantizer
 
 # Vectors that go to the device at once.
@@ -64,9 +65,7 @@ class Codec:
         Raises:
           ValueError: for a folder, method or seed that is not there, or not quantized.
         """
-        from vqjax.codec import images
-
-        encoder, quantizer, params, state, info = images.read_run(workdir, method, seed)
+        encoder, quantizer, params, state, info = read_run(workdir, method, seed)
         return cls(quantizer, params, state, encoder.features, info, encoder)
 
     @property
@@ -81,7 +80,7 @@ class Codec:
         try:
             vector = jax.eval_shape(self.quantizer.decode, self.params, self.state, codes)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
-            given = {k: _describe(v) for k, v in leaves(self.params, self.state).items()}
+            given = {k: describe(v) for k, v in leaves(self.params, self.state).items()}
             raise ValueError(f'params and state do not fit {self.quantizer!r}: {given}') from error
         return vector.shape[-1]
 
@@ -156,17 +155,27 @@ class Codec:
         return packing.unpack(self.quantizer, packed, shape)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the codec to one safetensors file; see `codec.save`."""
-        from vqjax.codec import files
+        """Write the codec to one safetensors file, whole or not at all.
 
-        files.save(self, path)
+        Raises:
+          ValueError: for a quantizer with a function of your own, which has no spec.
+          ImportError: without safetensors (extra `codec`).
+        """
+        files.write(
+            path, self.quantizer, self.params, self.state, self.dim, self.info, self.encoder
+        )
 
-    @staticmethod
-    def load(path: str | os.PathLike) -> Codec:
-        """Read a codec from such a file; see `codec.load`."""
-        from vqjax.codec import files
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Codec:
+        """Read a codec that `save` wrote.
 
-        return files.load(path)
+        Raises:
+          ValueError: for a file that is no codec, is cut short, was changed, or is of a newer
+            format.
+          FileNotFoundError: for no file.
+          ImportError: without safetensors (extra `codec`).
+        """
+        return cls(*files.read(path))
 
     def _encode_vectors(self, z):
         rows = z.reshape(-1, z.shape[-1])
@@ -182,41 +191,6 @@ class Codec:
                 f'z must have {self.dim} features, those of this codec, got shape {z.shape}'
             )
         return z
-
-
-def structure(quantizer: Quantizer, dim: int) -> tuple[Any, Any]:
-    """Shapes and dtypes of (params, state) for vectors of `dim` features; computes nothing."""
-    z = jax.ShapeDtypeStruct((1, dim), jnp.float32)
-    return jax.eval_shape(lambda z: quantizer.init(jax.random.key(0), z), z)
-
-
-def leaves(params: Any, state: Any) -> dict[str, Any]:
-    """Arrays of both trees by name, such as 'state.counts'."""
-    return {
-        name + ''.join(jax.tree_util.keystr((part,), simple=False) for part in path): leaf
-        for name, tree in (('params', params), ('state', state))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def check_like(params: Any, state: Any, like: tuple[Any, Any]) -> None:
-    """Raise ValueError unless both trees have the names, shapes and dtypes of `like`."""
-    given, expected = (
-        {k: _describe(x) for k, x in leaves(*t).items()} for t in ((params, state), like)
-    )
-    if given != expected:
-        wrong = sorted(name for name in given | expected if given.get(name) != expected.get(name))
-        raise ValueError(
-            'params and state do not fit the quantizer: '
-            + '; '.join(
-                f'{name} is {given.get(name, "missing")}, needs {expected.get(name, "nothing")}'
-                for name in wrong[:4]
-            )
-        )
-
-
-def _describe(leaf):
-    return f'{leaf.dtype}{list(leaf.shape)}'
 
 
 @functools.partial(jax.jit, static_argnums=0)

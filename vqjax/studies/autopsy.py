@@ -54,6 +54,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
         return experiment.run(plain, workdir, report, faults.PARTS)
     # Cases of the averages alone: nothing to train.
     settings.check(plain, faults.PARTS)
+    load_dataset(plain['dataset'], plain['data_dir'])  # before a folder is made for it
     folder = Workdir(workdir, plain)
     results = {'schema': 1, 'config': plain, 'environment': experiment.environment()}
     results |= {'methods': {}, 'findings': []}

@@ -56,7 +56,7 @@ def _rows(figures):
 def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> Table:
     """The figures of each method beside their targets."""
     found = Table(
-        title=f'{config["dataset"]}: tokenizers, {config["epochs"]} epochs, seed 0',
+        title=f'{config["dataset"]}: tokenizers, {_epochs(config)}, seed 0',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -76,7 +76,7 @@ def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, floa
     parts = [
         f'# Tokenizer on {config["dataset"]}',
         f'Made by\n\n```\n{COMMAND}\n```',
-        f'{config["epochs"]} epochs of batches of {config["batch_size"]} images, '
+        f'{_epochs(config)} of batches of {config["batch_size"]} images, '
         f'{_tokens_an_image(results):.0f} tokens each; the task is reconstruction. Figures of the '
         'test split, seed 0. '
         + ', '.join(f'{k} {v}' for k, v in results['environment'].items())
@@ -128,6 +128,10 @@ def _draw(histories, num_codes, plots):
 def num_codes(results: Mapping[str, Any], name: str) -> int:
     """K of a method."""
     return quantizers.make(results['methods'][name]['spec']).num_codes
+
+
+def _epochs(config):
+    return f'{config["epochs"]} epoch' + 's' * (config['epochs'] != 1)
 
 
 def _tokens_an_image(results):

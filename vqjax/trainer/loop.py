@@ -26,8 +26,8 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     steps_per_call: int = 1,
     form: Any = Pmap(),  # noqa: B008  it has no state
-) -> TrainState:
-    """Takes num_steps steps and returns the state after them.
+) -> tuple[TrainState, bool]:
+    """Takes num_steps steps: (the state after them, whether some process is asked to stop).
 
     Args:
       steps_fn: compiled train_steps(state, batches, count).
@@ -35,13 +35,14 @@ def fit(
       batches: of this process, each split here over its devices.
       on_step: receives the metrics of every step, while later ones run.
       should_stop: asked before every call; True on any process ends the loop on all, a call later.
+        All processes return the same.
       steps_per_call: steps of one dispatch; the last one takes what is left.
       form: of parallelism, see `parallel`.
 
     Raises:
       Diverged: a step was not finite.
     """
-    previous, taken = None, 0
+    previous, taken, stopping = None, 0, False
     while taken < num_steps:
         count = min(steps_per_call, num_steps - taken)
         # The wish travels with the batch, so all processes hear of it at the same step.
@@ -50,13 +51,14 @@ def fit(
         inputs = form.shard(stacked | {'stop': stop}, axis=1)
         state, measured = steps_fn(state, inputs, form.constant(np.int32(count)))
         taken += count
-        stopping = previous is not None and tell(form, *previous, state, on_step)
+        if previous is not None:
+            stopping = tell(form, *previous, state, on_step)
         previous = measured, count
         if stopping:
             break
     if previous is not None:
-        tell(form, *previous, state, on_step)
-    return state
+        stopping |= tell(form, *previous, state, on_step)
+    return state, stopping
 
 
 def stack(batches: list[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:

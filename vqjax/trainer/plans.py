@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from vqjax import encoders
 from vqjax.trainer import data
 from vqjax.trainer.settings import Settings
 
@@ -51,8 +52,9 @@ def plan(settings: Settings, dataset: data.Dataset) -> Plan:
     per_epoch = data.steps_per_epoch(dataset, settings.batch_size)
     switch = round(settings.continuous_epochs * per_epoch) if settings.quantizer else 0
     # XLA differentiates convolutions in a loop on a CPU tens of times slower (jax-ml/jax#12868);
-    # those of the small encoder are none, see `encoders.convolve`.
-    alone = settings.encoder != 'conv' and jax.default_backend() == 'cpu'
+    # those of small images are none, see `encoders.convolve`.
+    small = settings.encoder == 'conv' and encoders.are_small(dataset.info.image_shape)
+    alone = jax.default_backend() == 'cpu' and not small
     return Plan(
         settings.epochs * per_epoch,
         per_epoch,

@@ -178,7 +178,7 @@ class Run:
         while self.step < self.plan.num_steps:
             until = self.plan.next_stop(self.step)
             try:
-                self.state = loop.fit(
+                self.state, stopping = loop.fit(
                     self.stage.train_fn,
                     self.state,
                     self.batches,
@@ -206,6 +206,9 @@ class Run:
                 self._validate()
             if self.plan.saves(self.step):
                 self._save(self._score() if self.history else None)
+            if stopping and self.step < self.plan.num_steps:
+                self._save(None)
+                raise Stopped(self.context.stop.number)
 
     def _switch(self) -> None:
         """Ends the continuous stage: codes start from the features as they are now."""
@@ -228,6 +231,8 @@ class Run:
         self.tally['steps'] = self.tally.get('steps', 0) + 1
         if self.step % self.settings.log_every == 0:
             self.recorder.scalars('train', self.step, scalars)
+        # Named as in the records of evaluations, whose own accuracy is another one.
+        scalars['train_accuracy'] = scalars.pop('accuracy')
         self.recorder.step(self.step, scalars)
         self.context.display.step(self.step, self.plan.num_steps)
 

@@ -1,86 +1,19 @@
-"""What is wrong with a run: what to measure, and what the measurements say.
+"""The rules: each reads the history of a run and gives one finding, or None.
 
-`diagnose` reads a list of plain dicts, one a step or one an evaluation, from this project's runs
-or from a loop of your own; a record that lacks a number is not asked for it. `gradient_flow` and
-`codebook_events` measure what a loop does not have at hand.
+A rule whose records are missing finds nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
-from vqjax.probes import codebook_events, gradient_flow
-
-__all__ = ['CLASS_SHARE', 'Finding', 'codebook_events', 'diagnose', 'gradient_flow']
+from vqjax.health.history import Finding, History
 
 # Of the number of classes, below which the perplexity is a collapse: one code a class is enough,
 # and on classes that are not quite balanced has barely less than their number.
 CLASS_SHARE = 0.95
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong.
-
-    name: of the rule that found it, e.g. 'collapse'.
-    severity: 'error' (the run is lost), 'warning' (it pays for it) or 'note'.
-    evidence: the numbers it rests on, and the bound they broke.
-    remedy: as a change of the configuration.
-    """
-
-    name: str
-    severity: str
-    evidence: dict[str, float]
-    remedy: str
-
-
-class History:
-    """Records as series, and what is known of the run; see `diagnose`."""
-
-    def __init__(self, records, num_codes, num_classes, spec):
-        self.records = list(records)
-        self.num_codes, self.num_classes = num_codes, num_classes
-        self.spec = repr(spec or '')
-
-    def series(self, *names: str) -> np.ndarray:
-        """Values of the records that hold all of `names`: float64 [n], or [n, len(names)]."""
-        held = [r for r in self.records if all(r.get(name) is not None for name in names)]
-        rows = np.array([[float(r[name]) for name in names] for r in held], np.float64)
-        rows = rows.reshape(len(held), len(names))
-        return rows[:, 0] if len(names) == 1 else rows
-
-    def last(self, name: str, default: float = np.nan) -> float:
-        """The newest value of `name`."""
-        values = self.series(name)
-        return float(values[-1]) if len(values) else default
-
-
-def diagnose(
-    history: Sequence[Mapping[str, Any]],
-    num_codes: int | None = None,
-    num_classes: float | None = None,
-    spec: Any = None,
-) -> list[Finding]:
-    """What is wrong with a run, the worst first; an empty list where nothing is.
-
-    Args:
-      history: records in order of time. Of a step or a mean over some: loss, quantizer_loss,
-        input_norm and code_norm (mean lengths of z and z_q), batch_tokens, and the results of
-        `codebook_events`. Of an evaluation: perplexity, active_codes, max_share, tokens (vectors
-        a stage), evaluation_drift (relative change of the codebook while evaluating),
-        position_overlap (of the use of a shared codebook by its positions, 0 to 1), and the
-        results of `gradient_flow`. Other entries are ignored.
-      num_codes: K.
-      num_classes: of a classification task; None where every token has to carry detail. Where
-        perplexity is a mean over S stages or groups, C^(1/S): together they tell C classes apart.
-      spec: the quantizer's, see `vqjax.to_spec`.
-    """
-    run = History(history, num_codes, num_classes, spec)
-    with np.errstate(all='ignore'):
-        found = [finding for rule in RULES if (finding := rule(run)) is not None]
-    return sorted(found, key=lambda f: ('error', 'warning', 'note').index(f.severity))
 
 
 def _diverged(run):

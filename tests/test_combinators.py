@@ -1,0 +1,138 @@
+"""Residual, Product and Projected: numbers and properties from their papers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax import FSQ, LFQ, VQ, VQEMA, Product, Projected, Residual
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_residual_gradient_is_one_not_the_number_of_stages():
+    """ACCEPTANCE 3."""
+    q = Residual(VQEMA(8), 8)
+    z = normal(0, 1, 2048, 16)
+    params, state = q.init(jax.random.key(0), z)
+    grad = jax.grad(lambda z: jnp.sum(q.quantize(params, state, z).z_q))(z)
+    assert (np.asarray(grad) == 1.0).all()
+
+
+def test_residual_error_falls_with_every_stage():
+    z = normal(0, 2000, 8)
+    errors = []
+    for stages in (1, 2, 4, 8):
+        q = Residual(VQEMA(16), stages)
+        params, state = q.init(jax.random.key(0), z)
+        errors.append(float(jnp.mean((q.quantize(params, state, z).z_q - z) ** 2)))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize('inner', [FSQ((5,) * 4), FSQ((8, 4, 3, 5), symmetric=True), LFQ(4)])
+def test_residual_of_a_fixed_grid_refines_it(inner):
+    """Each stage's grid is a power of two finer: inside the grid's range the error vanishes."""
+    z = 0.5 * jnp.tanh(normal(0, 500, 4))
+    errors = [
+        float(jnp.max(jnp.abs(Residual(inner, s).quantize((), (), z).z_q - z))) for s in (1, 4, 8)
+    ]
+    assert errors[1] < 0.25 * errors[0] and errors[2] < 0.1 * errors[1]
+
+
+def test_shared_residual_decays_once_a_step():
+    q = Residual(VQEMA(4, decay=0.8, revival=None), 8, shared=True)
+    z = normal(0, 32, 3)
+    params, state = q.init(jax.random.key(0), z)
+    after = q.update(params, state, z, q.quantize(params, state, z).codes)
+    expected = 0.8 * float(state.counts.sum()) + 0.2 * 8 * 32
+    assert float(after.counts.sum()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['sample', 'batch'])
+def test_residual_dropout_keeps_a_uniform_number_of_stages(kind):
+    """n ~ U{1..S}, drawn for each example or once; without a key every stage is used."""
+    q = Residual(VQEMA(8), 4, dropout=kind)
+    z = normal(0, 400, 2, 3)
+    params, state = q.init(jax.random.key(0), z)
+    run = jax.jit(lambda key: q.quantize(params, state, z, key).codes)
+    depths = []
+    for seed in range(40):
+        used = np.asarray(run(jax.random.key(seed))) >= 0
+        # The first n stages, the same for both vectors of an example.
+        assert (used == np.sort(used, axis=-1)[..., ::-1]).all() and (
+            used[:, 0] == used[:, 1]
+        ).all()
+        depths.append(used[:, 0].sum(axis=-1))
+    depths = np.stack(depths)
+    if kind == 'batch':
+        assert (depths == depths[:, :1]).all()
+        depths = depths[:, 0]
+    assert set(np.unique(depths)) == {1, 2, 3, 4}
+    assert np.mean(depths) == pytest.approx(2.5, abs=0.6 if kind == 'batch' else 0.05)
+    assert (q.quantize(params, state, z).codes >= 0).all()
+
+
+def test_beam_search_is_judged_by_the_final_residual():
+    """Wider beams never do worse here, and the widest finds the best of all K^S sums."""
+    z = normal(0, 300, 4)
+    greedy = Residual(VQEMA(6), 3)
+    params, state = greedy.init(jax.random.key(0), z)
+    errors = []
+    for beam in (1, 2, 6, 36):
+        out = dataclasses.replace(greedy, beam=beam).quantize(params, state, z)
+        errors.append(float(jnp.sum((out.z_q - z) ** 2)))
+    assert errors[0] > errors[1] > errors[2] >= errors[3]
+    codebooks = np.asarray(
+        jax.vmap(lambda s: greedy.inner.decode((), s, jnp.arange(6)))(state), np.float64
+    )
+    sums = (
+        codebooks[0][:, None, None] + codebooks[1][None, :, None] + codebooks[2][None, None]
+    ).reshape(-1, 4)
+    best = ((np.float64(z)[:, None] - sums) ** 2).sum(-1).min(axis=1).sum()
+    assert errors[3] == pytest.approx(best, rel=1e-5)
+
+
+def test_sums_of_centroids_come_back_to_the_bit():
+    """ACCEPTANCE 4: vectors that are sums of centroids."""
+    coarse, fine = 16 * normal(0, 8, 4), 0.25 * normal(1, 8, 4)
+    q = Residual(VQ(8, revival=None), 2)
+    params, state = q.init(jax.random.key(0), normal(2, 100, 4))
+    params = jnp.stack([coarse, fine])
+    codes = jnp.stack(jnp.meshgrid(jnp.arange(8), jnp.arange(8), indexing='ij'), axis=-1)
+    z = coarse[codes[..., 0]] + fine[codes[..., 1]]
+    out = q.quantize(params, state, z)
+    assert (out.codes == codes).all() and (out.z_q == z).all()
+
+
+def test_params_inside_a_residual_learn_from_the_task():
+    """Their z_q is detached from z but not from what gradients train."""
+    q = Residual(Projected(VQEMA(8), 2), 2)
+    z = normal(0, 64, 4)
+    params, state = q.init(jax.random.key(0), z)
+    grad = jax.grad(lambda p: jnp.sum(q.quantize(p, state, z).z_q ** 2))(params)
+    assert np.asarray(grad.kernel_out).any()
+    alone = jax.grad(lambda z: jnp.sum(q.quantize(params, state, z).z_q))(z)
+    np.testing.assert_allclose(np.asarray(alone), 1.0, rtol=1e-6)
+
+
+def test_product_quantizes_each_group_on_its_own():
+    z = normal(0, 128, 6)
+    q = Product(VQEMA(8), 3)
+    params, state = q.init(jax.random.key(0), z)
+    out = q.quantize(params, state, z)
+    for group in range(3):
+        part = jax.tree.map(lambda x, g=group: x[g], state)
+        alone = VQEMA(8).quantize((), part, z[:, 2 * group : 2 * group + 2])
+        assert (alone.codes == out.codes[:, group]).all()
+        assert (alone.z_q == out.z_q[:, 2 * group : 2 * group + 2]).all()
+    assert float(out.loss) == pytest.approx(0.25 * float(jnp.mean((out.z_q - z) ** 2)), rel=1e-5)
+
+
+def test_projection_starts_as_an_orthonormal_one():
+    q = Projected(VQEMA(8), 3)
+    params, _ = q.init(jax.random.key(0), normal(0, 64, 8))
+    np.testing.assert_allclose(params.kernel_out @ params.kernel_in, np.eye(3), atol=1e-5)

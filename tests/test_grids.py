@@ -1,0 +1,134 @@
+"""FSQ and LFQ: codebooks that are never held. Numbers and properties from their papers."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqjax import FSQ, LFQ
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_fsq_case_of_the_reference_page():
+    """ACCEPTANCE 1: the first level varies fastest."""
+    out = FSQ((3, 5, 4)).quantize((), (), jnp.array([0.25, 0.6, -7.0]))
+    assert out.z_q.tolist() == [0.0, 0.5, -1.0]
+    assert int(out.codes) == 10
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(3, 9), min_size=1, max_size=4), st.booleans(), st.integers(0, 9))
+def test_fsq_codes_number_the_grid(levels, symmetric, seed):
+    """decode is a bijection from [0, K) to the grid, and quantize finds the nearest level."""
+    q = FSQ(tuple(levels), symmetric=symmetric)
+    grid = np.asarray(q.decode((), (), jnp.arange(q.num_codes)))
+    assert len({tuple(row) for row in grid}) == math.prod(levels)
+    assert grid.min() == -1.0 and np.abs(grid).max() == 1.0
+    # First level fastest: consecutive codes differ in the first feature.
+    assert (grid[1][1:] == grid[0][1:]).all() and grid[1][0] > grid[0][0]
+    z = 2 * normal(seed, 50, len(levels))
+    out = q.quantize((), (), z, key=jax.random.key(seed))
+    assert out.codes.min() >= 0 and out.codes.max() < q.num_codes
+    half = (np.array(levels) - 1) / 2
+    if symmetric:
+        exact = 2 * np.floor((np.tanh(np.float64(z)) + 1) * half + 0.5) / (2 * half) - 1
+        assert np.abs(exact - np.asarray(out.z_q)).max() < 1e-6
+
+
+def test_fsq_codes_are_exact_near_2_to_the_31():
+    """Integers throughout: a float32 sum of strides is wrong above 2^24."""
+    levels = (5,) * 13
+    assert math.prod(levels) < 2**31
+    q = FSQ(levels)
+    codes = jnp.array([0, 1, 2**24 + 1, q.num_codes - 2, q.num_codes - 1], jnp.int32)
+    vectors = q.decode((), (), codes)
+    digits = np.round(np.asarray(vectors) * 2).astype(int) + 2
+    again = [sum(int(d) * 5**i for i, d in enumerate(row)) for row in digits]
+    assert again == codes.tolist()
+    # And back through quantize: z whose bound lands on those levels.
+    z = jnp.arctanh(jnp.clip(vectors, -0.99, 0.99) / 1.001)
+    assert q.quantize((), (), z).codes.tolist() == codes.tolist()
+
+
+@pytest.mark.parametrize('scale, expected', [(0.5, 0.14), (1.0, 0.90), (2.0, 0.41)])
+def test_fsq_usage_depends_on_the_scale_of_z(scale, expected):
+    """FACTS 3: perplexity / K for N(0, s^2) into [8, 8, 8, 5, 5, 5], by independent features."""
+    share = 1.0
+    z = scale * np.asarray(normal(0, 400_000))
+    for level in (8, 5):
+        codes = np.asarray(FSQ((level,)).quantize((), (), jnp.asarray(z)[:, None]).codes)
+        p = np.bincount(codes, minlength=level) / len(codes)
+        share *= (np.exp(-np.sum(p * np.log(np.maximum(p, 1e-300)))) / level) ** 3
+    assert share == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_fsq_noise_stays_in_range_and_is_reproducible(symmetric):
+    q = FSQ((5, 4, 3), symmetric=symmetric, noise=2.0)
+    z = 5 * normal(0, 1000, 3)
+    out = q.quantize((), (), z, key=jax.random.key(1))
+    assert out.codes.min() >= 0 and out.codes.max() < 60
+    assert (out.z_q == q.decode((), (), out.codes)).all()
+    assert (out.codes != q.quantize((), (), z).codes).any()
+    assert (out.codes == q.quantize((), (), z, key=jax.random.key(1)).codes).all()
+
+
+def brute_force_lfq(z, inv_temperature):
+    """Entropies by the softmax over all 2^bits codes, in float64."""
+    z = np.float64(z)
+    codes = np.array(list(itertools.product([-1.0, 1.0], repeat=z.shape[-1])))
+    logits = 2 * inv_temperature * z @ codes.T
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+
+    def entropy(p):
+        return -np.sum(np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0), axis=-1)
+
+    return entropy(p).mean(), entropy(p.mean(axis=0))
+
+
+@pytest.mark.parametrize('num_bits, inv_temperature', [(1, 1.0), (3, 100.0), (8, 0.5), (11, 2.0)])
+def test_lfq_entropies_equal_the_sum_over_all_codes(num_bits, inv_temperature):
+    z = normal(num_bits, 40, num_bits)
+    losses = LFQ(num_bits, inv_temperature=inv_temperature).quantize((), (), z).losses
+    single, joint = brute_force_lfq(z, inv_temperature)
+    assert float(losses['per_sample_entropy']) == pytest.approx(single, rel=2e-5, abs=1e-6)
+    assert float(losses['batch_entropy']) == pytest.approx(joint, rel=2e-5)
+
+
+def arrays_of(jaxpr):
+    for equation in jaxpr.eqns:
+        for variable in (*equation.invars, *equation.outvars):
+            yield math.prod(getattr(variable.aval, 'shape', ()))
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from arrays_of(inner)
+
+
+@pytest.mark.parametrize('q, dim', [(LFQ(18), 18), (FSQ((8,) * 6), 6)])
+def test_large_implicit_codebooks_are_never_held(q, dim):
+    """2^18 codes: nothing in quantize, its gradient or decode comes near that many numbers."""
+    z = jnp.zeros((4, dim))
+    run = jax.make_jaxpr(
+        jax.grad(lambda z: jnp.sum(q.quantize((), (), z).z_q) + q.quantize((), (), z).loss)
+    )
+    assert max(arrays_of(run(z).jaxpr)) < q.num_codes // 8
+    decode = jax.make_jaxpr(lambda codes: q.decode((), (), codes))(jnp.zeros(4, jnp.int32))
+    assert max(arrays_of(decode.jaxpr)) < 1000
+
+
+def test_lfq_beyond_18_bits_is_bounded_by_its_blocks():
+    z = normal(0, 8, 20)
+    q = LFQ(20, inv_temperature=1.0)
+    blocks = sum(
+        float(LFQ(b, inv_temperature=1.0).quantize((), (), part).losses['batch_entropy'])
+        for b, part in ((18, z[:, :18]), (2, z[:, 18:]))
+    )
+    assert float(q.quantize((), (), z).losses['batch_entropy']) == pytest.approx(blocks, rel=1e-5)
