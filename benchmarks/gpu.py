@@ -129,6 +129,11 @@ def _arguments(argv):
     return options
 
 
+def _fails(name: str, why: str) -> bool:
+    print(f'error: {name}: {why}', file=sys.stderr)
+    return True
+
+
 def main(argv=None):
     """Run the parts that are not finished, or say what they would do."""
     options = _arguments(argv)
@@ -142,7 +147,7 @@ def main(argv=None):
             print(f'{name}: {part.does}\n  lasts: {lasts}\n  needs: {part.needs}')
             print(f'  writes: {options.out / f"gpu_{name}.json"}, once; --again repeats it')
         return
-    failed = []
+    failed = False
     for name in options.parts:
         try:
             if _finished(options, name):
@@ -151,14 +156,10 @@ def main(argv=None):
             print(f'{name}: on {here}')
             results = PARTS[name].run(options)
             common.write(options.out, f'gpu_{name}', {'quick': options.quick} | results)
-        except (gpu_train.Unfinished, OSError, jax.errors.JaxRuntimeError) as error:
-            text = (
-                str(error)
-                if isinstance(error, gpu_train.Unfinished)
-                else gpu_search.one_line(error)
-            )
-            failed.append(f'error: {name}: {text}')
-            print(failed[-1], file=sys.stderr)
+        except gpu_train.Unfinished as error:
+            failed = _fails(name, str(error))
+        except (OSError, jax.errors.JaxRuntimeError) as error:
+            failed = _fails(name, gpu_search.one_line(error))
     if failed:
         sys.exit(1)
 

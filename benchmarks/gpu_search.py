@@ -153,7 +153,7 @@ def _case(shape, dtype, precision, names, quick, interpret):
     return row | {'checks': _checks(z, codebook, codes), 'failed': failed}
 
 
-def recommend(rows: list[dict], interpret: bool = False) -> dict:
+def recommend(rows: list[dict], timed: bool = True) -> dict:
     """Which search should be the default on this GPU, None where that cannot be told, and why."""
     for row in rows:
         where = f'{row["inputs"]} inputs, precision {row["precision"]}'
@@ -167,8 +167,11 @@ def recommend(rows: list[dict], interpret: bool = False) -> dict:
             return {'default': None, 'why': f'tiles choose other codes than float64 ({where})'}
         if checks['fused_differs_beyond_ties'] or excess[FUSED] > _ROUNDINGS:
             return {'default': TILES, 'why': f'fused chooses other codes ({where})'}
-    if interpret:
-        return {'default': None, 'why': 'the kernel was interpreted: its times say nothing'}
+    if not timed:
+        return {
+            'default': None,
+            'why': 'times of small shapes or an interpreted kernel say nothing',
+        }
     ratios = [row['fused_to_tiles'] for row in rows]
     text = ', '.join(f'{r["fused_to_tiles"]} ({r["inputs"]}, {r["precision"]})' for r in rows)
     name = FUSED if max(ratios) < 1 else TILES
@@ -190,6 +193,6 @@ def search(options) -> dict:
         except Exception as error:
             rows[i]['failed'][FUSED] = one_line(error)
         print(f'  {case}:', {n: r['median_ms'] for n, r in rows[i]['runs'].items()}, 'ms')
-    found = {'rows': rows, 'interpreted': interpret, 'recommendation': recommend(rows, interpret)}
-    print(f'  default: {found["recommendation"]}')
-    return found
+    found = recommend(rows, timed=not (quick or interpret))
+    print(f'  default: {found["default"]}, because: {found["why"]}')
+    return {'rows': rows, 'interpreted': interpret, 'recommendation': found}
