@@ -77,7 +77,7 @@ PARTS = {
         'default',
         'at most 2 minutes of rounds, and compiling',
         'CUDA and 192 KB of shared memory (Hopper) for the kernel, 12 GB of GPU memory for the '
-        'products; what fails is left out and said to',
+        'products; what fails is left out and named',
     ),
     'steps': Part(
         steps,
