@@ -111,7 +111,8 @@ def train(options) -> dict:
         with _time_limit(max(seconds - (time.perf_counter() - begun), 0.0)):
             results = experiment.run(config, str(folder / 'run'))
     except experiment.RunError as error:
-        raise Unfinished(f'{error} (--again starts it over)') from error
+        hint = ' (--again starts it over)' if (folder / 'run').exists() else ''
+        raise Unfinished(f'{error}{hint}') from error
     except experiment.Stopped as stopped:
         # Somebody's wish, or the minutes are over: in both cases no other part is to begin.
         sys.exit(f'error: train: {stopped}')

@@ -86,7 +86,9 @@ def main(argv=None):
     options = common.arguments(parser, argv)
     rows = {}
     for name, shape in (('mnist', (28, 28, 1)), ('cifar10', (32, 32, 3))):
-        quick = {'batch_size': 32, 'init_batch_size': 256} if options.quick else {}
+        quick = (
+            {'batch_size': 32, 'init_batch_size': 256, 'steps_per_call': 2} if options.quick else {}
+        )
         given = configuration(name, options.data_dir, **quick)
         dataset = noise(shape) if options.quick else settings.load_dataset(name, options.data_dir)
         rows[name] = compare(
