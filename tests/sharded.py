@@ -137,7 +137,10 @@ def search():
     for kind in (AxisType.Auto, AxisType.Explicit):
         on = mesh(kind)
         for name, specs in splits.items():
-            args = [jax.device_put(x, NamedSharding(on, s)) for x, s in zip((z, codebook), specs)]
+            args = [
+                jax.device_put(x, NamedSharding(on, s))
+                for x, s in zip((z, codebook), specs, strict=True)
+            ]
             for given in (False, True):
                 with jax.set_mesh(on) if given else contextlib.nullcontext():
                     run = compiled(ops.nearest_codes, *args)
