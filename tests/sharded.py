@@ -292,6 +292,16 @@ def explicit_traces():
     return failed
 
 
+def guide():
+    """The programs of docs/parallel.md on these devices: how many ran."""
+    page = (pathlib.Path(__file__).parents[1] / 'docs' / 'parallel.md').read_text()
+    blocks, names = re.findall(r'^```python\n(.*?)^```', page, re.MULTILINE | re.DOTALL), {}
+    for block in blocks:
+        assert len(block.splitlines()) <= 25, block
+        exec(block, names)
+    return len(blocks)
+
+
 def main():
     parts = {
         'search': search,
@@ -301,6 +311,7 @@ def main():
         'split codebooks': split_codebooks,
         'explicit traces': explicit_traces,
         'refusals': refusals,
+        'guide': guide,
     }
     asked = sys.argv[1:] or list(parts)
     print(json.dumps({name: parts[name]() for name in asked}))

@@ -6,6 +6,8 @@ All of it in one process with 8 CPU devices (`sharded.py`), whose compiled progr
 import json
 import os
 import pathlib
+import re
+import socket
 import subprocess
 import sys
 
@@ -94,6 +96,45 @@ def test_bad_input_is_told_the_value_and_the_remedy(found, case, parts):
     message = found['refusals'][case]
     assert all(part in message for part in parts), message
     assert '\n' not in message
+
+
+def test_the_guide_s_programs_run_on_eight_devices(found):
+    assert found['guide'] == 4
+
+
+def test_the_guide_s_program_for_several_hosts_runs_in_two_processes(tmp_path):
+    page = (HERE.parent / 'docs' / 'parallel.md').read_text()
+    [program] = re.findall(r'^```py\n(.*?)^```', page, re.MULTILINE | re.DOTALL)
+    assert len(program.splitlines()) <= 25
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    assert 'localhost:12345' in program
+    script = tmp_path / 'program.py'
+    script.write_text(program.replace('12345', str(port)))
+    env = {
+        **os.environ,
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0',
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': str(HERE.parent),
+    }
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(i)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [host.communicate(timeout=600) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert all(host.returncode == 0 for host in hosts), said
+    assert said[0][0] == said[1][0] and '16384 vectors, loss ' in said[0][0]
 
 
 def test_lanes_are_whole_parts_of_every_split(monkeypatch):
