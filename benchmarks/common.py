@@ -87,6 +87,19 @@ def measure(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
     return times
 
 
+def measure_for(
+    runs: Mapping[str, Callable[[], object]], seconds: float, least: int, most: int
+) -> dict[str, list[float]]:
+    """`measure` for as many rounds as fit into these seconds, between `least` and `most`."""
+    for run in runs.values():
+        run()
+    start = time.perf_counter()
+    for run in runs.values():
+        run()
+    round_s = time.perf_counter() - start + len(runs) * _REST_S
+    return measure(runs, max(least, min(most, int(seconds / max(round_s, 1e-6)))))
+
+
 def summary(times: Mapping[str, Sequence[float]]) -> dict[str, dict]:
     """Median and fastest milliseconds of each run."""
     return {
@@ -136,7 +149,10 @@ def write(out: Path, name: str, results: dict) -> None:
     """`results` and the environment as NAME.json."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**results, 'environment': environment()}, indent=1)
-    (out / f'{name}.json').write_text(text + '\n')
+    # Whole or not at all: a part of gpu.py whose file is there is not run again.
+    temporary = out / f'.{name}.json'
+    temporary.write_text(text + '\n')
+    temporary.replace(out / f'{name}.json')
     print(f'wrote {out / name}.json')
 
 

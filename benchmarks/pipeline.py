@@ -41,7 +41,7 @@ def compare(name, given, dataset, steps, repeats):
     task = experiment.make_task(given, METHOD, dataset)
     step = form.compile(functools.partial(training.train_steps, task), donate=True)
     start = data.init_batch(dataset, own.init_batch_size, 0)
-    held = {'state': form.place(training.init_state(task, 0, start['image']))}
+    held = {'state': form.place(training.init_state(task, 0, start['image']), task)}
     batches = data.train_batches(dataset, own.batch_size, 0, augment=own.augment)
     size = own.steps_per_call
     stacked = loop.stack([next(batches) for _ in range(size)], size)
