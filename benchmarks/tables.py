@@ -86,6 +86,55 @@ def pipeline(results):
     return _table(['', 'batch', *names, 'pipeline / resident'], rows)
 
 
+def _bytes(carried):
+    return ', '.join(f'{size:,} ({kind})' for kind, size in carried.items()) or '0'
+
+
+def collectives(results):
+    """Bytes that the collectives of a step carry, one row a shape."""
+    rows = [
+        [f'{r["N"]:,} x {r["D"]} x {r["K"]:,}', r['devices'], _bytes(r['step'])]
+        + [f'{r["formula"]:,}', _bytes(r['with revival']), f'{r["z"]:,}']
+        for r in results['collectives']
+    ]
+    header = ['N x D x K', 'devices', 'a step', '4 K (D + 1)', 'one that revives', 'all of z']
+    return _table(header, rows)
+
+
+def weak_scaling(results):
+    """Operations and memory a device, one row a number of devices."""
+    first = results['weak_scaling'][0]['operations']
+    rows = [
+        [r['devices'], f'{r["operations"]:,.0f}', f'{r["operations"] / first:.3f}']
+        + [', '.join(map(str, r['tiles'])), f'{r["operations of a tile"]:,.0f}']
+        + [f'{r["temporary bytes"] / 1e6:.1f}']
+        for r in results['weak_scaling']
+    ]
+    header = ['devices', 'operations a device', 'to one device']
+    return _table([*header, 'tiles at 16,384 rows', 'operations with one', 'temporary MB'], rows)
+
+
+def large_codebook(results):
+    """Memory a device of a large codebook."""
+    rows = [
+        [f'{r["codes on a device"]:,}', *[f'{r[k] / 1e6:,.0f}' for k in ('arguments', 'temporary')]]
+        + [_bytes(r['carried'])]
+        for r in results['large_codebook']
+    ]
+    return _table(['codes on a device', 'arguments, MB', 'temporary, MB', 'carried, bytes'], rows)
+
+
+def projection(results):
+    """Search and all-reduce on 256 chips, on paper."""
+    rows = [
+        [r['chip'], f'{r["N a chip"]:,} x {r["D"]} x {r["K"]:,}', r['search_us']]
+        + [r['all_reduce_us'], f'{r["efficiency"]:.1%}']
+        for r in results['projection']
+    ]
+    header = ['', 'N a chip x D x K', 'search, us', 'all-reduce, us', 'of perfect scaling']
+    return _table(header, rows)
+
+
 def machine(results):
     """One line: what the figures were measured on."""
     e = results['environment']

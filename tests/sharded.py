@@ -31,27 +31,46 @@ from vqjax import (  # noqa: E402
     SimVQ,
     ops,
 )
-from vqjax.quantizers import shardings  # noqa: E402
+from vqjax.quantizers import device_mesh, shardings  # noqa: E402
 
 # More than a tile of rows on CPU (8,192): below that the compiler finds nothing to gather.
 N, D, K = 16_384, 16, 16
 EAGER = ops.Revival(below=0.9, every=1)
 KMEANS = ops.Revival(below=0.9, every=1, source=ops.kmeans_rows)
-EMA = VQEMA(K, decay=0.8, revival=EAGER)
+# Rows of the batch to start from: what a stage leaves of integers is integers again.
+BLOCK = VQEMA(K, decay=0.8, init=ops.batch_rows, revival=EAGER)
+
+
+def collapsed(key, z, k, mask=None, axis_name=None):
+    """A start with one code for everything, so that a guard has something to do."""
+    del key, mask, axis_name
+    return ops.Start(1e3 * jnp.ones((k, z.shape[-1])).at[0].set(0.0), jnp.ones(k))
+
+
 QUANTIZERS = [
-    EMA,
-    VQEMA(K, metric='cosine', gradient=ops.rotate, revival=ops.Revival(0.9, 1, ops.anchors)),
-    VQ(K, diversity=0.1, orthogonality=0.1, revival=ops.Revival(0.9, 1, ops.error_rows)),
+    VQEMA(K, decay=0.8, revival=EAGER),
+    VQEMA(
+        K,
+        metric='cosine',
+        init=ops.batch_rows,
+        gradient=ops.rotate,
+        revival=ops.Revival(0.9, 1, ops.anchors),
+    ),
+    VQ(
+        K,
+        init=ops.batch_rows,
+        diversity=0.1,
+        orthogonality=0.1,
+        revival=ops.Revival(0.9, 1, ops.error_rows),
+    ),
     SimVQ(K),
     FSQ((3,) * D),
     LFQ(D),
     GumbelSoftmax(K, diversity=0.1),
     RandomProjection(K, 4),
-    Banked(VQEMA(K, decay=0.8, revival=KMEANS), size=256, fresh=64),
-    Guarded(EMA, least=16.0, cooldown=1),
+    Banked(VQEMA(K, init=ops.batch_rows, revival=KMEANS), size=256, fresh=64),
+    Guarded(VQEMA(K, init=collapsed, revival=None), least=16.0, cooldown=1),
 ]
-# Rows of the batch to start from: what a stage leaves of integers is integers again.
-BLOCK = VQEMA(K, decay=0.8, init=ops.batch_rows, revival=EAGER)
 NESTINGS = [
     Residual(BLOCK, 2, beam=3),
     Residual(Product(VQ(K, init=ops.batch_rows, revival=EAGER), 2), 2),
@@ -137,21 +156,22 @@ def search():
     for kind in (AxisType.Auto, AxisType.Explicit):
         on = mesh(kind)
         for name, specs in splits.items():
-            args = [jax.device_put(x, NamedSharding(on, s)) for x, s in zip((z, codebook), specs)]
+            args = [
+                jax.device_put(x, NamedSharding(on, spec))
+                for x, spec in zip((z, codebook), specs, strict=True)
+            ]
             for given in (False, True):
+                if (given or kind == AxisType.Explicit) and name == 'codes over both':
+                    continue
                 with jax.set_mesh(on) if given else contextlib.nullcontext():
                     run = compiled(ops.nearest_codes, *args)
                     codes = run(*args)
                 rows.append(
                     {
                         'case': f'{kind.name}, {name}, set_mesh={given}',
-                        'split codes': specs[1] != P(),
                         'wrong': int((np.asarray(codes) != expected).sum()),
                         'collectives': collectives(run),
-                        'share': -(-N // 8),
-                        'follows': tuple(codes.sharding.spec)[:1] == tuple(specs[0])[:1]
-                        or not any(codes.sharding.spec)
-                        and not any(specs[0]),
+                        'spec': [str(codes.sharding.spec), str(specs[0])],
                     }
                 )
     # The mesh named by in_shardings alone: nothing in the types says that there is one.
@@ -188,7 +208,7 @@ def partly_manual():
     """shard_map over one axis of two, the other left to the compiler."""
     on, z = mesh(AxisType.Auto), batch()
     rows = {}
-    for q in (EMA, NESTINGS[1]):
+    for q in (NESTINGS[1],):
         mapped = jax.shard_map(
             lambda z, q=q: train(q, 'data')(z)[::2],
             mesh=on,
@@ -208,28 +228,55 @@ def partly_manual():
 def split_codebooks():
     """Steps with the codes over the model axis: the state that comes out is split as it went in."""
     z, rows = batch(), {}
-    for kind in (AxisType.Auto, AxisType.Explicit):
+    cases = {
+        AxisType.Auto: VQEMA(1024, init=ops.batch_rows, revival=EAGER),
+        AxisType.Explicit: Residual(VQ(512, init=ops.batch_rows, revival=EAGER), 2),
+    }
+    for kind, q in cases.items():
         on = mesh(kind)
         split = jax.device_put(z, NamedSharding(on, P('data')))
-        for q in (
-            VQEMA(1024, init=ops.batch_rows, revival=EAGER),
-            Residual(VQ(512, init=ops.batch_rows, revival=EAGER), 2),
-        ):
-            started = jax.jit(q.init)(jax.random.key(0), z)
-            placed = jax.device_put(started, shardings(q, *started, on, 'model'))
-            run = compiled(step(q), *placed, split)
-            got = run(*placed, split)
-            before, after = jax.tree.leaves(placed[1]), jax.tree.leaves(got[2])
-            rows[f'{kind.name} {q!r}'] = {
-                'difference': difference(jax.jit(step(q))(*started, z), got),
-                'kept': all(
-                    a.sharding.is_equivalent_to(b.sharding, a.ndim)
-                    for a, b in zip(before, after, strict=True)
-                ),
-                'split': sum(any(x.sharding.spec) for x in after),
-                'moved': [c for c in moved(run, N * D // 8) if c[0] in MOVES],
-            }
+        started = jax.jit(q.init)(jax.random.key(0), z)
+        placed = jax.device_put(started, shardings(q, *started, on, 'model'))
+        run = compiled(step(q), *placed, split)
+        got = run(*placed, split)
+        before, after = jax.tree.leaves(placed[1]), jax.tree.leaves(got[2])
+        rows[f'{kind.name} {q!r}'] = {
+            'difference': difference(jax.jit(step(q))(*started, z), got),
+            'kept': all(
+                a.sharding.is_equivalent_to(b.sharding, a.ndim)
+                for a, b in zip(before, after, strict=True)
+            ),
+            'split': sum(any(x.sharding.spec) for x in after),
+            'moved': [c for c in moved(run, N * D // 8) if c[0] in MOVES],
+        }
     return rows
+
+
+def refusals():
+    """What bad input is told."""
+    on, z = mesh(AxisType.Auto), batch(64, 8)
+    q = VQEMA(10)
+    shapes = jax.eval_shape(q.init, jax.random.key(0), z)
+    state = VQEMA(8).init(jax.random.key(0), z)[1]
+    half = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])
+    calls = {
+        'codes': lambda: shardings(q, *shapes, jax.make_mesh((2, 4), ('data', 'model')), 'model'),
+        'axis': lambda: shardings(q, *shapes, on, 'modle'),
+        'mesh': lambda: device_mesh(data=3, model=2),
+        'axis_name': lambda: jax.jit(lambda z: VQEMA(8).init(KEY, z, axis_name='batch'))(z),
+        'two meshes': lambda: VQEMA(8).quantize(
+            (),
+            jax.device_put(state, NamedSharding(half, P())),
+            jax.device_put(z, NamedSharding(on, P('data'))),
+        ),
+    }
+    told = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except ValueError as error:
+            told[name] = str(error)
+    return told
 
 
 def explicit_traces():
@@ -245,14 +292,26 @@ def explicit_traces():
     return failed
 
 
+def guide():
+    """The programs of docs/parallel.md on these devices: how many ran."""
+    page = (pathlib.Path(__file__).parents[1] / 'docs' / 'parallel.md').read_text()
+    blocks, names = re.findall(r'^```python\n(.*?)^```', page, re.MULTILINE | re.DOTALL), {}
+    for block in blocks:
+        assert len(block.splitlines()) <= 25, block
+        exec(block, names)
+    return len(blocks)
+
+
 def main():
     parts = {
         'search': search,
         'auto': lambda: steps(QUANTIZERS + NESTINGS, AxisType.Auto),
-        'explicit': lambda: steps([EMA, LFQ(D), NESTINGS[1]], AxisType.Explicit),
+        'explicit': lambda: steps([LFQ(D), NESTINGS[0]], AxisType.Explicit),
         'partly manual': partly_manual,
         'split codebooks': split_codebooks,
         'explicit traces': explicit_traces,
+        'refusals': refusals,
+        'guide': guide,
     }
     asked = sys.argv[1:] or list(parts)
     print(json.dumps({name: parts[name]() for name in asked}))

@@ -36,7 +36,7 @@ def run(monkeypatch, tmp_path):
 
     yield run
     # Their names are common ones: no later test should import these instead.
-    for name in ('common', 'nearest', 'quantizers', 'training', 'fit', 'pipeline'):
+    for name in ('common', 'nearest', 'quantizers', 'training', 'fit', 'pipeline', 'scaling'):
         sys.modules.pop(name, None)
 
 
@@ -106,6 +106,24 @@ def test_pipeline(run):
     assert results['rows'].keys() == {'mnist', 'cifar10'}
     for row in results['rows'].values():
         assert row['runs'].keys() == {'pipeline', 'resident batch'} and row['ratio'] > 0
+
+
+def test_scaling(run):
+    results, _ = run('scaling')
+    for row in results['collectives']:
+        # Sums and counts, and nothing that grows with the vectors.
+        assert row['step'] == {'all-reduce': row['formula']}
+        assert row['formula'] == 4 * row['K'] * (row['D'] + 1)
+        assert sum(row['with revival'].values()) < row['z'] / 8
+    one, *more = results['weak_scaling']
+    for row in more:
+        assert row['operations'] == pytest.approx(one['operations'], rel=0.05)
+        assert row['operations of a tile'] == pytest.approx(one['operations of a tile'], rel=0.05)
+        assert row['tiles'] == one['tiles']
+    whole, split = results['large_codebook']
+    for part in ('arguments', 'temporary'):
+        assert split[part] < 0.3 * whole[part]
+    assert all(0 < row['efficiency'] < 1 for row in results['projection'])
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def interrupt(process, folder, step, number, delay=0.0):
 
 
 def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
-    """120 steps, one SIGTERM to the process that writes nothing; they go on under jit over a mesh."""
+    """120 steps, one SIGTERM to the process that writes nothing; they go on under jit."""
     # Slow to learn, so that rounding stays rounding, and long enough to be interrupted.
     rate = '--config.learning_rate=1e-4'
     short = (*SMALL, '--config.epochs=30', '--config.log_every=1', rate)

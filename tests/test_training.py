@@ -52,7 +52,7 @@ def run(num_steps, source=None, steps_per_call=1, state=None, should_stop=bool, 
     """(state, metrics of every step) of that many steps from the start or another state."""
     task, step, start = compiled(**kwargs)
     records = []
-    state, _ = loop.fit(
+    state, stopped = loop.fit(
         step,
         FORM.place(start if state is None else state, task),
         batches() if source is None else source,
@@ -61,6 +61,7 @@ def run(num_steps, source=None, steps_per_call=1, state=None, should_stop=bool, 
         should_stop,
         steps_per_call,
     )
+    assert stopped == (should_stop is not bool)
     return FORM.read(state), records
 
 
@@ -178,6 +179,9 @@ def test_a_request_to_stop_ends_the_loop_after_the_dispatch_that_carried_it_and_
     asked = iter([False, True, True, True])
     state, records = run(30, steps_per_call=3, should_stop=lambda: next(asked))
     assert state.step == len(records) == 9
+    # Heard as well where there is no other dispatch to stop before.
+    state, records = run(3, steps_per_call=3, should_stop=lambda: True)
+    assert state.step == len(records) == 3
 
 
 def test_evaluation_does_not_depend_on_the_batch_size_and_changes_nothing():

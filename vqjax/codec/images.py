@@ -124,7 +124,7 @@ def read_run(
     params = raw['ema_params'] if config['ema_decay'] else raw['params']
     variables = {
         'params': params['encode'],
-        'batch_stats': raw['stats']['batch_stats'].get('encode', {}),
+        'batch_stats': raw['stats'].get('batch_stats', {}).get('encode', {}),
     }
     encoder = ImageEncoder(
         config['encoder'],

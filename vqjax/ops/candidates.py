@@ -17,11 +17,11 @@ _TILE_ROWS = 1024
 
 
 def _squared_distances(rows, codebook, metric):
-    """[..., D], [K, D] -> [..., K]: squared distance, for cosine that of the unit vectors."""
+    """[n, D], [K, D] -> [n, K]: squared distance, for cosine that of the unit vectors."""
     if metric == 'cosine':
         rows, codebook = normalize(rows), normalize(codebook)
     dots = jnp.matmul(rows, codebook.T, precision=lax.Precision.HIGHEST)
-    norms = jnp.sum(rows * rows, axis=-1)[..., None] + jnp.sum(codebook * codebook, axis=-1)
+    norms = jnp.sum(rows * rows, axis=-1)[:, None] + jnp.sum(codebook * codebook, axis=-1)
     return norms - 2 * dots
 
 
@@ -115,8 +115,11 @@ def mean_assignment(
     @jax.checkpoint
     def tile(inputs):
         rows, weights = inputs
-        probabilities = jax.nn.softmax(-_squared_distances(rows, codebook, metric) / temperature)
-        return jnp.sum(jnp.where(weights[..., None] > 0, probabilities, 0.0), axis=1)
+        distances = _squared_distances(rows.reshape(-1, rows.shape[-1]), codebook, metric)
+        probabilities = jax.nn.softmax(-distances / temperature)
+        real = jnp.where(weights.reshape(-1, 1) > 0, probabilities, 0.0)
+        # Without the axis of one lane XLA's sum is twice as fast on CPU.
+        return jnp.sum(in_lanes(real, lanes), axis=1) if lanes > 1 else jnp.sum(real, 0)[None]
 
     # Of tiles first, of lanes last: one collective.
     total = jnp.sum(lax.map(tile, (tiles(rows), tiles(weights))), axis=(0, 1))

@@ -101,14 +101,19 @@ def automatic(out_specs: Callable | P) -> Callable:
 def _explicit_mesh(tree):
     """The mesh with an Explicit axis that these arrays are on, or None."""
     context = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit in context.axis_types:
-        return context
+    meshes = [] if context.empty else [context]
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array):
             mesh = jax.typeof(leaf).sharding.mesh
-            if AxisType.Explicit in mesh.axis_types:
-                return mesh
-    return None
+            if not mesh.empty and mesh not in meshes:
+                meshes.append(mesh)
+    sizes = {mesh.size for mesh in meshes}
+    if len(sizes) > 1:
+        raise ValueError(
+            f'arrays on meshes of {" and ".join(map(str, sorted(sizes)))} devices do not meet: put '
+            'params, state and z on one mesh with jax.device_put'
+        )
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def _call_automatic(function, mesh, specs, args, kwargs):

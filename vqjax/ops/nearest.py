@@ -128,8 +128,6 @@ def _search(rows, codebook, metric, precision, scores, sizes):
     size = max(most_scores * whole // (row_size * lanes), size) // parts
     code_size, code_starts = starts(num_codes // parts, size)
     rows, codebook, bias = in_lanes(rows, lanes), in_lanes(codebook, parts), in_lanes(bias, parts)
-    # Exact as float32 (a tile has fewer than 2^24 codes), whose minimum is the faster one on CPU.
-    index = jnp.arange(code_size, dtype=jnp.float32)[:, None]
     part_starts = jnp.arange(parts, dtype=jnp.int32)[:, None] * (num_codes // parts)
 
     def row_tile(row_start):
@@ -142,18 +140,29 @@ def _search(rows, codebook, metric, precision, scores, sizes):
             offset = cut(bias, code_start, code_size)
             # Codes first: the minimum then runs over rows of the matrix, which vectorises.
             score = scores(usable_codes(offset, codes), offset[:, None], tile, precision)
-            score = in_lanes(score, parts)
-            best = jnp.min(score, axis=1)
-            # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
-            first = jnp.min(jnp.where(score == best[:, None], index, code_size), axis=1)
-            return best, part_starts + code_start + first.astype(jnp.int32)
+            if parts == 1:
+                best, first = _least(score)
+                return best, code_start + first
+            best, first = jax.vmap(_least)(in_lanes(score, parts))
+            return best, part_starts + code_start + first
 
         best, first = lax.map(code_tile, code_starts)
-        least = jnp.min(best, axis=(0, 1))
-        code = jnp.min(jnp.where(best == least, first, num_codes), axis=(0, 1))
+        axes = tuple(range(best.ndim - 1))
+        least = jnp.min(best, axis=axes)
+        code = jnp.min(jnp.where(best == least, first, num_codes), axis=axes)
         return in_lanes(jnp.where(jnp.isfinite(least), code, -1), lanes)
 
     return join_tiles(lax.map(row_tile, row_starts), n)
+
+
+def _least(score):
+    """Of scores [k, n] the least of each column and its first row: float32 [n], int32 [n]."""
+    # Exact as float32 (a tile has fewer than 2^24 codes), whose minimum is the faster one on CPU.
+    index = jnp.arange(score.shape[0], dtype=jnp.float32)[:, None]
+    best = jnp.min(score, axis=0)
+    # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
+    first = jnp.min(jnp.where(score == best, index, score.shape[0]), axis=0)
+    return best, first.astype(jnp.int32)
 
 
 def _scores(codes, bias, rows, precision):

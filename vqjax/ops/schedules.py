@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -25,6 +26,12 @@ class Schedule:
             self._schedule = make(**arguments)
         except TypeError as error:
             raise ValueError(f'schedule {name!r} does not take {arguments}: {error}') from None
+        try:
+            jax.eval_shape(lambda step: jnp.asarray(self._schedule(step), jnp.float32), 0)
+        except Exception:  # an optimizer, say: optax has more than schedules under its names
+            raise ValueError(
+                f'schedule {name!r} is no function of the step: give the name of an optax schedule'
+            ) from None
         self.name = name
         self.arguments = arguments
 

@@ -127,7 +127,9 @@ class Recorder:
             path = records_file(workdir, method, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [r for r in read_lines(path) if r['step'] <= first_step]
-            path.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+            beside = path.with_suffix('.tmp')  # a kill while writing loses nothing
+            beside.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+            beside.replace(path)
             self._steps = path.open('a')
 
     def step(self, step: int, record: dict[str, float]) -> None:
