@@ -9,7 +9,7 @@ the library does not have are those of `vqjax.studies.faults`.
 
 import ml_collections
 
-from configs import digits
+from configs import laboratory
 
 _SOUND = {'name': 'vq_ema', 'num_codes': 256, 'decay': 0.95}
 # The usual start of the collapsed projects: normal vectors, nothing revived.
@@ -59,7 +59,7 @@ def _quantizers() -> dict:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits.get_config()
+    config = laboratory.get_config()
     config.study = 'autopsy'
     config.cases = 'all'  # or some of vqjax.studies.cases.CASES: 'missing_total,unscaled_fsq'
     config.quantizers = _quantizers()
@@ -73,16 +73,6 @@ def get_config() -> ml_collections.ConfigDict:
         )
     }
     config.seeds = 1
-    # A plain small network: features as the encoder leaves them, Adam at a constant rate.
-    config.width = 16
-    config.standardize = False
-    config.epochs = 40
-    config.batch_size = 64
-    config.learning_rate = 1e-3
-    config.learning_rate_schedule = 'constant'
-    config.warmup_epochs = 0.0
-    config.weight_decay = 0.0
-    config.clip_norm = 0.0
     config.eval_every = 4.0
     config.checkpoint_every = 40
     config.keep_checkpoints = 1

@@ -7,7 +7,7 @@ normal start, no revival, decay .99, commitment 1.0 (what seed 004 calls the pap
 features as the encoder leaves them.
 """
 
-from configs import digits
+from configs import laboratory
 
 _BASELINE = {
     'name': 'vq_ema', 'num_codes': 256, 'decay': 0.99, 'commitment': 1.0, 'init': 'normal',
@@ -101,7 +101,7 @@ def _overrides(epochs: int) -> dict:
 
 def get_config(dataset: str = 'digits', epochs: int = 40, steps: int = 640):
     """For a data set of steps / epochs batches an epoch."""
-    config = digits.get_config()
+    config = laboratory.get_config()
     config.study = 'remedies'
     config.dataset = dataset
     config.overrides = _overrides(epochs)
@@ -112,17 +112,8 @@ def get_config(dataset: str = 'digits', epochs: int = 40, steps: int = 640):
     config.quantizers = quantizers | others
     config.methods = 'all'
     config.seeds = 10
-    # A plain small network: features as the encoder leaves them, Adam at a constant rate.
-    config.width = 16
-    config.standardize = False
     # Long enough for a code of the baseline that is never used to count as dead, after 370 steps.
     config.epochs = epochs
-    config.batch_size = 64
-    config.learning_rate = 1e-3
-    config.learning_rate_schedule = 'constant'
-    config.warmup_epochs = 0.0
-    config.weight_decay = 0.0
-    config.clip_norm = 0.0
     config.eval_every = epochs / 5
     config.checkpoint_every = 0  # a run takes seconds: one that was killed is trained again
     config.log_every = 64

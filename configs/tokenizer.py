@@ -9,7 +9,7 @@ vectors that no gradient reaches, `before_revived` the same with dead codes repl
 
 import ml_collections
 
-from configs import digits
+from configs import laboratory
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     # A codebook that is a buffer: no gradient reaches it.
     buffer = gradient | {'codebook': 0.0, 'init': 'normal', 'revival': None}
     every_step = {'below': 0.01, 'every': 1, 'source': 'random_rows'}
-    config = digits.get_config()
+    config = laboratory.get_config()
     config.study = 'tokenizer'
     config.dataset = 'cifar10'
     config.quantizers = {
@@ -41,15 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.reconstruction_weight = 1.0
     config.bottleneck = 'grid'
     config.features = 64
-    config.width = 16
-    config.standardize = False
     config.epochs = 1
     config.batch_size = 32
-    config.learning_rate = 1e-3
-    config.learning_rate_schedule = 'constant'
-    config.warmup_epochs = 0.0
-    config.weight_decay = 0.0
-    config.clip_norm = 0.0
     config.eval_every = 0.125
     config.checkpoint_every = 1
     config.log_every = 50
