@@ -2,7 +2,8 @@
 
     python train.py --config configs/remedies_mnist.py --config.data_dir=FOLDER
 
-For a prepared copy of 10,000 images, of which 7,200 train.
+For a prepared copy of 10,000 images, of which 7,200 train: 560 steps, at which `none` is at 86%.
+40 minutes on two CPU cores with other work beside it.
 """
 
 from configs import remedies
