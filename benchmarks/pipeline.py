@@ -20,6 +20,7 @@ import numpy as np
 
 from vqjax.trainer import data, experiment, loop, settings, training
 from vqjax.trainer.parallel import Pmap
+from vqjax.trainer.plans import plan
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs
 
@@ -43,7 +44,7 @@ def compare(name, given, dataset, steps, repeats):
     start = data.init_batch(dataset, own.init_batch_size, 0)
     held = {'state': form.place(training.init_state(task, 0, start['image']), task)}
     batches = data.train_batches(dataset, own.batch_size, 0, augment=own.augment)
-    size = own.steps_per_call
+    size = plan(own, dataset).steps_per_call
     stacked = loop.stack([next(batches) for _ in range(size)], size)
     stop = {'stop': np.zeros((size, form.local_replicas), bool)}
     batch = jax.tree.map(jax.device_put, form.shard(stacked | stop, axis=1))

@@ -190,8 +190,6 @@ def test_memory_beyond_inputs_and_output_is_below_64_mb(n, k):
 def test_peak_memory_of_a_process_is_below_64_mb_beyond_its_arrays():
     code = """
 import resource, jax, jax.numpy as jnp
-from support import SHIPPED
-
 from vqjax.ops import nearest_codes
 z = jnp.ones((65_536, 64)) * jnp.arange(65_536)[:, None]
 codebook = jnp.ones((8_192, 64)) * jnp.arange(8_192)[:, None]
