@@ -145,8 +145,7 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
         stages[continuous] = Stage(task, train_fn, eval_fn)
     for seed in seeds:
         Run(context, method, seed, stages).finish()
-    # Nothing of this method is compiled again, and forty of them would fill the memory.
-    jax.clear_caches()
+    training.forget_programs()
 
 
 def make_task(

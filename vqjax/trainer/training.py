@@ -19,6 +19,7 @@ __all__ = [
     'Task',
     'TrainState',
     'eval_step',
+    'forget_programs',
     'init_state',
     'make_optimizer',
     'start_quantizer',
@@ -142,6 +143,12 @@ _once = functools.partial(
 _jit_init = _once(_init)
 
 
+def forget_programs() -> None:
+    """Drops what was compiled for the methods so far: forty of them would fill the memory."""
+    for function in (_jit_init, _jit_start_quantizer, steps.gradient_flow):
+        function.clear_cache()
+
+
 def start_quantizer(task: Task, state: TrainState, images: jax.Array) -> TrainState:
     """The state with its quantizer started anew from the features as they now are.
 
@@ -235,12 +242,13 @@ def train_steps(
     if size == 1:
         state, measured = train_step(task, state, first)
         return state, jax.tree.map(lambda x: x[None], measured)
-    shapes = jax.eval_shape(lambda s, b: train_step(task, s, b), state, first)[1]
+    step = jax.jit(functools.partial(train_step, task), inline=True)  # traced once for both uses
+    shapes = jax.eval_shape(step, state, first)[1]
     kept = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
 
     def body(i: jax.Array, carry: Any) -> Any:
         state, kept = carry
-        state, measured = train_step(task, state, jax.tree.map(lambda x: x[i], batches))
+        state, measured = step(state, jax.tree.map(lambda x: x[i], batches))
         return state, jax.tree.map(lambda all, one: all.at[i].set(one), kept, measured)
 
     return jax.lax.fori_loop(0, count, body, (state, kept))
