@@ -8,7 +8,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 # In the order of tests/conftest.py: the longest first, so that both processes end together.
-TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 export VQJAX_SHARED

@@ -20,10 +20,9 @@ from vqjax.quantizers import Codebook, make, to_spec
 
 TABLE = table()
 SHAPE = (4, 24, 8)
-# One group an entry: with --dist loadgroup its compiled steps are shared by all its tests.
 every_quantizer = pytest.mark.parametrize(
     'q',
-    [pytest.param(q, id=name, marks=pytest.mark.xdist_group(name)) for name, q in TABLE.items()],
+    [pytest.param(q, id=name) for name, q in TABLE.items()],
 )
 
 

@@ -17,7 +17,6 @@ import pytest
 from vqjax.ops import meshes, tiles
 
 HERE = pathlib.Path(__file__).parent
-pytestmark = pytest.mark.xdist_group('sharded')
 
 
 @pytest.fixture(scope='module')
