@@ -2,7 +2,7 @@
 
     python train.py --config configs/autopsy.py
 
-Expected on two CPU cores: 2 minutes; a table, report.md and a plot a case. Every faulty run
+Expected on two CPU cores: 4 minutes; a table, report.md and a plot a case. Every faulty run
 is given its own finding by `vqjax.health.diagnose`, no cured run any. Names of quantizers that
 the library does not have are those of `vqjax.studies.faults`.
 """
