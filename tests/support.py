@@ -35,6 +35,21 @@ def flags_of(devices: int) -> str:
     return f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
 
 
+def run_on(devices: int, *arguments: str) -> str:
+    """What Python with these arguments prints in a process with that many CPU devices."""
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ
+        | {'XLA_FLAGS': flags_of(devices), 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return run.stdout
+
+
 def golden(name: str) -> dict[str, np.ndarray]:
     """Arrays of a golden: the copy in tests/goldens, so it runs everywhere, else the shared one."""
     copied = pathlib.Path(__file__).parent / 'goldens' / f'{name}.npz'

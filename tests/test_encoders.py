@@ -140,3 +140,9 @@ def test_unknown_names_are_errors_that_list_the_known_ones(field, value):
     encoder = encoders.Encoder(**{field: value})
     with pytest.raises(ValueError, match=f"'{value}': choose one of"):
         encoder.init(jax.random.key(0), images(2, 8, 8, 1), train=True)
+
+
+@pytest.mark.parametrize('options', [{'rhs_dilation': (2, 2)}, {'feature_group_count': 3}])
+def test_patches_of_other_convolutions_are_refused(options):
+    with pytest.raises(ValueError, match='use lax.conv_general_dilated'):
+        encoders.convolve(images(1, 8, 8, 3), jnp.zeros((3, 3, 3, 6)), (1, 1), 'SAME', **options)

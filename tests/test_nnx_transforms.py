@@ -1,9 +1,6 @@
 """What NNX's transformations make of a quantizer: jit, grad, vmap, replicas, checkpoints."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import chex
 import jax
@@ -13,6 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from support import run_on
 
 from vqjax import VQ, VQEMA, Residual, ops
 from vqjax.nnx import Quantize
@@ -117,18 +115,7 @@ def test_replicas_under_vmap_are_one_with_the_whole_batch():
 
 def test_four_devices_agree_with_one():
     """nnx.pmap, nnx.shard_map and nnx.jit over sharded rows, in a process of their own."""
-    flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
-    flags += ' --xla_backend_optimization_level=0'  # compiling is most of the time
-    run = subprocess.run(
-        [sys.executable, str(HERE / 'four_devices_nnx.py')],
-        env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert 'agree: ' in run.stdout
+    assert 'agree: ' in run_on(4, str(HERE / 'four_devices_nnx.py'))
 
 
 def test_a_checkpoint_of_the_state_goes_on_to_the_bit(tmp_path):

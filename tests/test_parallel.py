@@ -1,20 +1,16 @@
 """The trainer under pmap, and under jit over a mesh: one result, whatever the form."""
 
 import json
-import os
-import pathlib
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-import support
+from support import ROOT, run_on
 
 from vqjax.trainer import experiment
 from vqjax.trainer.parallel import Jit, Pmap
 
-ROOT = pathlib.Path(__file__).parents[1]
 # One process of 8 devices trains every form: digits, 20 steps, every one of them told. Under jit
 # with rows split, a copy of the run under pmap goes on from its checkpoint of step 8.
 PROGRAM = """
@@ -47,14 +43,7 @@ experiment.run(config | {'parallel': 'jit', 'mesh_shape': (2, -1)}, str(workdir 
 
 def train(workdir, methods):
     """Runs the program; the folder has one run a form."""
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': support.flags_of(8),
-        'PYTHONPATH': str(ROOT),
-    }
-    command = [sys.executable, '-c', PROGRAM, str(workdir), methods]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on(8, '-c', PROGRAM, str(workdir), methods)
     return workdir
 
 

@@ -13,6 +13,7 @@ import sys
 
 import jax
 import pytest
+from support import run_on
 
 from vqjax.ops import meshes, tiles
 
@@ -21,19 +22,7 @@ HERE = pathlib.Path(__file__).parent
 
 @pytest.fixture(scope='module')
 def found():
-    # Compiling is most of the time.
-    flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-    flags += '--xla_llvm_disable_expensive_passes=true'
-    run = subprocess.run(
-        [sys.executable, str(HERE / 'sharded.py')],
-        env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run_on(8, str(HERE / 'sharded.py')).splitlines()[-1])
 
 
 def test_each_device_searches_its_own_rows_among_its_own_codes(found):

@@ -1,9 +1,6 @@
 """Quantizers inside JAX's transformations and Flax's modules, on one device and on eight."""
 
-import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import flax.linen as nn
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import export, lax
-from support import SHIPPED, flags_of
+from support import SHIPPED, run_on
 
 import vqjax
 from vqjax import FSQ, VQ, VQEMA, Product, Projected, Residual, ops
@@ -182,13 +179,4 @@ def test_compile_time_does_not_grow_with_the_stages():
 
 def test_eight_devices_agree_with_one():
     """pmap and shard_map over 8 CPU devices, in a process of their own."""
-    run = subprocess.run(
-        [sys.executable, str(HERE / 'eight_devices.py')],
-        env=os.environ | {'XLA_FLAGS': flags_of(8), 'JAX_PLATFORMS': 'cpu'},
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert 'agree: ' in run.stdout
+    assert 'agree: ' in run_on(8, str(HERE / 'eight_devices.py'))

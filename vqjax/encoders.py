@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vqjax import ops
+
 ENCODERS = ('conv', 'resnet18')
 BOTTLENECKS = ('vector', 'grid')
 _SMALL = 144  # pixels of an image
@@ -58,8 +60,7 @@ class Standardize(nn.Module):
 
 def _sum(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Array:
     """Sum over axes and, where an axis_name is given, over replicas."""
-    total = jnp.sum(x, axis=axes)
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
+    return ops.psum(jnp.sum(x, axis=axes), axis_name)
 
 
 def are_small(image_shape: Sequence[int]) -> bool:
@@ -85,13 +86,22 @@ def convolve(
     trainer takes its steps, 45 times (jax-ml/jax#12868). Large images have too many patches.
 
     Args:
-      x: [B, H, W, C]; kernel: [h, w, C, F]; padding: as nn.Conv gives it; of the options of
-        `lax.conv_general_dilated` precision, all others as nn.Conv has them by default.
+      x: float [B, H, W, C]; kernel: float [h, w, C, F]; padding: 'SAME', 'VALID' or pairs;
+        options: those of `lax.conv_general_dilated` that nn.Conv gives.
 
     Returns:
-      [B, H', W', F].
+      float [B, H', W', F], of the dtype of the product.
+
+    Raises:
+      ValueError: for a convolution in groups or dilated.
     """
     height, width, channels, features = kernel.shape
+    dilation = (*(options.get('lhs_dilation') or ()), *(options.get('rhs_dilation') or ()))
+    if options.get('feature_group_count', 1) != 1 or any(d != 1 for d in dilation):
+        raise ValueError(
+            f'feature_group_count={options.get("feature_group_count", 1)} with dilations '
+            f'{dilation}: patches are of plain convolutions, use lax.conv_general_dilated'
+        )
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], (height, width), window_strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))

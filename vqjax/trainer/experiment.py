@@ -56,8 +56,7 @@ def run(
     dataset = load_dataset(settings.dataset, settings.data_dir)
     try:
         form = make_form(settings.parallel, tuple(settings.mesh_shape))
-        if settings.guard or settings.overrides:
-            _guard(settings, dataset.info.num_classes)
+        _guard(settings, dataset.info.num_classes)
         num_steps = {n: plan(m, dataset).num_steps for n, m in settings.methods.items()}
     except (ValueError, OSError) as error:
         raise RunError(' '.join(str(error).split())) from error
@@ -98,7 +97,7 @@ def _claim(settings: Settings, dataset: data.Dataset, workdir: str) -> Workdir:
         if method.init_from:
             task = make_task(settings, name, dataset)
             shapes = training.state_shapes(task, dataset.info.image_shape, method.init_batch_size)
-            for seed in range(settings.seeds):
+            for seed in range(settings.seeds if pretrained.by_seed(method.init_from) else 1):
                 pretrained.load(method.init_from, seed, shapes)
     return Workdir(workdir, settings.config)
 
@@ -138,7 +137,7 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
     settings, dataset = context.settings, context.dataset
     whole = make_task(settings, method, dataset, context.form)
     stages = {}
-    for continuous in (False, True)[: 1 + bool(plan(settings.methods[method], dataset).switch)]:
+    for continuous in {False, plan(settings.methods[method], dataset).switch > 0}:
         task = dataclasses.replace(whole, continuous=continuous)
         train_fn = context.form.compile(functools.partial(training.train_steps, task), donate=True)
         eval_fn = context.form.compile(functools.partial(training.eval_step, task))

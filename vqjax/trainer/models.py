@@ -11,11 +11,14 @@ from vqjax import nn as vq_nn
 from vqjax.encoders import Decoder, Encoder, Standardize
 from vqjax.quantizers import base
 
+# Attributes of a Classifier, under whose names its variables stand.
+ENCODER, QUANTIZER, HEAD = 'encode', 'quantize', ('normalize', 'hidden', 'logits')
+
 
 def quantizer_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(params, state) of the quantizer of a model whose `Quantize` is the attribute `quantize`."""
-    params = variables['params'].get('quantize', {}).get('quantizer', ())
-    state = variables.get(vq_nn.COLLECTION, {}).get('quantize', {}).get('state', ())
+    """(params, state) of the quantizer among the variables of a Classifier."""
+    params = variables['params'].get(QUANTIZER, {}).get('quantizer', ())
+    state = variables.get(vq_nn.COLLECTION, {}).get(QUANTIZER, {}).get('state', ())
     return params, state
 
 

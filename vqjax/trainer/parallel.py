@@ -11,10 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vqjax import quantizers
-from vqjax.trainer.models import quantizer_variables
+from vqjax.trainer.models import QUANTIZER, quantizer_variables
 from vqjax.trainer.steps import AXIS, Task, TrainState
-
-FORMS = ('pmap', 'jit')
 
 
 class Pmap:
@@ -151,12 +149,12 @@ class Jit:
         whole = NamedSharding(self.mesh, P())
 
         def put(path: Any, x: Any) -> jax.Array:
-            # The quantizer's arrays stand below 'quantize', and so do the optimizer's moments of
+            # The quantizer's arrays stand below its name, and so do the optimizer's moments of
             # them; a recorded codebook is split as they are.
             names = _names(path)
             place = whole
-            if 'quantize' in names:
-                place = own.get(names[names.index('quantize') + 1 :], whole)
+            if QUANTIZER in names:
+                place = own.get(names[names.index(QUANTIZER) + 1 :], whole)
             elif names[:1] == ('codebook',) and self.model_axis:
                 place = NamedSharding(self.mesh, P(self.model_axis))
             x = np.asarray(x)

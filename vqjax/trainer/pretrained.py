@@ -7,10 +7,10 @@ from typing import Any
 from flax import traverse_util
 
 from vqjax.codec.images import read_checkpoint
+from vqjax.trainer.models import ENCODER, HEAD
 from vqjax.trainer.settings import RunError
 
-# Attributes of the model, and the parts they are of.
-ENCODER, HEAD = ('encode',), ('normalize', 'hidden', 'logits')
+_SEED = '{seed}'
 
 
 def load(path: str, seed: int, state: Any) -> dict[str, dict[str, Any]]:
@@ -28,7 +28,7 @@ def load(path: str, seed: int, state: Any) -> dict[str, dict[str, Any]]:
     Raises:
       RunError: there is no checkpoint, or the encoders differ; in one line, with what differs.
     """
-    folder = pathlib.Path(path.replace('{seed}', str(seed)))
+    folder = pathlib.Path(path.replace(_SEED, str(seed)))
     if not folder.is_dir():
         raise RunError(
             f'init_from: there is no folder {folder}: name the checkpoints of a run, '
@@ -43,7 +43,7 @@ def load(path: str, seed: int, state: Any) -> dict[str, dict[str, Any]]:
         'batch_stats': raw['stats'].get('batch_stats', {}),
     }
     here = {'params': state.params, 'batch_stats': state.stats.get('batch_stats', {})}
-    wrong = differences(part(here, ENCODER), part(there, ENCODER))
+    wrong = differences(part(here, (ENCODER,)), part(there, (ENCODER,)))
     if wrong:
         more = f', and {len(wrong) - 4} more' if len(wrong) > 4 else ''
         raise RunError(
@@ -51,7 +51,12 @@ def load(path: str, seed: int, state: Any) -> dict[str, dict[str, Any]]:
             'set encoder, width, features, bottleneck and standardize as in that run'
         )
     fits = not differences(part(here, HEAD), part(there, HEAD))
-    return part(there, ENCODER + HEAD * fits)
+    return part(there, (ENCODER, *HEAD * fits))
+
+
+def by_seed(path: str) -> bool:
+    """Whether runs of different seeds start from different checkpoints."""
+    return _SEED in path
 
 
 def part(variables: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:

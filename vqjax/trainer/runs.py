@@ -212,14 +212,13 @@ class Run:
 
     def _switch(self) -> None:
         """Ends the continuous stage: codes start from the features as they are now."""
+        task = self.stages[False].task
         images = self._init_batch(self.settings.init_batch_size)['image']
         try:
-            state = training.start_quantizer(
-                self.stages[True].task, self.form.read(self.state), images
-            )
+            state = training.start_quantizer(task, self.form.read(self.state), images)
         except ValueError as error:
             raise RunError(f'{self.method} seed {self.seed}, step {self.step}: {error}') from error
-        self.state = self.form.place(state, self.stages[False].task)
+        self.state = self.form.place(state, task)
         self.recorder.line({'event': 'quantize', 'step': self.step})
 
     def _on_step(self, measured: dict[str, np.ndarray]) -> None:
@@ -251,6 +250,7 @@ class Run:
         state = self.form.plain(self.state)
         batch = self._init_batch(self.settings.batch_size)
         flow = steps.gradient_flow(self.stage.task, state.params, state.stats, batch)
+        flow.pop('quantizer_loss')  # evaluation has that of the whole split
         return {name: float(x) for name, x in flow.items()}
 
     def _evaluate(self, split: str) -> loop.Evaluation:
@@ -280,8 +280,7 @@ class Run:
         return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), 1e-30))
 
     def _validate(self) -> None:
-        # Read before evaluation, whose own figures of the same name are those of the whole split.
-        flow = self._gradient_flow()
+        flow = self._gradient_flow()  # before evaluation, which a faulty model learns from
         evaluation = self._evaluate('validation')
         taken = self.tally.pop('steps')
         means = {name: total / taken for name, total in self.tally.items()}
@@ -296,8 +295,6 @@ class Run:
                 f'{self.method} seed {self.seed}: {corrupt} training images held NaN or infinities '
                 f'since the last evaluation; left out'
             )
-        # The loss whose gradient was measured; evaluation has that of the whole split.
-        flow.pop('quantizer_loss', None)
         record = {'epoch': self.plan.epoch(self.step), 'step': self.step} | means | flow
         record |= measure(evaluation, self.settings.quantizer)
         record.pop('reliability')

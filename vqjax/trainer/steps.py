@@ -92,16 +92,6 @@ class Task:
         return None if self.continuous else self.model.quantizer
 
 
-def pmean(tree: Any, axis: str | None) -> Any:
-    """Mean over replicas; the tree itself where there is no axis."""
-    return tree if axis is None else jax.lax.pmean(tree, axis)
-
-
-def psum(tree: Any, axis: str | None) -> Any:
-    """Sum over replicas; the tree itself where there is no axis."""
-    return tree if axis is None else jax.lax.psum(tree, axis)
-
-
 def clean(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Images with corrupt ones (NaN, inf) zeroed, and the mask of those that count, bool [B]."""
     images = batch['image']
@@ -156,7 +146,7 @@ def gradients(
     images, mask = clean(batch)
     # Every replica divides by the mean number of real images of all, so pmean is the global mean.
     real = jnp.sum(mask, dtype=jnp.float32)
-    everywhere = pmean(real, task.axis)
+    everywhere = ops.pmean(real, task.axis)
     total = jnp.maximum(everywhere, 1.0 / mask.size)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -198,14 +188,14 @@ def gradients(
     all_finite = measured.pop('finite')
     if task.axis is not None:
         all_finite = jax.lax.pmin(all_finite.astype(jnp.int32), task.axis)
-    measured = pmean(measured, task.axis)
+    measured = ops.pmean(measured, task.axis)
     if jax.typeof(real) != jax.typeof(everywhere):
         # A shard_map that tracks what is replicated has summed the gradients already.
         grads = jax.tree.map(lambda g: g / jax.lax.axis_size(task.axis), grads)
     else:
-        grads = pmean(grads, task.axis)
-    measured['corrupt'] = psum(jnp.sum(~mask), task.axis)
-    measured['stop'] = psum(jnp.sum(batch['stop']), task.axis)
+        grads = ops.pmean(grads, task.axis)
+    measured['corrupt'] = ops.psum(jnp.sum(~mask), task.axis)
+    measured['stop'] = ops.psum(jnp.sum(batch['stop']), task.axis)
     measured['gradient_norm'] = optax.tree.norm(grads)
     measured['refits'] = quantizers.count_refits(stats)
     if quantized is not None:
@@ -225,7 +215,7 @@ def accumulate(
     whole batch, and revival would count the use of a part of the batch. Gradient, new statistics,
     metrics, and the Quantized of the whole batch (or None).
     """
-    # Every so-and-so-manieth row: rows that are split over devices stay where they are.
+    # Each takes one row of every `accumulate`: rows that are split over devices stay there.
     micro = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(-1, task.accumulate, *x.shape[1:]), 0, 1),
         (images, labels, mask),
@@ -267,7 +257,7 @@ def measure_codes(
     leaf = isinstance(quantizer, quantizers.Codebook)
     if not (leaf or task.record):
         return found
-    counts = psum(count_codes(codes, quantizer), task.axis)
+    counts = ops.psum(count_codes(codes, quantizer), task.axis)
     if leaf:
         old, new = (read_codebook(task, state.params, held) for held in (state.stats, stats))
         found = health.codebook_events(state.codebook if task.record else old, old, new, counts)
@@ -305,16 +295,17 @@ def finite(x: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(x))
 
 
-@functools.partial(
+# Of functions of a task that run once or between epochs: quick to compile rather than quick.
+quick_jit = functools.partial(
     jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
 )
+
+
+@quick_jit
 def gradient_flow(
     task: Task, params: Any, stats: Any, batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """How the gradient passes the quantizer on one batch: `health.gradient_flow`, on one device.
-
-    Called between epochs, so it is quick to compile rather than quick.
-    """
+    """How the gradient passes the quantizer on one batch: `health.gradient_flow`, on one device."""
     model = task.model.clone(axis_name=None)
     variables = {'params': params, **stats}
     images, _ = clean(batch)

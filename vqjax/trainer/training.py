@@ -10,12 +10,11 @@ import optax
 from vqjax import ops, quantizers
 from vqjax.nn import COLLECTION
 from vqjax.trainer import steps
-from vqjax.trainer.models import quantizer_variables
-from vqjax.trainer.steps import AXIS, PROBES, Task, TrainState
+from vqjax.trainer.models import ENCODER, QUANTIZER, quantizer_variables
+from vqjax.trainer.steps import AXIS, Task, TrainState
 
 __all__ = [
     'AXIS',
-    'PROBES',
     'Task',
     'TrainState',
     'eval_step',
@@ -28,7 +27,6 @@ __all__ = [
     'train_steps',
 ]
 
-ENCODER, QUANTIZER = 'encode', 'quantize'  # attributes of the model
 _START = 2**32 - 1  # folded into the key of a run; no step has this number
 
 
@@ -72,12 +70,9 @@ def make_optimizer(
             [optax.constant_schedule(0.0), optax.constant_schedule(1.0)],
             [num_steps if frozen_steps < 0 else frozen_steps],
         )
-        parts.append(optax.masked(optax.scale_by_schedule(thaw), _encoder_mask))
+        encoder = functools.partial(_within, name=ENCODER)
+        parts.append(optax.masked(optax.scale_by_schedule(thaw), encoder))
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
-
-
-def _encoder_mask(params: Any) -> Any:
-    return _within(params, ENCODER)
 
 
 def _within(tree: Any, name: str) -> Any:
@@ -136,11 +131,7 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
     return state, output.z
 
 
-# Runs once: quick to compile rather than quick.
-_once = functools.partial(
-    jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
-)
-_jit_init = _once(_init)
+_jit_init = steps.quick_jit(_init)
 
 
 def forget_programs() -> None:
@@ -169,7 +160,7 @@ def start_quantizer(task: Task, state: TrainState, images: jax.Array) -> TrainSt
 
 
 def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainState, jax.Array]:
-    read = state.ema_params if task.ema_decay and task.continuous else state.params
+    read = state.ema_params if task.ema_decay else state.params  # what evaluation reads
     model = task.model.clone(axis_name=None)
     z = model.apply({'params': read, **state.stats}, images, method='represent')
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _START)
@@ -195,7 +186,7 @@ def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainS
     return state, z
 
 
-_jit_start_quantizer = _once(_start_quantizer)
+_jit_start_quantizer = steps.quick_jit(_start_quantizer)
 
 
 def train_step(
@@ -209,7 +200,7 @@ def train_step(
 
     Returns:
       The new state, equal on all replicas, and float32 scalars averaged over them; `finite` is
-      bool [len(PROBES)]. A step that is not finite leaves the state as it was, for good.
+      bool [len(steps.PROBES)]. A step that is not finite leaves the state as it was, for good.
     """
     grads, stats, measured = steps.gradients(task, state, batch)
     updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
@@ -307,4 +298,4 @@ def eval_step(
     }
     if task.axis is not None:
         gathered = jax.lax.all_gather(gathered, task.axis, tiled=True)
-    return dict(moved) or (), steps.psum(sums, task.axis) | longest | gathered
+    return dict(moved) or (), ops.psum(sums, task.axis) | longest | gathered
