@@ -1,6 +1,7 @@
 """The package as strangers get it: what importing it needs, what a wheel holds."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -33,9 +34,34 @@ def test_importing_needs_the_base_dependencies_only():
 
 
 def test_there_is_one_version():
-    assert vqjax.__version__ == PROJECT['version']
-    citation = (ROOT / 'CITATION.cff').read_text()
-    assert re.search(r'^version: (\S+)$', citation, re.MULTILINE)[1] == PROJECT['version']
+    assert PROJECT['dynamic'] == ['version'] and 'version' not in PROJECT
+    holders = [ROOT / 'pyproject.toml', ROOT / 'CITATION.cff', *ROOT.glob('vqjax/**/*.py')]
+    assert [p.name for p in holders if f"'{vqjax.__version__}'" in p.read_text()] == ['__init__.py']
+
+
+def test_the_changelog_names_the_version_and_a_release_refuses_what_does_not_fit():
+    newest = re.search(r'^## (\S+) \(', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+    assert newest[1] == vqjax.__version__
+
+    def notes(tag):
+        command = [sys.executable, str(ROOT / 'docs' / 'release_notes.py'), tag]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert 'is not v' in notes('v99.0.0').stderr
+    done = notes(f'v{vqjax.__version__}')
+    # Until its day is known there are no notes, and a sentence instead.
+    assert done.stdout.startswith('- ') or 'write the day of the release' in done.stderr
+
+
+def test_the_project_s_address_stands_in_one_place():
+    (address,) = PROJECT['urls'].values()
+    host = address.split('/')[2]
+    texts = [p for p in ROOT.rglob('*.md') if '.venv' not in p.parts] + [ROOT / 'mkdocs.yml']
+    assert not [p for p in texts if host in p.read_text()]
+
+
+def test_types_are_announced():
+    assert (ROOT / 'vqjax' / 'py.typed').is_file()
 
 
 def test_the_extra_test_includes_train():
@@ -43,12 +69,17 @@ def test_the_extra_test_includes_train():
 
 
 @pytest.mark.long
-def test_the_wheel_works_in_a_bare_environment(tmp_path):
+@pytest.mark.parametrize('name', ['python3.11', 'python3.12', 'python3.13'])
+def test_the_wheel_works_in_a_bare_environment(name, tmp_path):
+    interpreter = shutil.which(name)
+    if interpreter is None or subprocess.run([interpreter, '-V'], capture_output=True).returncode:
+        pytest.skip(f'{name} is not on this machine')
     run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '-w', str(tmp_path), str(ROOT))
     (wheel,) = tmp_path.glob('*.whl')
     names = zipfile.ZipFile(wheel).namelist()
     assert all(name.split('/')[0] in ('vqjax', f'{wheel.stem[:11]}.dist-info') for name in names)
-    run(sys.executable, '-m', 'venv', str(tmp_path / 'venv'))
+    assert 'vqjax/py.typed' in names
+    run(interpreter, '-m', 'venv', str(tmp_path / 'venv'))
     python = str(tmp_path / 'venv' / 'bin' / 'python')
     run(python, '-m', 'pip', 'install', '--quiet', str(wheel))
     code = """
@@ -60,7 +91,7 @@ out = q.quantize(params, state, z)
 assert (q.decode(params, state, out.codes) == out.z_q).all()
 print(vqjax.__version__)
 """
-    assert run(python, '-c', code, cwd=tmp_path).strip() == PROJECT['version']
+    assert run(python, '-c', code, cwd=tmp_path).strip() == vqjax.__version__
 
 
 @pytest.mark.long

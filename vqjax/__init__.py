@@ -22,7 +22,7 @@ from vqjax.quantizers import (
     to_spec,
 )
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'  # the only place that holds it; see docs/releasing.md
 
 __all__ = [
     'FSQ',
