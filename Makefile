@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 export VQJAX_SHARED
 
-.PHONY: help compare test test-long docs lint format clean
+.PHONY: help compare test test-long docs tables lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test       the tests, in a few minutes on two cores (ARGS='...' adds pytest arguments)"
 	@echo "make test-long  the tests that take minutes each, and the others with JAX's own compiler settings"
 	@echo "make docs       the documentation, into site/; warnings are errors"
+	@echo "make tables     every table of README and docs, from committed results"
 	@echo "make lint       ruff, reading only"
 	@echo "make format     ruff, mending what it can"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
@@ -42,6 +43,9 @@ test-long: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	@echo "== mkdocs build --strict"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+
+tables: $(VENV)/.installed-test
+	@$(BIN)/python docs/tables.py
 
 lint: $(VENV)/.installed-test
 	@echo "== ruff check, ruff format --check"

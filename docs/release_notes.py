@@ -5,7 +5,9 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-SECTION = re.compile(r'^## (\d+\.\d+\.\d+) \(([^\n]+)\)\n(.*?)(?=^## |\Z)', re.MULTILINE | re.DOTALL)
+SECTION = re.compile(
+    r'^## (\d+\.\d+\.\d+) \(([^\n]+)\)\n(.*?)(?=^## |\Z)', re.MULTILINE | re.DOTALL
+)
 
 
 def version() -> str:

@@ -91,16 +91,6 @@ def test_ratios_are_medians_over_rounds(monkeypatch):
     sys.modules.pop('common')
 
 
-def test_the_tables_of_the_readme_are_those_of_the_json(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    tables = importlib.import_module('tables')
-    text = (FOLDER / 'README.md').read_text()
-    assert tables.render(text) == text
-    # Every block was filled in: none is followed at once by its end.
-    assert '-->\n<!-- end -->' not in text
-    sys.modules.pop('tables')
-
-
 def test_pipeline(run):
     results, _ = run('pipeline')
     assert results['rows'].keys() == {'mnist', 'cifar10'}

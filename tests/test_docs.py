@@ -53,6 +53,20 @@ def test_docstring_examples_run():
             assert not failed, module.name
 
 
+def test_every_table_is_that_of_the_committed_results(monkeypatch):
+    pytest.importorskip('ml_collections')
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    tables = importlib.import_module('tables')
+    marked = [p for p in ROOT.glob('**/*.md') if '<!-- table: ' in p.read_text()]
+    assert sorted(marked) == sorted(ROOT / page for page in tables.PAGES)
+    for path in marked:
+        text = path.read_text()
+        assert tables.render(text) == text, f'{path}: make tables'
+        # Every block was filled in: none is followed at once by its end.
+        assert '-->\n<!-- end -->' not in text
+    sys.modules.pop('tables')
+
+
 def test_the_guide_misses_no_quantizer():
     guide = (ROOT / 'docs' / 'quantizers.md').read_text()
     api = (ROOT / 'docs' / 'api' / 'quantizers.md').read_text()
@@ -86,6 +100,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / 'api' / 'quantizers' / 'index.html').read_text()
     assert all(f'.{kind.__name__}"' in page for kind in REGISTRY.values())
+    # A function's result is one row, its module's functions are a table above them.
+    ops = (tmp_path / 'api' / 'ops' / 'index.html').read_text()
+    assert 'Functions:' in ops and 'A code that is not finite is never chosen' in ' '.join(
+        ops.split()
+    )
+    assert (tmp_path / 'results' / 'nearest.png').is_file()
     # Nothing on a page is fetched from another host.
     home = (tmp_path / 'index.html').read_text()
     fetched = re.findall(r'<(?:link|script|img)[^>]+(?:href|src)="(https?:)?//', home)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from support import SHIPPED
 
-from vqjax.ops import nearest_codes
+from vqjax.ops import nearest, nearest_codes
 
 # N, D, K: one tile, several tiles of rows, of codes, of both; nothing a multiple of anything.
 SHAPES = [(1, 1, 1), (10, 3, 5), (1025, 16, 513), (3000, 7, 1111), (37, 33, 20_011), (2100, 64, 96)]
@@ -187,10 +187,29 @@ def test_memory_beyond_inputs_and_output_is_below_64_mb(n, k):
         assert extra - (k * 128 * 4 if metric == 'cosine' else 0) < 16e6
 
 
+@pytest.mark.parametrize(
+    'size, scores', [('1024K\n', 2**20), ('2048K\n', 2**21), ('garbage', 2**20), (None, 2**20)]
+)
+def test_tiles_follow_the_second_level_cache(size, scores, tmp_path):
+    cache = tmp_path / 'size'
+    if size is not None:
+        cache.write_text(size)
+    assert nearest._scores_on_cpu(cache) == scores
+
+
+def test_codes_do_not_depend_on_the_tile(monkeypatch):
+    z, codebook = _data(5000, 16, 3000)
+    found = [
+        np.asarray(nearest._search(z, codebook, 'euclidean', 'highest', nearest._scores, sizes))
+        for sizes in [(1024, 2**13, 2**20), (1024, 2**13, 2**21), (256, 512, 2**16)]
+    ]
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
 def test_peak_memory_of_a_process_is_below_64_mb_beyond_its_arrays():
     code = """
 import resource, jax, jax.numpy as jnp
-from vqjax.ops import nearest_codes
+from vqjax.ops import nearest, nearest_codes
 z = jnp.ones((65_536, 64)) * jnp.arange(65_536)[:, None]
 codebook = jnp.ones((8_192, 64)) * jnp.arange(8_192)[:, None]
 search = jax.jit(nearest_codes)

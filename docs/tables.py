@@ -1,4 +1,8 @@
-"""Rewrite the tables of README.md from the JSON in results/: python benchmarks/tables.py"""
+"""Rewrites every table of the pages below from committed results: python docs/tables.py
+
+`<!-- table: FILE FUNCTION -->` in a page is followed by what FUNCTION of this file makes of FILE,
+the name of a benchmark or a path from the root without its `.json`. A test compares.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import json
 import re
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+from vqjax.trainer import summaries
+
+ROOT = Path(__file__).parent.parent
+PAGES = ('README.md', 'docs/index.md', 'benchmarks/README.md')
 
 
 def _table(header, rows):
@@ -144,17 +151,96 @@ def machine(results):
     return f'{e["cpu"]}, {cores}, {clock}, load average {e["load_average"][0]}; {versions}.'
 
 
+def speed(results):
+    """The ratios of training steps to the peer's that a reader wants first, in a sentence."""
+    factors = {name: _factor(row['speedup']) for name, row in results['steps'].items()}
+    first, *others = ('VQ-EMA', 'Residual 8 x VQ-EMA', 'LFQ', 'FSQ')
+    rest = ', '.join(f'{factors[name]} for {name}' for name in others)
+    return (
+        f"A training step takes {factors[first]} times less than vector-quantize-pytorch's for "
+        f'{first}, {rest} ({results["environment"]["cpu"]}).'
+    )
+
+
+# Comparison ----------------------------------------------------------------------------------
+
+_NAMES = {'vq_ema': 'VQ-EMA', 'fsq': 'FSQ', 'rvq': 'RVQ'}
+
+
+def _describe(name, spec):
+    """A method's name and its size: 'FSQ 8 8 8 5 5 5'."""
+    shown = _NAMES.get(name, name)
+    while spec and spec['name'] == 'projected':
+        spec = spec['inner']
+    if not spec:
+        return shown
+    if spec['name'] == 'residual':
+        return f'{shown} {spec["num_stages"]} x {spec["inner"]["num_codes"]}'
+    if spec['name'] == 'fsq':
+        return f'{shown} {" ".join(map(str, spec["levels"]))}'
+    return f'{shown}, {spec["num_codes"]} codes'
+
+
+def _percent(mean, low, high, sign=''):
+    return f'{100 * mean:{sign}.1f} ({100 * low:{sign}.1f}, {100 * high:{sign}.1f})'
+
+
+def _three(value):
+    """Three digits: 148, 87.7."""
+    return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def comparison(results):
+    """The outcome of each method, one row a method, intervals in brackets."""
+    methods, rows = results['methods'], []
+    for name, method in methods.items():
+        summary = method['summary']
+        accuracy = summary['accuracy']
+        difference = perplexity = ''
+        if name != summaries.BASELINE:
+            others = methods[summaries.BASELINE]['seeds']
+            difference = summaries.paired_difference(method['seeds'], others, 'accuracy')
+            difference = _percent(*difference, sign='+')
+            uniform = summaries.code_use(method).uniform.perplexity
+            stages = ' a stage' if 'num_stages' in method['spec'] else ''
+            perplexity = f'{_three(summary["perplexity"]["mean"])} [{_three(uniform)}]{stages}'
+        calibrated = summaries.mean_calibrated_error(method).mean
+        rows.append(
+            [
+                _describe(name, method['spec']),
+                _percent(accuracy['mean'], accuracy['low'], accuracy['high']),
+                difference,
+                f'{summary["ece"]["mean"]:.3f} [{calibrated:.3f}]',
+                perplexity,
+                f'{round(method["bits"]):,}',
+                f'{method["params"]:,}',
+            ]
+        )
+    header = ['method', 'accuracy %', 'compared with none', 'ECE [calibrated model]']
+    return _table(
+        [*header, 'test perplexity [uniform source]', 'bits an image', 'parameters'], rows
+    )
+
+
+# Pages -----------------------------------------------------------------------------------------
+
+
+def _results(name):
+    path = name if '/' in name else f'benchmarks/results/{name}'
+    return json.loads((ROOT / f'{path}.json').read_text())
+
+
 def render(text: str) -> str:
-    """README text with every `<!-- table: FILE FUNCTION -->` block filled in."""
+    """The text of a page with every block filled in."""
 
     def fill(match):
-        name, function = match[1], match[2]
-        results = json.loads((FOLDER / 'results' / f'{name}.json').read_text())
-        return f'{match[0].splitlines()[0]}\n{globals()[function](results)}\n<!-- end -->'
+        found = globals()[match[2]](_results(match[1]))
+        return f'{match[0].splitlines()[0]}\n{found}\n<!-- end -->'
 
-    return re.sub(r'<!-- table: (\w+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)
+    return re.sub(r'<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)
 
 
 if __name__ == '__main__':
-    path = FOLDER / 'README.md'
-    path.write_text(render(path.read_text()))
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(render(path.read_text()))
