@@ -1,8 +1,11 @@
-"""The notebooks: stripped and plain in git, and each runs from a clean kernel to what it says."""
+"""The notebooks: plain in git, their pictures small, and each runs from a clean kernel to its claims."""
 
 import ast
+import importlib
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +13,7 @@ nbformat = pytest.importorskip('nbformat')
 nbclient = pytest.importorskip('nbclient')
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'colabs'
+PICTURES = {'autopsy': 1, 'compare': 3, 'quickstart': 5, 'tokens': 3}
 NAMES = sorted(path.stem for path in FOLDER.glob('*.ipynb'))
 
 
@@ -22,18 +26,14 @@ def code(notebook):
 
 
 def test_there_are_the_notebooks_that_the_readme_names():
-    assert NAMES == ['autopsy', 'compare', 'quickstart', 'tokens']
+    assert NAMES == sorted(PICTURES)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_notebooks_are_stripped_and_hold_no_model(name):
+def test_notebooks_hold_no_model_and_no_address(name):
     notebook = read(name)
     nbformat.validate(notebook)
-    cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
-    assert "find_spec('vqjax') is None" in cells[0].source
-    assert cells[0].source.endswith('%pip install --quiet "vqjax[train]"')
-    source = '\n'.join(re.sub(r'^\s*%.*$', '', text, flags=re.M) for text in code(notebook)[1:])
+    source = '\n'.join(re.sub(r'^\s*%.*$', '', text, flags=re.M) for text in code(notebook))
     nodes = list(ast.walk(ast.parse(source)))
     assert not any(isinstance(node, ast.ClassDef) for node in nodes)
     imported = {
@@ -41,6 +41,53 @@ def test_notebooks_are_stripped_and_hold_no_model(name):
     }
     assert not imported & {'flax.linen', 'linen', 'nn'}
     assert '://' not in '\n'.join(cell.source for cell in notebook.cells)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_stored_pictures_are_of_this_code_and_small(name, monkeypatch):
+    pytest.importorskip('PIL')
+    monkeypatch.syspath_prepend(FOLDER)
+    notebook, path = read(name), FOLDER / f'{name}.ipynb'
+    assert notebook.metadata['stored'] == importlib.import_module('store').digest(notebook), (
+        f'python colabs/store.py {name}'
+    )
+    assert path.stat().st_size < 300e3
+    outputs = [o for cell in notebook.cells for o in cell.get('outputs', [])]
+    assert sum('image/png' in o.get('data', {}) for o in outputs) == PICTURES[name]
+    shown = ''.join(o.get('text', '') for o in outputs)
+    # Nothing of the machine they were made on.
+    assert not re.search(r'/(tmp|home|root|Users|var)/', shown)
+    sys.modules.pop('store')
+
+
+def first_cell(monkeypatch, folder, finds):
+    """Runs it in `folder` where looking for vqjax succeeds as in `finds`; pip's arguments."""
+    asked = []
+
+    def install(command, **_):
+        asked.append(command[4:])
+        return subprocess.CompletedProcess(command, returncode=not finds[-1])
+
+    answers = iter(finds)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda _: next(answers) or None)
+    monkeypatch.setattr(subprocess, 'run', install)
+    exec(code(read('quickstart'))[0], {})
+    return asked
+
+
+def test_the_first_cell_finds_vqjax_installed_in_a_checkout_or_published(monkeypatch, tmp_path):
+    assert len({code(read(name))[0] for name in NAMES}) == 1
+    assert first_cell(monkeypatch, FOLDER, [True]) == []
+    checkout = str(FOLDER.parent)
+    assert first_cell(monkeypatch, FOLDER, [False, True]) == [
+        ['--quiet', '-e', checkout + '[train]']
+    ]
+    assert sys.path[0] == checkout
+    assert first_cell(monkeypatch, tmp_path, [False, True]) == [['--quiet', 'vqjax[train]']]
+    with pytest.raises(SystemExit, match='clone its repository and open this notebook'):
+        first_cell(monkeypatch, tmp_path, [False, False])
 
 
 def test_the_comparison_sets_every_field_there_is():
@@ -77,7 +124,7 @@ def test_autopsy():
     assert re.search(r'step  1: +1 codes in use', without)
     assert number(r'step  1: +(\d+) codes', corrected) > 40
     assert number(r'last step (\d+) codes', text) > 150
-    assert 'error missing_total' in text and pictures == 1
+    assert 'error missing_total' in text and pictures == PICTURES['autopsy']
 
 
 @pytest.mark.long
@@ -87,7 +134,7 @@ def test_quickstart():
     healthy, collapsed, revived, trained = in_use
     assert collapsed < 10 < trained and min(healthy, revived) > 55
     assert number(r'accuracy (0\.\d+)', text) > 0.95
-    assert pictures == 5
+    assert pictures == PICTURES['quickstart']
 
 
 @pytest.mark.long
@@ -98,7 +145,7 @@ def test_compare():
     }
     assert accuracy['vq_4'] < 0.6 < 0.95 < accuracy['none']
     assert number(r'rvq +(\d+) bits', text) == 12
-    assert pictures == 3
+    assert pictures == PICTURES['compare']
 
 
 @pytest.mark.long
@@ -106,4 +153,4 @@ def test_tokens():
     text, pictures = run('tokens')
     assert '25408 pixels: 3970 bytes of codes' in text
     assert number(r"'relative_error': ([\d.]+)", text) < 0.1
-    assert pictures == 3
+    assert pictures == PICTURES['tokens']

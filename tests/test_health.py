@@ -98,6 +98,7 @@ def test_each_trace_gets_its_finding_with_evidence_and_remedy(name):
     (finding,) = found
     assert finding.severity in ('error', 'warning', 'note')
     assert finding.evidence and all(np.isfinite(x) for x in finding.evidence.values())
+    assert {type(x) for x in finding.evidence.values()} == {float}
     assert finding.remedy
     json.dumps(finding._asdict())
 

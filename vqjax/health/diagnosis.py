@@ -34,4 +34,5 @@ def diagnose(
     run = History(history, num_codes, num_classes, spec)
     with np.errstate(all='ignore'):
         found = [finding for rule in RULES if (finding := rule(run)) is not None]
+    found = [f._replace(evidence={k: float(x) for k, x in f.evidence.items()}) for f in found]
     return sorted(found, key=lambda f: ('error', 'warning', 'note').index(f.severity))
