@@ -1,0 +1,273 @@
+"""Distortion against bits a vector, for every quantizer and combinator, beside faiss.
+
+    python benchmarks/distortion.py --data-dir FOLDER_OF_PREPARED_SETS
+
+Patches of 8 x 8 grey pixels of CIFAR-10, 64 features: 40,000 of training images to fit to, 10,000
+of test images to measure on. Every quantizer is fitted by `vqjax.codec.fit` with the same number
+of steps and vectors, five seeds each. Rows that are already in the JSON are not measured again.
+About forty minutes on two cores; --quick takes seconds, with patches of noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import common
+import jax
+import matplotlib as mpl
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+
+from vqjax import codec
+from vqjax.quantizers import (
+    FSQ,
+    LFQ,
+    VQ,
+    VQEMA,
+    GumbelSoftmax,
+    Product,
+    Projected,
+    Quantizer,
+    Residual,
+    SimVQ,
+)
+
+BITS = (4, 6, 8, 10, 12, 16, 20, 24, 32)
+SIDE = 8  # of a patch, pixels
+# bits -> parts of equal bits, at most 8 each and, for groups, a divisor of 64.
+STAGES = {4: 2, 6: 2, 8: 2, 10: 2, 12: 2, 16: 2, 20: 4, 24: 3, 32: 4}
+GROUPS = STAGES | {24: 4}
+STEPS, BATCH = 500, 2048
+
+
+def largest(bits, most):
+    """2^bits codes where that is not more than 2^most."""
+    return 2**bits if bits <= most else None
+
+
+def leaf(kind, most=12, **fields):
+    """A family of one codebook."""
+
+    def make(bits):
+        codes = largest(bits, most)
+        return codes and kind(codes, **fields)
+
+    return make
+
+
+def grid(bits):
+    """FSQ of 4 levels, 2 bits, a projected feature; two groups where the codes outgrow int32."""
+    if bits < 32:
+        return Projected(FSQ((4,) * (bits // 2)), bits // 2)
+    return Projected(Product(FSQ((4,) * (bits // 4)), 2), bits // 2)
+
+
+def signs(bits):
+    """LFQ: the sign of each projected feature."""
+    if bits < 32:
+        return Projected(LFQ(bits), bits)
+    return Projected(Product(LFQ(bits // 2), 2), bits)
+
+
+def residual(bits, **fields):
+    """Stages of equal bits."""
+    return Residual(VQEMA(2 ** (bits // STAGES[bits])), STAGES[bits], **fields)
+
+
+FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
+    'VQ-EMA': leaf(VQEMA),
+    'VQ': leaf(VQ),
+    'SimVQ': leaf(SimVQ),
+    'Gumbel-Softmax': leaf(GumbelSoftmax, most=10),
+    'FSQ, projected': grid,
+    'LFQ, projected': signs,
+    'Product': lambda bits: Product(VQEMA(2 ** (bits // GROUPS[bits])), GROUPS[bits]),
+    'Residual': residual,
+    'Residual, beam 5': lambda bits: residual(bits, beam=5),
+    'Residual in Product': lambda bits: (
+        Product(Residual(VQEMA(2 ** (bits // 4)), 2), 2) if bits % 4 == 0 else None
+    ),
+}
+
+
+def faiss_families():
+    """Name -> (bits, seed) -> a quantizer of faiss."""
+    import faiss
+
+    def product(bits, seed):
+        made = faiss.ProductQuantizer(SIDE**2, GROUPS[bits], bits // GROUPS[bits])
+        made.cp.seed = seed
+        return made
+
+    def residual(bits, seed):
+        made = faiss.ResidualQuantizer(SIDE**2, STAGES[bits], bits // STAGES[bits])
+        made.cp.seed = seed
+        return made
+
+    def local_search(bits, seed):
+        made = faiss.LocalSearchQuantizer(SIDE**2, STAGES[bits], bits // STAGES[bits])
+        made.random_seed = seed
+        return made
+
+    return {'faiss PQ': product, 'faiss RQ': residual, 'faiss LSQ': local_search}
+
+
+def patches(data_dir, split, number):
+    """[number, 64] float32 from 0 to 1: one patch of each of the first images, at random places."""
+    from vqjax.trainer import data
+
+    images, _, _ = data.load('cifar10', data_dir).splits[split].read(np.arange(number))
+    grey = images.astype(np.float32).mean(-1) / 255
+    rng = np.random.default_rng(len(split))
+    y, x = rng.integers(0, grey.shape[1] - SIDE + 1, (2, number))
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (SIDE, SIDE), axis=(1, 2))
+    return windows[np.arange(number), y, x].reshape(number, -1)
+
+
+def noise(number, seed):
+    """The same of correlated noise, for --quick."""
+    rng = np.random.default_rng(seed)
+    steps = rng.standard_normal((number, SIDE, SIDE)).cumsum(1).cumsum(2)
+    return (steps / steps.std()).reshape(number, -1).astype(np.float32)
+
+
+def gaussian_bound(z, bits):
+    """Least error, as a share of the variance, of any code of a Gaussian with z's covariance.
+
+    Reverse water-filling (Cover and Thomas, Elements of Information Theory, theorem 10.3.3).
+    Patches are no Gaussian and can be coded better; a block of one vector is short and does worse.
+    """
+    spectrum = np.linalg.eigvalsh(np.cov(z.T.astype(np.float64))).clip(1e-12)
+    low, high = 0.0, spectrum.max()
+    for _ in range(100):
+        level = (low + high) / 2
+        rate = 0.5 * np.log2(np.maximum(spectrum / level, 1)).sum()
+        low, high = (level, high) if rate > bits else (low, level)
+    return float(np.minimum(spectrum, level).sum() / spectrum.sum())
+
+
+def share(z, decoded):
+    """Squared error as a share of the variance of z."""
+    return float(((z - decoded) ** 2).sum() / ((z - z.mean(0)) ** 2).sum())
+
+
+def ours(quantizer, steps, train, test, seeds):
+    """(errors, seconds to fit, seconds to encode) of each seed; the first compiles."""
+
+    def run(seed):
+        begin = common.clock()
+        fitted = codec.fit(quantizer, jax.random.key(seed), train, steps, BATCH, progress=False)
+        middle = common.clock()
+        codes = fitted.encode(test)
+        return share(test, fitted.decode(codes)), middle - begin, common.clock() - middle
+
+    return [run(seed) for seed in (seeds[0], *seeds)][1:]
+
+
+def theirs(make, bits, train, test, seeds):
+    """The same of a quantizer of faiss."""
+
+    def run(seed):
+        quantizer = make(bits, seed)
+        begin = common.clock()
+        quantizer.train(train)
+        middle = common.clock()
+        codes = quantizer.compute_codes(test)
+        encoded = common.clock()
+        return share(test, quantizer.decode(codes)), middle - begin, encoded - middle
+
+    return [run(seed) for seed in seeds]
+
+
+def row(family, bits, name, runs):
+    """Mean error with its 95% t interval over seeds, medians of the seconds."""
+    errors, fit, encode = (np.array(column) for column in zip(*runs, strict=True))
+    half = 0.0
+    if len(errors) > 1:
+        scale = errors.std(ddof=1) / math.sqrt(len(errors))
+        half = float(scipy.stats.t.ppf(0.975, len(errors) - 1) * scale)
+    found = {'family': family, 'bits': bits, 'quantizer': name, 'error': round(errors.mean(), 5)}
+    found |= {'half_interval': round(half, 5), 'errors': errors.round(5).tolist()}
+    found |= {'fit_s': round(np.median(fit), 3), 'encode_s': round(np.median(encode), 4)}
+    print(f'{family:20} {bits:2} bits  error {errors.mean():.4f} +- {half:.4f}  '
+          f'fit {np.median(fit):.2f} s  encode {np.median(encode):.3f} s', flush=True)  # fmt: skip
+    return found
+
+
+def plot(path, rows, bound):
+    """Error against bits, a line a family, on a logarithmic axis."""
+    with mpl.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+        figure = Figure(figsize=(8.6, 5.4), layout='constrained')
+        axis = figure.subplots()
+        families = list(dict.fromkeys(r['family'] for r in rows))
+        colours = mpl.colormaps['tab20'].colors
+        for place, family in enumerate(families):
+            found = [r for r in rows if r['family'] == family]
+            peer = family.startswith('faiss')
+            axis.errorbar(
+                [r['bits'] for r in found], [r['error'] for r in found],
+                [r['half_interval'] for r in found], label=family, capsize=2, linewidth=1.4,
+                color=f'{0.15 + 0.25 * (place % 3)}' if peer else colours[place % 20],
+                linestyle=':' if peer else '-', marker='osD^vPX*<>'[place % 10], markersize=4.5,
+            )  # fmt: skip
+        axis.plot(*zip(*bound, strict=True), color='black', linewidth=1, linestyle='--',
+                  label='Gaussian of the same covariance, long blocks')  # fmt: skip
+        axis.set_yscale('log')
+        axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+        axis.yaxis.set_minor_formatter(lambda value, _: '')
+        axis.set_xticks(sorted({r['bits'] for r in rows}))
+        axis.set_xlabel('bits a vector')
+        axis.set_ylabel('squared error, share of the variance')
+        axis.grid(color='#E5E5E5', which='both')
+        axis.set_axisbelow(True)
+        figure.legend(loc='outside right center', frameon=False)
+        figure.savefig(path, dpi=150, facecolor='white')
+    print(f'wrote {path}')
+
+
+def main(argv=None):
+    """Measure what is missing, write distortion.json and distortion.png."""
+    parser = common.parser(__doc__)
+    parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
+    parser.add_argument('--families', help='comma-separated; default: all')
+    options = common.arguments(parser, argv)
+    if options.quick:
+        train, test, seeds, steps, rates = noise(2000, 0), noise(500, 1), (0, 1), 5, (4, 8)
+    else:
+        train = patches(options.data_dir, 'train', 40_000)
+        test = patches(options.data_dir, 'test', 10_000)
+        seeds, steps, rates = range(5), STEPS, BITS
+    setting = {'N': len(train), 'N_test': len(test), 'D': SIDE**2, 'steps': steps, 'batch': BATCH}
+    path = options.out / 'distortion.json'
+    before = json.loads(path.read_text()) if path.exists() else {}
+    same = all(before.get(name) == value for name, value in setting.items())
+    done = {(r['family'], r['bits'], r['quantizer']): r for r in before['rows']} if same else {}
+    families = dict(FAMILIES)
+    if common.available(options.quick, 'faiss-cpu'):
+        families |= faiss_families()
+    chosen = options.families.split(',') if options.families else list(families)
+    rows = []
+    for family, make in families.items():
+        peer = family.startswith('faiss')
+        for bits in rates:
+            quantizer = None if peer else make(bits)
+            if quantizer is None and not peer:
+                continue
+            name = family if peer else repr(quantizer)
+            found = done.get((family, bits, name))
+            if found is None and family in chosen:
+                measure = theirs(make, bits, train, test, seeds) if peer else None
+                measure = measure or ours(quantizer, steps, train, test, seeds)
+                found = row(family, bits, name, measure)
+                done[family, bits, name] = found
+            rows += [found] if found else []
+            bound = [(b, round(gaussian_bound(test, b), 5)) for b in rates]
+            common.write(options.out, 'distortion', setting | {'rows': rows, 'gaussian': bound})
+    plot(options.out / 'distortion.png', rows, bound)
+
+
+if __name__ == '__main__':
+    main()
