@@ -36,7 +36,16 @@ def run(monkeypatch, tmp_path):
 
     yield run
     # Their names are common ones: no later test should import these instead.
-    for name in ('common', 'nearest', 'quantizers', 'training', 'fit', 'pipeline', 'scaling'):
+    for name in (
+        'common',
+        'nearest',
+        'quantizers',
+        'training',
+        'fit',
+        'distortion',
+        'pipeline',
+        'scaling',
+    ):
         sys.modules.pop(name, None)
 
 
@@ -89,6 +98,28 @@ def test_ratios_are_medians_over_rounds(monkeypatch):
     assert [len(t) for t in common.measure(runs, 2).values()] == [2, 2]
     assert order == ['a', 'b'] * 3
     sys.modules.pop('common')
+
+
+def test_distortion(run):
+    pytest.importorskip('faiss')
+    results, plot = run('distortion')
+    rows = {(r['family'], r['bits']): r for r in results['rows']}
+    for family in ('VQ-EMA', 'Product', 'Residual', 'faiss PQ'):
+        assert rows[family, 8]['error'] < rows[family, 4]['error'] < 1
+    # Noise that sums up is a Gaussian: at equal bits no code of one vector is below its bound.
+    for (_, bits), row in rows.items():
+        assert row['error'] > dict(results['gaussian'])[bits]
+    assert _is_png(plot)
+
+
+def test_the_bound_of_independent_features_is_that_of_one(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    distortion = importlib.import_module('distortion')
+    z = np.random.default_rng(0).standard_normal((200_000, 4))
+    # D(R) = 2^(-2 R / D) for D independent features of one variance.
+    assert distortion.gaussian_bound(z, 8) == pytest.approx(2 ** (-2 * 8 / 4), rel=0.02)
+    for name in ('common', 'distortion'):
+        sys.modules.pop(name)
 
 
 def test_pipeline(run):

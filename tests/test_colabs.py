@@ -1,4 +1,4 @@
-"""The notebooks: plain in git, their pictures small, and each runs from a clean kernel to its claims."""
+"""The notebooks: plain, their pictures small, and each runs from a clean kernel to its claims."""
 
 import ast
 import importlib
