@@ -201,6 +201,7 @@ def workdir(tmp_path_factory):
 
 def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     from vqjax.trainer import data
+    from vqjax.trainer.counts import read_counts
 
     images = Codec.from_workdir(workdir, 'rvq')
     split = data.load('digits').splits['test']
@@ -210,7 +211,7 @@ def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     assert codes.shape == (360, 1, 1, 2)
     record = json.loads((workdir / 'finished' / 'rvq' / 'seed_0.json').read_text())['result']
     counted = [np.bincount(codes[..., s].ravel(), minlength=32).tolist() for s in range(2)]
-    assert counted == record['counts']
+    np.testing.assert_array_equal(counted, read_counts(record))
     assert images.info['test_accuracy'] == record['accuracy']
     batches = data.eval_batches(data.load('digits'), 'test', 360)
     assert np.array_equal(images.encode(next(iter(batches))['image']), codes)

@@ -9,6 +9,7 @@ from support import small_config as config
 
 from vqjax.studies import comparison, report
 from vqjax.trainer import data, experiment, settings
+from vqjax.trainer.counts import read_counts
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -38,7 +39,7 @@ def test_results_hold_every_figure_of_every_seed(done):
             values = [s[name] for s in method['seeds']]
             assert method['summary'][name]['mean'] == pytest.approx(np.mean(values))
     for seed in vq['seeds']:
-        counts = np.array(seed['counts'])
+        counts = read_counts(seed)
         assert counts.shape == (16,) and counts.sum() == 360  # every test image, once
         share = counts[counts > 0] / 360
         assert seed['perplexity'] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)

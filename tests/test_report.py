@@ -13,6 +13,7 @@ from rich.console import Console
 from vqjax import metrics
 from vqjax.studies import report
 from vqjax.trainer import summaries
+from vqjax.trainer.counts import pack_counts
 
 TOKENS, CLASSES = 360, 10
 
@@ -36,7 +37,7 @@ def seed_of(seed, accuracy, num_codes=None, stages=1, spread=1.0):
     weight = np.arange(1, num_codes + 1.0) ** -spread
     counts = rng.multinomial(TOKENS, weight / weight.sum(), size=stages)
     return found | {
-        'counts': (counts if stages > 1 else counts[0]).tolist(),
+        'counts': pack_counts(counts if stages > 1 else counts[0]),
         'perplexity': float(metrics.perplexity(counts).mean()),
         'perplexity_per_stage': metrics.perplexity(counts).tolist(),
         'active_codes': float(metrics.active_codes(counts).mean()),

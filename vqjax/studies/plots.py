@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from vqjax.trainer.counts import read_counts
 from vqjax.trainer.summaries import code_use
 
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -96,7 +97,7 @@ def _caption(figure: Figure, text: str) -> None:
 
 def _counts(method: Mapping[str, Any]) -> np.ndarray:
     """Use of the codes on the test split, [seeds, stages, K]."""
-    counts = np.asarray([seed['counts'] for seed in method['seeds']], np.float64)
+    counts = np.stack([read_counts(seed) for seed in method['seeds']])
     return counts.reshape(len(counts), -1, counts.shape[-1])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from vqjax import quantizers
 from vqjax.trainer import data, logs, loop, pretrained, steps, training
 from vqjax.trainer.checkpoints import Checkpoints
+from vqjax.trainer.counts import pack_counts
 from vqjax.trainer.outcomes import count_params, measure
 from vqjax.trainer.plans import plan
 from vqjax.trainer.processes import agree, agree_arrays, on_first_process
@@ -151,7 +152,7 @@ class Run:
         record['seconds'] = self._elapsed()
         tokens = 1
         if evaluation.counts is not None:
-            record['counts'] = evaluation.counts.astype(int).tolist()
+            record['counts'] = pack_counts(evaluation.counts)
             stages = quantizers.stages(quantizer)
             tokens = round(float(evaluation.counts.sum()) / len(evaluation.labels) / stages)
         dataset = self.context.dataset

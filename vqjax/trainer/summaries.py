@@ -7,6 +7,7 @@ import numpy as np
 
 from vqjax import metrics
 from vqjax.metrics import Interval
+from vqjax.trainer.counts import read_counts
 
 BASELINE = 'none'  # the method that the others are compared with
 MARGIN = 0.02  # of accuracy: a difference inside it counts as none
@@ -49,7 +50,7 @@ def shorten(results: dict[str, Any]) -> None:
     """Leaves of every seed the numbers alone: counts and tables stay in the finished runs."""
     for method in results['methods'].values():
         method['seeds'] = [
-            {name: value for name, value in seed.items() if np.ndim(value) == 0}
+            {name: value for name, value in seed.items() if isinstance(value, int | float)}
             for seed in method['seeds']
         ]
 
@@ -91,10 +92,9 @@ def verdict(difference: Interval, num_seeds: int) -> str:
 
 def code_use(method: Mapping[str, Any]) -> CodeUse | None:
     """Codes, tokens and uniform baseline of an entry of results['methods']; None without codes."""
-    counts = method['seeds'][0].get('counts')
+    counts = read_counts(method['seeds'][0])
     if counts is None:
         return None
-    counts = np.asarray(counts)
     num_codes = counts.shape[-1]
     num_tokens = round(counts.sum() / (counts.size / num_codes))
     return CodeUse(num_codes, num_tokens, metrics.uniform_baseline(num_tokens, num_codes))

@@ -4,12 +4,20 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
 
 from vqjax.trainer import checkpoints, logs
 from vqjax.trainer.settings import RunError
+
+
+def to_json(value: Any) -> str:
+    """Plain data as JSON that people read: an entry a line, but lists of numbers in one."""
+    text = json.dumps(value, indent=1)
+    # A line break cannot stand inside a string of JSON, so these are lists.
+    return re.sub(r'\[(\n[^\[\]{}"]*)\]', lambda found: f'[{" ".join(found[1].split())}]', text)
 
 
 class Workdir:
@@ -77,7 +85,7 @@ class Workdir:
             ) as file:
                 temporary = pathlib.Path(file.name)
                 try:
-                    json.dump(value, file, indent=1)
+                    file.write(to_json(value))
                     file.flush()
                     os.fsync(file.fileno())
                     temporary.chmod(0o644)
