@@ -4,7 +4,8 @@
 
 On two CPU cores 15 minutes with other work beside it. On MNIST: configs/remedies_mnist.py. The
 reports are in docs/remedies. The baseline collapses: normal start, no revival, decay .99,
-commitment 1.0 (what seed 004 calls the paper's value), features as the encoder leaves them.
+commitment 1.0 (what source 4 of docs/sources.md calls the paper's value), features as the encoder
+leaves them.
 """
 
 from configs import laboratory

@@ -31,7 +31,7 @@ def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
     assert json.loads(json.dumps(results)) == kept
     case = results['cases']['missing_total']
     faulty, cured = case['faulty'], case['cured']
-    # The seeds' 1.03 and 1.06 are what the clamp at 1e-5 makes of one code.
+    # The 1.03 and 1.06 of sources 0 to 2 are what the clamp at 1e-5 makes of one code.
     assert faulty['reported_perplexity'] == pytest.approx(1.0298, abs=5e-5)
     assert faulty['reported_perplexity_k512'] == pytest.approx(1.0606, abs=5e-5)
     assert faulty['perplexity'] == 1 and faulty['active_codes'] == 1
@@ -40,7 +40,7 @@ def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
     assert faulty['max_norm'] == pytest.approx(293.4, abs=0.5)
     assert cured['perplexity'] > 40 and cured['perplexity_k512'] > 40
     assert cured['max_norm'] <= 1.001  # a code lies in the hull of its vectors
-    assert case['claim'] and case['source'] == 'seed 002'
+    assert case['claim'] and case['source'] == 'source 2'
     assert 'missing_total' in [f['name'] for f in case['findings']['faulty']]
     assert case['findings']['cured'] == []
     assert (tmp_path / 'missing_total.png').read_bytes().startswith(b'\x89PNG')

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from support import lines, refuse
+from support import lines, refuse, trained_steps
 from support import small_config as config
 
 from vqjax.studies import comparison, report
@@ -106,10 +106,14 @@ def test_the_same_command_again_trains_nothing_and_gives_the_same(done, monkeypa
 
 
 def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
-    """Within two points of the sound codebook, where the same run without a guard is lost."""
+    """Within two points of the sound codebook, where the same run without a guard is lost.
+
+    The records of the evaluations say how often the guard and the clipping acted.
+    """
     sound = {'name': 'vq_ema', 'num_codes': 16, 'decay': 0.99, 'commitment': 1.0}
     weak = sound | {'init': 'normal', 'revival': None}
     given = {'seeds': 1, 'epochs': 20, 'batch_size': 128, 'features': 128, 'eval_every': 10}
+    given |= {'log_every': 1}
 
     def train(name, guard, **quantizers):
         chosen = {'quantizers': quantizers, 'methods': ','.join(quantizers), 'guard': guard}
@@ -124,6 +128,13 @@ def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
     kept, found, refits = train('kept', True, weak=weak, sound=sound)
     assert kept['weak'] > kept['sound'] - 0.02 and kept['sound'] > 0.9
     assert not found and {r['method'] for r in refits} == {'weak'}
+    history = json.loads((tmp_path / 'kept/finished/weak/seed_0.json').read_text())['history']
+    assert history[-1]['refits'] == len(refits)
+    norms = np.array(
+        [r['gradient_norm'] for r in trained_steps(tmp_path / 'kept', 'weak').values()]
+    )
+    clipped = (norms > config()['clip_norm']).reshape(2, -1).mean(-1)
+    assert [r['clipped'] for r in history] == pytest.approx(clipped) and 0 < clipped.sum() < 2
 
 
 def test_another_configuration_in_the_same_folder_is_refused(done):

@@ -25,7 +25,7 @@ def confident_model(n, seed=0):
 
 
 def test_perplexity_of_one_code_is_one():
-    # The seeds' "1.03" and "1.06" were a clamp of the probabilities, not a perplexity.
+    # The "1.03" and "1.06" of sources 0 to 2 were a clamp of the probabilities, not a perplexity.
     for num_codes in (256, 512):
         counts = jnp.zeros(num_codes).at[7].set(320)
         assert metrics.perplexity(counts) == 1.0

@@ -24,7 +24,7 @@ def unit_vectors(step, num=320, dim=64):
 
 
 class WithoutTotal(VQEMA):
-    """The fault of seeds 000 to 002: smoothed counts without the factor n."""
+    """The fault of sources 0 to 2: smoothed counts without the factor n."""
 
     def read_codebook(self, params, state):
         n = jnp.sum(state.counts)

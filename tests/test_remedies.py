@@ -1,5 +1,6 @@
 """The comparison of remedies: each is one change to the baseline, and the verdicts follow."""
 
+import io
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from support import SHARED, configuration, figures, flags_of, start, trained_steps
 
 from vqjax import VQEMA, Guarded, metrics, studies
@@ -93,9 +95,11 @@ def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path, qu
     assert 'kmeans_after' in (tmp_path / 'run' / 'report.md').read_text()
 
 
-def method(accuracies, perplexity):
+def method(accuracies, perplexity, **actions):
     seeds = [
         {'seed': s, 'accuracy': a, 'perplexity': perplexity, 'active_codes': 2 * perplexity}
+        | {'collapsed': float(perplexity < 10)}
+        | {action: counts[s] for action, counts in actions.items()}
         for s, a in enumerate(accuracies)
     ]
     collapses = len(seeds) if perplexity < 10 else 0
@@ -123,7 +127,8 @@ def results():
             'clipped_gradient': method(weak - 0.2, 2.0),
             'init_kmeans': method(weak + 0.1, 6.0),
             'default': method(sound - 0.004, 100.0),
-            'reset_on_collapse': method(sound - 0.009, 40.0),
+            'reset_on_collapse': method(sound - 0.009, 40.0, refits=[1.0, 2.0] * 5),
+            'revival': method(weak, 5.0, revived=[0.0] * 10),
         },
     }  # fmt: skip
 
@@ -135,6 +140,56 @@ def test_verdicts_follow_the_paired_intervals_and_name_the_collapses(results):
     assert said['clipped_gradient'].startswith('harms') and '100%' in said['clipped_gradient']
     assert said['init_kmeans'].startswith('helps, still') and '100%' in said['init_kmeans']
     assert said['weak'] == ''
+
+
+def test_a_remedy_that_never_acted_is_not_said_to_have_no_effect(results):
+    assert remedies_report.verdict('revival', results).startswith('never acted, still')
+    assert remedies_report.holds('revival', results) == 'not tested'
+    assert remedies_report.acted('revival', results) == 'never'
+    assert remedies_report.IDLE + '**: revival.' in remedies_report.choice(results)
+    results['methods']['revival']['seeds'][3]['revived'] = 50.0  # in a single run: it did act
+    assert remedies_report.verdict('revival', results).startswith('no effect shown, still')
+    assert remedies_report.acted('revival', results) == '5 codes revived per run, in 1 of 10'
+
+
+def test_the_report_says_how_often_a_remedy_acted(results):
+    said = {n: remedies_report.acted(n, results) for n in ('reset_on_collapse', 'decay_95')}
+    assert said == {'reset_on_collapse': '1.5 re-fits per run', 'decay_95': '-'}
+    changed = {
+        'clipped_gradient': ({'clip_norm': 1.0}, '-'),  # of a run that did not count it
+        'two_stages': ({'continuous_epochs': 20.0}, 'the first 50% of the steps'),
+        'kmeans_after': ({'continuous_epochs': 40}, 'after training'),
+        'frozen_encoder': ({'frozen_epochs': 8.0}, 'the first 20% of the steps'),
+    }
+    for name, (overrides, expected) in changed.items():
+        results['methods'][name] = results['methods']['decay_95'] | {'overrides': overrides}
+        assert remedies_report.acted(name, results) == expected
+    results['methods']['clipped_gradient']['seeds'] = [{'clipped': 0.5}, {'clipped': 0.7}]
+    assert remedies_report.acted('clipped_gradient', results) == '60% of the steps clipped'
+
+
+@pytest.mark.parametrize(
+    'spec, overrides, found',
+    [
+        (None, {}, {}),
+        ({'name': 'vq_ema', 'revival': None}, {}, {}),
+        ({'name': 'vq_ema', 'revival': {'every': 10}}, {}, {'revived': 7.0}),
+        ({'name': 'banked', 'inner': {'name': 'vq', 'revival': {}}}, {}, {}),
+        (
+            {'name': 'banked', 'inner': {'name': 'vq', 'revival': {'every': 1}}},
+            {},
+            {'revived': 7.0},
+        ),
+        ({'name': 'guarded', 'inner': {'name': 'vq', 'revival': None}}, {}, {'refits': 2.0}),
+        ({'name': 'vq_ema', 'revival': None}, {'clip_norm': 1.0}, {'clipped': 0.5}),
+    ],
+)
+def test_what_a_remedy_did_is_read_from_the_records(spec, overrides, found):
+    history = [
+        {'revived': 4.0, 'clipped': 0.25},
+        {'revived': 3.0, 'clipped': 0.75, 'refits': 2.0},
+    ]
+    assert remedies.actions(spec, overrides, history) == found
 
 
 def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
@@ -163,12 +218,24 @@ def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
 def test_the_report_states_every_remedy_claim_and_interval(results, tmp_path):
     remedies_report.write(tmp_path, results)
     text = (tmp_path / 'report.md').read_text()
-    assert '| seed 001 | decay .95 adapts faster | holds | decay_95 | helps, within 2' in text
-    assert '100 (72 to 100)' in text  # Wilson, ten of ten
-    assert 'collapses in 0% and ends -0.5 (-0.5 to -0.5) points from it' in text
+    claim = ['source 1', 'decay .95 adapts faster', 'holds', 'decay_95', 'helps, within 2 points']
+    assert re.search(r' *\| '.join(claim), text)
+    assert re.search(r'\| weak .* 72 to 100 \|', text)  # Wilson, ten of ten
+    assert 'collapses in 0% of them and ends -0.5 points (-0.5 to -0.5) from it' in text
     assert 'configs/remedies.py --config.seeds=10' in text
     assert all(name in text for name in results['methods'])
     assert (tmp_path / 'remedies.png').read_bytes().startswith(b'\x89PNG')
+    # What to choose comes first, then the claims, then the tables.
+    places = [text.index(f'\n## {part}\n') for part in ('What to choose', 'The claims', 'Outcome')]
+    assert text.index('remedies.png') < places[0] and places == sorted(places)
+
+
+def test_the_terminal_shows_whole_names_in_120_columns(results):
+    names = {name: results['methods']['weak'] for name in configuration('remedies')['quantizers']}
+    console = Console(width=120, file=io.StringIO())
+    console.print(remedies_report.table(results | {'methods': results['methods'] | names}))
+    text = console.file.getvalue()
+    assert '…' not in text and all(f' {name} ' in text for name in names)
 
 
 @pytest.mark.long

@@ -37,7 +37,7 @@ class Case:
 
     Attributes:
       claim: what the source says, or does.
-      source: file the claim comes from.
+      source: which of docs/sources.md the claim comes from.
       faulty, cured: methods of configs/autopsy.py (or a Bench); they differ in the fault alone.
       measure: (chart, charts, dataset) -> figures, where charts maps every method to its Chart.
       shown: the entry of the records that the plot shows.
@@ -204,14 +204,14 @@ CASES: dict[str, Case] = {
     'missing_total': Case(
         'EMA updates converge to a single mode without reconstruction: 44 falls to 1.03 in 10 '
         'steps',
-        'seed 002',
+        'source 2',
         Bench(faults.MissingTotal(256, decay=0.95, revival=None)),
         Bench(VQEMA(256, decay=0.95, revival=None)),
         averages,
     ),
     'no_straight_through': Case(
         'With VQ the accuracy is 5-23%',
-        'seed 001',
+        'source 1',
         'no_straight_through',
         'vq_ema_bare',
         _gradient,
@@ -219,7 +219,7 @@ CASES: dict[str, Case] = {
     ),
     'detached_commitment': Case(
         'Extreme ranges of the commitment weight were tested: none helps',
-        'seed 000',
+        'source 0',
         'detached_commitment',
         'vq_ema',
         _commitment,
@@ -228,7 +228,7 @@ CASES: dict[str, Case] = {
     ),
     'clamped_loss': Case(
         'Losses clamped from 10^13 to about 100: a major improvement',
-        'seed 000',
+        'source 0',
         'clamped_loss',
         'vq_ema',
         _clamp,
@@ -237,7 +237,7 @@ CASES: dict[str, Case] = {
     ),
     'discarded_init': Case(
         'A data-driven start was tried: it does not hold',
-        'seed 002',
+        'source 2',
         'discarded_init',
         'vq_ema_still',
         _first_update,
@@ -245,7 +245,7 @@ CASES: dict[str, Case] = {
     ),
     'stale_revival': Case(
         'Dead codes never recover, restarts do not help',
-        'seed 000',
+        'source 0',
         'stale_revival',
         'vq_ema',
         _revived,
@@ -253,7 +253,7 @@ CASES: dict[str, Case] = {
     ),
     'zero_counts': Case(
         'The fixed version: averages of the codebook from the first step',
-        'seed 004',
+        'source 4',
         'zero_counts',
         'vq_ema_still',
         _first_update,
@@ -261,7 +261,7 @@ CASES: dict[str, Case] = {
     ),
     'swapped_coefficients': Case(
         'codebook .25 and commitment 1.0 are what the paper specifies',
-        'seed 004',
+        'source 4',
         'swapped_coefficients',
         'vq',
         _coefficients,
@@ -270,7 +270,7 @@ CASES: dict[str, Case] = {
     ),
     'absolute_threshold': Case(
         'Dead is a count below 2, or a usage below .01',
-        'seeds 001 and 003',
+        'sources 1 and 3',
         'absolute_threshold',
         'vq_ema',
         _threshold,
@@ -279,7 +279,7 @@ CASES: dict[str, Case] = {
     ),
     'revival_every_step': Case(
         'Dead codes looked for at every step disrupt training',
-        'seed 004',
+        'source 4',
         'revival_every_step',
         'vq_ema',
         _revived,
@@ -287,7 +287,7 @@ CASES: dict[str, Case] = {
     ),
     'eval_updates': Case(
         'The fixed evaluation mode: VQ stays in training',
-        'seed 002',
+        'source 2',
         'eval_updates',
         'vq_ema',
         _evaluation,
@@ -295,7 +295,7 @@ CASES: dict[str, Case] = {
     ),
     'reshaped_features': Case(
         'view(batch, 64, 2) may not preserve meaningful features',
-        'seed 002',
+        'source 2',
         'reshaped_features',
         'projected_64',
         _reshaped,
@@ -303,7 +303,7 @@ CASES: dict[str, Case] = {
     ),
     'unscaled_fsq': Case(
         'FSQ cannot collapse by design',
-        'seed 003',
+        'source 3',
         'unscaled_fsq',
         'fsq',
         _usual,

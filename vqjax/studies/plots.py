@@ -20,7 +20,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrM
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.summaries import code_use
 
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+BLUE, VERMILION = '#0072B2', '#D55E00'
+COLOURS = (BLUE, VERMILION, '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 DARK, GREY, LIGHT = '#333333', '#666666', '#DDDDDD'
 _STYLE = {
     'font.size': 10,
@@ -74,7 +75,7 @@ def _note(text: str) -> Figure:
 def _colours(names: Sequence[str]) -> dict[str, str]:
     """Grey for 'none', the others in turn: a method has one colour in all figures of a run."""
     quantized = [name for name in names if name != 'none']
-    found = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(quantized)}
+    found = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(quantized)}
     return found | {'none': GREY}
 
 

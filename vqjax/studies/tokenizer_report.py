@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vqjax import quantizers
 
-# Seed 004's own targets: name -> (bound, whether the figure has to be above it).
+# Source 4's own targets: name -> (bound, whether the figure has to be above it).
 TARGETS = {
     'share of codes active': (0.8, True),
     'perplexity': (600.0, True),

@@ -33,7 +33,7 @@ class Context:
 
 
 # Means over the steps since the last evaluation that no evaluation measures itself.
-_OF_TRAINING = ('loss', 'task_loss', 'reconstruction_loss', 'train_accuracy')
+_OF_TRAINING = ('loss', 'task_loss', 'reconstruction_loss', 'train_accuracy', 'clipped')
 
 
 class Stage(NamedTuple):
@@ -228,6 +228,9 @@ class Run:
         scalars = {name: float(x) for name, x in measured.items()}
         for name, value in scalars.items():
             self.tally[name] = self.tally.get(name, 0.0) + value
+        if self.settings.clip_norm:  # the share of steps that it changed
+            clipped = scalars['gradient_norm'] > self.settings.clip_norm
+            self.tally['clipped'] = self.tally.get('clipped', 0.0) + clipped
         self.tally['steps'] = self.tally.get('steps', 0) + 1
         if self.step % self.settings.log_every == 0:
             self.recorder.scalars('train', self.step, scalars)
@@ -291,6 +294,8 @@ class Run:
             means = {name: x for name, x in means.items() if name in _OF_TRAINING}
         if 'revived' in means:
             means['revived'] *= taken  # codes since the last evaluation
+        if self.refits:
+            means['refits'] = float(self.refits)  # since the start
         if corrupt:
             self.context.display.say(
                 f'{self.method} seed {self.seed}: {corrupt} training images held NaN or infinities '

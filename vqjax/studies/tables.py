@@ -1,0 +1,60 @@
+"""Text that all reports share: tables, intervals, what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vqjax.metrics import Interval
+
+WIDTH = 120  # columns of a table that goes to a log: rich assumes 80 and would break its rows
+
+
+def markdown(rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown whose source reads as a table too: cells padded to their column.
+
+    Args:
+      rows: of equally many cells, the first of them the headings.
+      words: columns of text at the left; the others hold numbers and are set to the right.
+    """
+    rows = [[cell.replace('|', '\\|') for cell in row] for row in rows]
+    widths = [max(4, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
+    rule = ['-' * w if i < words else '-' * (w - 1) + ':' for i, w in enumerate(widths)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(w) if i < words else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f'| {" | ".join(padded)} |'
+
+    header, *body = rows
+    return '\n'.join(map(line, [header, rule, *body]))
+
+
+def percent(interval: Mapping[str, float]) -> str:
+    """The mean of a share, in percent."""
+    return f'{100 * interval["mean"]:.1f}'
+
+
+def percent_range(interval: Mapping[str, float]) -> str:
+    """The 95% interval of a share, in percent: 'low to high'."""
+    return f'{100 * interval["low"]:.1f} to {100 * interval["high"]:.1f}'
+
+
+def points(difference: Interval | None) -> str:
+    """The mean of a difference of shares, in points with a sign; '' for None."""
+    return '' if difference is None else f'{100 * difference.mean:+.1f}'
+
+
+def points_range(difference: Interval | None) -> str:
+    """The 95% interval of a difference of shares, in points with a sign; '' for None."""
+    if difference is None:
+        return ''
+    return f'{100 * difference.low:+.1f} to {100 * difference.high:+.1f}'
+
+
+def made_by(command: str, environment: Mapping[str, Any]) -> str:
+    """The command that made a report, and where it ran."""
+    where = ', '.join(f'{k} {v}' for k, v in environment.items())
+    return f'```\n{command}\n```\n\non {where}.'
