@@ -1,7 +1,8 @@
 """Rewrites every table of the pages below from committed results: python docs/tables.py
 
 `<!-- table: FILE FUNCTION -->` in a page is followed by what FUNCTION of this file makes of FILE,
-the name of a benchmark or a path from the root without its `.json`. A test compares.
+the name of a benchmark or a path from the root without its `.json`; or of several files, with
+commas between them. A test compares.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+from vqjax.studies import remedies_report
 from vqjax.trainer import summaries
 
 ROOT = Path(__file__).parent.parent
@@ -185,6 +187,10 @@ def _percent(mean, low, high, sign=''):
     return f'{100 * mean:{sign}.1f} ({100 * low:{sign}.1f}, {100 * high:{sign}.1f})'
 
 
+def _points(interval):
+    return _percent(*interval, sign='+')
+
+
 def _three(value):
     """Three digits: 148, 87.7."""
     return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
@@ -200,7 +206,7 @@ def comparison(results):
         if name != summaries.BASELINE:
             others = methods[summaries.BASELINE]['seeds']
             difference = summaries.paired_difference(method['seeds'], others, 'accuracy')
-            difference = _percent(*difference, sign='+')
+            difference = _points(difference)
             uniform = summaries.code_use(method).uniform.perplexity
             stages = ' a stage' if 'num_stages' in method['spec'] else ''
             perplexity = f'{_three(summary["perplexity"]["mean"])} [{_three(uniform)}]{stages}'
@@ -222,6 +228,46 @@ def comparison(results):
     )
 
 
+# Remedies --------------------------------------------------------------------------------------
+
+
+def remedies(digits, mnist):
+    """Which remedies prevent the collapse, on both sets or on one, and what the guard is worth."""
+    sets = {'digits': digits, 'MNIST': mnist}
+    names = [n for n in remedies_report.by_accuracy(digits) if n in mnist['methods']]
+    names = [n for n in names if n not in (remedies_report.WEAK, remedies_report.NONE)]
+    members = {'both': [], 'digits': [], 'MNIST': [], 'neither': []}
+    for name in names:
+        good = [s for s, results in sets.items() if remedies_report.prevents(name, results)]
+        gains = [remedies_report.difference(r, name, remedies_report.WEAK) for r in sets.values()]
+        if good:
+            members[good[0] if len(good) == 1 else 'both'].append(name)
+        elif not any(gain.low > 0 for gain in gains):
+            members['neither'].append(name)
+    titles = {
+        'both': 'Prevent it on both sets (more accurate than the baseline, and no run collapsed)',
+        'digits': 'On digits only',
+        'MNIST': 'On MNIST only',
+        'neither': 'No more accurate than the baseline on either',
+    }
+    lines = [
+        f'- {titles[k]}: {", ".join(f"`{n}`" for n in found)}.'
+        for k, found in members.items()
+        if found
+    ]
+    for title, results in sets.items():
+        weak, guard = (
+            remedies_report.difference(results, name, remedies_report.HEALTHY)
+            for name in (remedies_report.WEAK, remedies_report.GUARD)
+        )
+        lines.append(
+            f'- {title}: the baseline ends {_points(weak)} points from a healthy run, and with the '
+            f'guard that re-fits a codebook whose perplexity falls (`{remedies_report.GUARD}`), '
+            f'{_points(guard)}.'
+        )
+    return '\n'.join(lines)
+
+
 # Pages -----------------------------------------------------------------------------------------
 
 
@@ -234,7 +280,7 @@ def render(text: str) -> str:
     """The text of a page with every block filled in."""
 
     def fill(match):
-        found = globals()[match[2]](_results(match[1]))
+        found = globals()[match[2]](*map(_results, match[1].split(',')))
         return f'{match[0].splitlines()[0]}\n{found}\n<!-- end -->'
 
     return re.sub(r'<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)

@@ -146,19 +146,19 @@ def holds(name: str, results: Mapping[str, Any]) -> str:
         return 'not tested'
     if kind == NEEDED:
         others = [n for n in by_accuracy(results) if n != name and methods[n]['spec']]
-        cured = [n for n in others if _prevents(n, results)]
+        cured = [n for n in others if prevents(n, results)]
         return f'fails: {", ".join(cured[:3])} do without' if cured else 'not refuted'
     gain = difference(results, name, WEAK if kind == CURES else kind)
     if gain is None:
         return ''
     if kind != CURES:
         return 'holds' if gain.high < 0 else 'fails' if gain.low > 0 else 'not shown'
-    if _prevents(name, results):
+    if prevents(name, results):
         return 'holds'
     return 'in part' if gain.low > 0 else 'fails'
 
 
-def _prevents(name, results):
+def prevents(name: str, results: Mapping[str, Any]) -> bool:
     """Better than `weak`, and no run collapsed."""
     gain = difference(results, name, WEAK)
     collapse = results['methods'][name]['collapse']['mean']
