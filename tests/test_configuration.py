@@ -1,11 +1,14 @@
 """What a quantizer refuses, by name: fields, shapes, and batches that cannot start a codebook."""
 
 import dataclasses
+import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import table
 
 from vqjax import (
     FSQ,
@@ -23,6 +26,14 @@ from vqjax import (
     to_spec,
 )
 
+NAN = float('nan')
+
+
+def schedule(**changes):
+    fields = {'init_value': 2.0, 'transition_steps': 10, 'decay_rate': 0.5}
+    return ops.Schedule('exponential_decay', **(fields | changes))
+
+
 BAD = {
     'num_codes must be an integer from 1': lambda: VQEMA(0),
     'decay must be in': lambda: VQEMA(8, decay=1.0),
@@ -35,7 +46,7 @@ BAD = {
     'inv_temperature must be finite': lambda: LFQ(4, inv_temperature=0.0),
     'temperature must be above 0': lambda: GumbelSoftmax(4, temperature=0.0),
     'below must lie in': lambda: ops.Revival(below=2.0),
-    'every must be at least 1': lambda: ops.Revival(every=0),
+    'every must be an integer from 1': lambda: ops.Revival(every=0),
     'source must be one of': lambda: ops.Revival(source='nothing'),
     'gradient must be one of': lambda: VQEMA(8, gradient='none'),
     'init must be one of': lambda: VQEMA(8, init='zeros'),
@@ -57,6 +68,17 @@ BAD = {
     'missing 1 required': lambda: make({'name': 'vq_ema'}),
     'schedule must be the name': lambda: ops.Schedule('no_such_schedule'),
     'does not take': lambda: ops.Schedule('exponential_decay', speed=1),
+    'schedule must be the name of an optax schedule, got .adam': lambda: ops.Schedule('adam'),
+    'init_value must be a finite number, got nan': lambda: schedule(init_value=NAN),
+    "init_value must be a finite number, got '1'": lambda: schedule(init_value='1'),
+    'transition_steps must be above 0': lambda: schedule(transition_steps=0),
+    'staircase must be True or False': lambda: schedule(staircase='no'),
+    'temperature must be above 0, or a schedule that never': lambda: GumbelSoftmax(
+        4, temperature=schedule(init_value=-1.0)
+    ),
+    'decay_steps': lambda: ops.Schedule(
+        'warmup_cosine_decay_schedule', init_value=0, peak_value=1, warmup_steps=5, decay_steps=5
+    ),
     'it has no spec': lambda: to_spec(VQEMA(8, gradient=lambda z, z_q: z_q)),
 }
 
@@ -65,6 +87,45 @@ BAD = {
 def test_bad_configuration_is_named(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+def numeric_fields():
+    """Every numeric or true-or-false field of every quantizer of the table, and of a revival."""
+    seen = {}
+    for q in [*table().values(), ops.Revival()]:
+        for field in dataclasses.fields(q):
+            if field.init and isinstance(getattr(q, field.name), bool | int | float):
+                seen.setdefault((type(q).__name__, field.name), q)
+    return seen
+
+
+@pytest.mark.parametrize('kind, field', numeric_fields())
+def test_a_field_refuses_what_is_no_number(kind, field):
+    q = numeric_fields()[kind, field]
+    value = getattr(q, field)
+    bad = [NAN, math.inf, -math.inf, -1, '1', 'nan', [1], np.nan, np.float32('inf')]
+    bad += [0.5, 1, None] if isinstance(value, bool) else [True, np.bool_(True)]
+    for wrong in bad:
+        with pytest.raises(ValueError, match=f'^{field} must'):
+            dataclasses.replace(q, **{field: wrong})
+    # A scalar of NumPy or JAX is the Python one: equal, of one hash, and plain data.
+    array = np.asarray(value, np.float64 if isinstance(value, float) else None)
+    for scalar in (array, array[()]):
+        same = dataclasses.replace(q, **{field: scalar})
+        assert same == q and hash(same) == hash(q) and repr(same) == repr(q)
+        assert type(getattr(same, field)) is type(value)
+
+
+def test_levels_may_be_an_array():
+    q = FSQ(np.array([8, 5, 5]))
+    assert q == FSQ((8, 5, 5)) == FSQ([8, 5, np.int64(5)])
+    assert json.loads(json.dumps(to_spec(q)))['levels'] == [8, 5, 5]
+
+
+def test_a_schedule_s_equality_is_that_of_its_numbers():
+    a = ops.Schedule('linear_schedule', init_value=np.float64(2), end_value=1, transition_steps=3)
+    b = ops.Schedule('linear_schedule', transition_steps=3.0, end_value=1.0, init_value=2.0)
+    assert a == b and hash(a) == hash(b) and json.dumps(a.spec())
 
 
 def test_bad_shapes_are_named_at_trace_time():

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from vqjax.ops.fields import check_count
 from vqjax.ops.meshes import automatic
 from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.rows import flat_rows, gumbel_rows, top_rows, uniform_rows
@@ -63,13 +64,6 @@ def check_distinct(z: jax.Array, mask: jax.Array | None = None) -> None:
             f'all {len(rows)} vectors of the init batch z are identical '
             f'(first value {rows[0, 0]:g}); {advice}'
         )
-
-
-def _check(k: int, iters: int) -> None:
-    if k < 1:
-        raise ValueError(f'k must be at least 1, got {k}')
-    if iters < 0:
-        raise ValueError(f'iters must not be negative, got {iters}')
 
 
 def _squared_distances(rows, centroids):
@@ -130,9 +124,10 @@ def kmeans(
       KMeans. The inertia never rises with iters (to rounding). Memory beyond the inputs: O(N + KD).
 
     Raises:
-      ValueError: for k below 1 or negative iters.
+      ValueError: for a k that is no integer from 1, or iters that are none from 0.
     """
-    _check(k, iters)
+    check_count('k', k)
+    check_count('iters', iters, 0)
     return _kmeans(key, *flat_rows(z, mask), k, iters, axis_name)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vqjax.ops.fields import check_count, is_number, make_plain
 from vqjax.ops.kmeans import kmeans
 from vqjax.ops.names import named_function
 from vqjax.ops.nearest import nearest_codes
@@ -173,7 +174,7 @@ class Revival:
         function of the same signature.
 
     Raises:
-      ValueError: for `below` outside (0, 1), `every` below 1.
+      ValueError: for `below` outside (0, 1), an `every` that is no integer from 1.
     """
 
     below: float = 0.1
@@ -181,13 +182,13 @@ class Revival:
     source: Source = random_rows
 
     def __post_init__(self):
-        if not 0 < self.below < 1:
+        make_plain(self)
+        if not (is_number(self.below) and 0 < self.below < 1):
             raise ValueError(
-                f'below must lie in (0, 1), a share of uniform use, got {self.below}; '
+                f'below must lie in (0, 1), a share of uniform use, got {self.below!r}; '
                 'for no revival give revival=None'
             )
-        if self.every < 1:
-            raise ValueError(f'every must be at least 1 step, got {self.every}')
+        check_count('every', self.every)
         object.__setattr__(self, 'source', named_function('source', self.source, SOURCES))
 
     def __repr__(self):

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+
 import jax
-import jax.numpy as jnp
 import optax
+
+from vqjax.ops.fields import check, check_flag, is_number, plain
+
+# Those whose arguments are numbers; optax has optimizers and losses too under its names.
+SCHEDULES = {
+    f.__name__: f
+    for f in (
+        optax.constant_schedule,
+        optax.cosine_decay_schedule,
+        optax.cosine_onecycle_schedule,
+        optax.exponential_decay,
+        optax.linear_onecycle_schedule,
+        optax.linear_schedule,
+        optax.polynomial_schedule,
+        optax.warmup_constant_schedule,
+        optax.warmup_cosine_decay_schedule,
+        optax.warmup_exponential_decay_schedule,
+    )
+}
 
 
 class Schedule:
@@ -15,29 +36,38 @@ class Schedule:
     alike are not equal, so a field holding one would recompile and could not be saved.
 
     Raises:
-      ValueError: for a name optax does not have, or arguments it does not take.
+      ValueError: for a name not in `SCHEDULES`, an argument that the schedule does not take, that
+        is missing or no finite number, steps that are not above 0, and what optax refuses.
     """
 
     def __init__(self, name: str, **arguments):
-        make = getattr(optax, name, None) if name else None
-        if not callable(make):
-            raise ValueError(f'schedule must be the name of an optax schedule, got {name!r}')
+        if not isinstance(name, str) or name not in SCHEDULES:
+            raise ValueError(
+                f'schedule must be the name of an optax schedule, got {name!r}; choose one of '
+                f'{sorted(SCHEDULES)}, or give a function of the step'
+            )
+        self.name = name
+        self.arguments = {field: plain(value) for field, value in arguments.items()}
         try:
-            self._schedule = make(**arguments)
+            inspect.signature(SCHEDULES[name]).bind(**self.arguments)
         except TypeError as error:
             raise ValueError(f'schedule {name!r} does not take {arguments}: {error}') from None
+        for field, value in self.arguments.items():
+            _check_argument(field, value)
         try:
-            jax.eval_shape(lambda step: jnp.asarray(self._schedule(step), jnp.float32), 0)
-        except Exception:  # an optimizer, say: optax has more than schedules under its names
-            raise ValueError(
-                f'schedule {name!r} is no function of the step: give the name of an optax schedule'
-            ) from None
-        self.name = name
-        self.arguments = arguments
+            self._schedule = SCHEDULES[name](**self.arguments)
+        except ValueError as error:
+            raise ValueError(f'schedule {name!r} refuses {self.arguments}: {error}') from None
 
     def __call__(self, step: jax.Array) -> jax.Array:
         """step int32 [] -> float32 []."""
         return self._schedule(step)
+
+    def least(self) -> float:
+        """The smallest value it takes at its ends and where one part of it passes into another."""
+        steps = [v for k, v in self.arguments.items() if k.endswith(('_steps', '_begin'))]
+        turns = {0, 1, 2**30, sum(steps), *steps, *(step + 1 for step in steps)}
+        return min(float(self(math.ceil(turn))) for turn in turns)
 
     def spec(self) -> dict:
         """Plain data: {'schedule': name, argument: value, ...}."""
@@ -51,10 +81,22 @@ class Schedule:
         return isinstance(other, Schedule) and self.spec() == other.spec()
 
     def __hash__(self):
-        return hash(repr(self))
+        # Not of the repr: equal ones may name their arguments in another order, or 1 and 1.0.
+        return hash((self.name, frozenset(self.arguments.items())))
 
     def __reduce__(self):
         return _rebuild, (self.name, self.arguments)
+
+
+def _check_argument(field, value):
+    if field == 'staircase':
+        check_flag(field, value)
+    elif not (field == 'end_value' and value is None):
+        check(is_number(value), field, value, 'a finite number')
+    if field in ('transition_begin', 'warmup_steps'):
+        check(value >= 0, field, value, 'not negative')
+    elif field.endswith('_steps'):
+        check(value > 0, field, value, 'above 0, in steps')
 
 
 def _rebuild(name, arguments):

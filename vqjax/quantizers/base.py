@@ -11,14 +11,21 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
 from vqjax.ops import AxisName
 
+# The checks of fields, for the files of quantizers to take from here.
+from vqjax.ops.fields import MAX_CODES as MAX_CODES
+from vqjax.ops.fields import check as check
+from vqjax.ops.fields import check_count as check_count
+from vqjax.ops.fields import check_flag as check_flag
+from vqjax.ops.fields import check_weight as check_weight
+from vqjax.ops.fields import is_number as is_number
+from vqjax.ops.fields import make_plain
+
 PyTree = Any
-MAX_CODES = 2**31 - 1
 
 
 class Quantized(NamedTuple):
@@ -149,6 +156,15 @@ _OUT_SPECS = {
 }
 
 
+def _of_plain_fields(post_init):
+    @functools.wraps(post_init)
+    def call(self, *args, **kwargs):
+        make_plain(self)
+        post_init(self, *args, **kwargs)
+
+    return call
+
+
 class Base:
     """What quantizers share: a repr that reads as the call, and the defaults of one untracked."""
 
@@ -164,9 +180,15 @@ class Base:
     def __init_subclass__(cls, **kwargs):
         """Let the protocol's methods run over any mesh, and name an axis that is none."""
         super().__init_subclass__(**kwargs)
+        if '__post_init__' in vars(cls):
+            cls.__post_init__ = _of_plain_fields(cls.__post_init__)
         for name, specs in _OUT_SPECS.items():
             if name in vars(cls):
                 setattr(cls, name, _on_any_mesh(vars(cls)[name], specs))
+
+    def __post_init__(self):
+        """Put Python scalars where NumPy or JAX ones were given; subclasses need not call it."""
+        make_plain(self)
 
     @property
     def bits(self) -> float:
@@ -198,23 +220,6 @@ class Base:
 
 # The field `start` is given as `init`, a name the method of the protocol already has.
 ARGUMENTS = {'start': 'init'}
-
-
-def check(ok: bool, field: str, value: Any, need: str) -> None:
-    """Raise ValueError naming the field and its value where `ok` is false."""
-    if not ok:
-        raise ValueError(f'{field} must be {need}, got {value!r}')
-
-
-def check_count(field: str, value: Any, least: int = 1, most: int = MAX_CODES) -> None:
-    """Raise ValueError unless `value` is an integer within [least, most]."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    check(whole and least <= value <= most, field, value, f'an integer from {least} to {most}')
-
-
-def check_weight(field: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a finite number, not negative."""
-    check(math.isfinite(value) and value >= 0, field, value, 'finite and not negative')
 
 
 def check_features(z: jax.Array, dim: int, why: str) -> None:

@@ -16,6 +16,7 @@ from vqjax.quantizers.base import (
     check_count,
     check_weight,
     hide,
+    is_number,
     look_up,
 )
 
@@ -138,7 +139,8 @@ class Wrapped(Codebook):
 def check_codebook_fields(quantizer: Codebook, init) -> None:
     """Check the fields that VQEMA and VQ share, and put functions where names were given."""
     check_count('num_codes', quantizer.num_codes)
-    check(0 <= quantizer.decay < 1, 'decay', quantizer.decay, 'in [0, 1)')
+    decay = quantizer.decay
+    check(is_number(decay) and 0 <= decay < 1, 'decay', decay, 'in [0, 1)')
     check(quantizer.metric in ops.METRICS, 'metric', quantizer.metric, f'one of {ops.METRICS}')
     check_weight('temperature', quantizer.temperature)
     revival = quantizer.revival

@@ -20,6 +20,8 @@ from vqjax.quantizers.base import (
     check,
     check_count,
     check_features,
+    check_flag,
+    check_weight,
     hide,
 )
 
@@ -48,10 +50,8 @@ class FSQ(Base):
 
     def __post_init__(self):
         levels = self.levels
-        check(
-            isinstance(levels, tuple | list) and len(levels), 'levels', levels, 'a list of levels'
-        )
-        object.__setattr__(self, 'levels', tuple(levels))
+        check(isinstance(levels, tuple) and len(levels), 'levels', levels, 'a list of levels')
+        check_flag('symmetric', self.symmetric)
         # With two levels the plain form's offset o / h reaches 1, and atanh has no value.
         for level in levels:
             check_count('levels', level, 2 if self.symmetric else 3)
@@ -60,8 +60,7 @@ class FSQ(Base):
                 f'levels must multiply to at most 2^31 - 1 so that int32 holds every code, got '
                 f'{tuple(levels)} = {math.prod(levels)}; use Product or Residual of smaller ones'
             )
-        ops_noise = isinstance(self.noise, int | float) and 0 <= self.noise < math.inf
-        check(ops_noise, 'noise', self.noise, 'finite and not negative')
+        check_weight('noise', self.noise)
 
     @property
     def num_codes(self) -> int:

@@ -13,7 +13,7 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.banked import Banked
-from vqjax.quantizers.base import Quantizer, check, check_count, compiled_once
+from vqjax.quantizers.base import Quantizer, check, check_count, compiled_once, is_number
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ, VQState
 from vqjax.quantizers.vq_ema import VQEMA
@@ -62,7 +62,8 @@ class Guarded(Wrapped):
     def __post_init__(self):
         need = 'a VQEMA or VQ (of a combinator, guard the inner quantizer)'
         check(isinstance(self.inner, _GUARDED), 'inner', self.inner, need)
-        check(self.least >= 1, 'least', self.least, 'a perplexity, at least 1')
+        ok = is_number(self.least) and self.least >= 1
+        check(ok, 'least', self.least, 'a perplexity, at least 1')
         check_count('cooldown', self.cooldown)
 
     def init(self, key, z, mask=None, axis_name: AxisName = None):

@@ -18,9 +18,11 @@ from vqjax.quantizers.base import (
     blank,
     check,
     check_count,
+    check_flag,
     check_start,
     check_weight,
     hide,
+    is_number,
     look_up,
 )
 
@@ -68,8 +70,13 @@ class GumbelSoftmax(Base):
     def __post_init__(self):
         check_count('num_codes', self.num_codes)
         check_weight('diversity', self.diversity)
-        ok = callable(self.temperature) or self.temperature > 0
-        check(ok, 'temperature', self.temperature, 'above 0, or a schedule')
+        check_flag('hard', self.hard)
+        temperature = self.temperature
+        if isinstance(temperature, Schedule):
+            ok = temperature.least() >= 0
+        else:
+            ok = callable(temperature) or (is_number(temperature) and temperature > 0)
+        check(ok, 'temperature', temperature, 'above 0, or a schedule that never goes below 0')
 
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(GumbelParams, GumbelState): k-means centroids of z [..., D] and their logits.

@@ -19,8 +19,10 @@ from vqjax.quantizers.base import (
     check,
     check_count,
     check_features,
+    check_flag,
     check_weight,
     hide,
+    is_number,
 )
 
 # The joint entropy of this many bits is exact: 2^18 products of two halves, a slice at a time.
@@ -99,8 +101,9 @@ class LFQ(Base):
         check_count('num_bits', self.num_bits, 1, 30)
         for name in ('entropy', 'commitment', 'gamma'):
             check_weight(name, getattr(self, name))
-        ok = 0 < self.inv_temperature < math.inf
+        ok = is_number(self.inv_temperature) and self.inv_temperature > 0
         check(ok, 'inv_temperature', self.inv_temperature, 'finite and above 0')
+        check_flag('spherical', self.spherical)
 
     @property
     def num_codes(self) -> int:

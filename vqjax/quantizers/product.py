@@ -10,7 +10,15 @@ import numpy as np
 from jax import lax
 
 from vqjax.ops import AxisName
-from vqjax.quantizers.base import Base, Quantized, Quantizer, check_count, check_inner, check_start
+from vqjax.quantizers.base import (
+    Base,
+    Quantized,
+    Quantizer,
+    check_count,
+    check_flag,
+    check_inner,
+    check_start,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +45,7 @@ class Product(Base):
     def __post_init__(self):
         check_inner(type(self).__name__, self.inner)
         check_count('num_groups', self.num_groups)
+        check_flag('shared', self.shared)
 
     @property
     def num_codes(self) -> int:

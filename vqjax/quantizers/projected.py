@@ -17,6 +17,7 @@ from vqjax.quantizers.base import (
     Quantized,
     Quantizer,
     check_count,
+    check_flag,
     check_inner,
     check_start,
 )
@@ -54,6 +55,7 @@ class Projected(Base):
     def __post_init__(self):
         check_inner(type(self).__name__, self.inner)
         check_count('dim', self.dim)
+        check_flag('normalize', self.normalize)
 
     @property
     def num_codes(self) -> int:

@@ -18,6 +18,7 @@ from vqjax.quantizers.base import (
     Quantizer,
     check,
     check_count,
+    check_flag,
     check_inner,
     check_start,
     compiled_once,
@@ -60,8 +61,7 @@ class Residual(Base):
     beam: int = 1
 
     def __post_init__(self):
-        if isinstance(self.inner, list):
-            object.__setattr__(self, 'inner', tuple(self.inner))
+        check_flag('shared', self.shared)
         inners = self._inners
         for inner in inners:
             check_inner(type(self).__name__, inner)

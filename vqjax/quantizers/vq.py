@@ -13,7 +13,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
-from vqjax.quantizers.base import Quantized, blank, check_start, check_weight, look_up
+from vqjax.quantizers.base import Quantized, blank, check_flag, check_start, check_weight, look_up
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
@@ -73,6 +73,7 @@ class VQ(Codebook):
         check_codebook_fields(self, init)
         for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'sync_nu'):
             check_weight(name, getattr(self, name))
+        check_flag('affine', self.affine)
 
     def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
         """(codebook or Affine, VQState) from what `start` makes of z [..., D].
