@@ -115,16 +115,20 @@ def test_masked_vectors_count_nowhere(q):
     z, mask = batch(1), np.array(ALL)
     mask[1:3, 5:] = False
     mask[3] = False
-    garbage = jnp.where(jnp.asarray(mask)[..., None], z, 1e6)
-    (_, _, to_z), out, _, after = step.run(step.state, z, jnp.asarray(mask), KEY)
-    _, other, _, after_other = step.run(step.state, garbage, jnp.asarray(mask), KEY)
+    garbage = (
+        jnp.where(jnp.asarray(mask)[..., None], z, jnp.nan).at[3].set(jnp.inf).at[3, 0].set(1e6)
+    )
+    grads, out, _, after = step.run(step.state, z, jnp.asarray(mask), KEY)
+    grads_other, other, _, after_other = step.run(step.state, garbage, jnp.asarray(mask), KEY)
+    to_z = grads[2]
     hidden = np.asarray(out.codes)[~mask]
     assert (hidden == -1).all()
     assert (np.asarray(out.z_q)[~mask] == 0).all()
     assert (np.asarray(to_z)[~mask] == 0).all()
     # What stands at masked positions changes nothing...
     np.testing.assert_array_equal(np.asarray(out.codes), np.asarray(other.codes))
-    assert_same(out.loss, other.loss)
+    assert_same((out.loss, grads), (other.loss, grads_other))
+    assert finite((out.loss, grads))
     assert_same(after, after_other)
 
 
@@ -227,13 +231,15 @@ def test_half_precision_inputs(q):
 def test_non_finite_vectors_do_not_poison_the_state(q):
     step = step_of(q)
     z = batch(5).at[0, 3, 2].set(jnp.nan).at[1, 4].set(jnp.inf).at[2, 0, 0].set(-jnp.inf)
-    _, out, _, after = step.run(step.state, z, ALL, KEY)
+    (to_params, _, to_z), out, _, after = step.run(step.state, z, ALL, KEY)
     assert finite(after)
     bad = np.zeros(SHAPE[:-1], bool)
     bad[0, 3] = bad[1, 4] = bad[2, 0] = True
     codes = np.asarray(out.codes).reshape(*SHAPE[:-1], -1)
     assert (codes[bad] == -1).any(axis=-1).all()
     assert np.isfinite(np.asarray(out.z_q)[~bad]).all()
+    # The loss may show them; what others learn from does not.
+    assert finite((to_params, to_z[~bad]))
     # The rest is counted as if those vectors were masked.
     _, _, _, masked = step.run(step.state, batch(5), jnp.asarray(~bad), KEY)
     if 'Product(' not in repr(q):  # a group without the bad feature still counts

@@ -230,7 +230,7 @@ Z = np.asarray(batch(0))
         (lambda: made(z=jnp.ones((16, 4))), 'all 16 vectors of the init batch z are identical'),
         (lambda: made(Product(VQEMA(8), 3), 4), 'num_groups=3 must divide the features of z'),
         (lambda: made().start(jax.random.key(0), Z[:, :3]), r'z of shape \(64, 3\) does not fit'),
-        (lambda: made()(Z[:, :3]), r'must agree in D .* got \(64, 3\) and \(8, 4\)'),
+        (lambda: made()(Z[:, :3]), r'z of 3 features: params is float32\[8, 4\] where'),
         (lambda: made(deterministic=None)(Z), 'deterministic is None .* give True or False'),
     ],
 )

@@ -99,11 +99,13 @@ def mean_assignment(
 ) -> jax.Array:
     """Mean over real vectors of softmax(-squared distance / temperature): differentiable usage.
 
-    z [..., D], codebook [K, D], mask bool [...] -> float32 [K], gradients to both. The tiles are
-    recomputed in the backward pass, so memory stays O(N + K N / 1024).
+    z [..., D], codebook [K, D], mask bool [...] -> float32 [K], gradients to both. Vectors that
+    are not finite count nowhere. The tiles are recomputed in the backward pass, so memory stays
+    O(N + K N / 1024).
     """
-    rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
-    weights = jnp.ones(rows.shape[:1]) if mask is None else mask.reshape(-1).astype(jnp.float32)
+    valid = flat_rows(z, mask)[1]
+    rows = jnp.where(valid[:, None], z.astype(jnp.float32).reshape(-1, z.shape[-1]), 0.0)
+    weights = valid.astype(jnp.float32)
     lanes, whole = row_lanes(rows.shape[0], rows, codebook)
     rows, weights = in_lanes(rows, lanes), in_lanes(weights, lanes)
     size = min(max(_TILE_ROWS * whole // lanes, 1), rows.shape[1])

@@ -18,6 +18,8 @@ def squared_error(
     a, b [..., D], mask bool [...]. See `masked_mean` for what `axis_name` does.
     """
     difference = a.astype(jnp.float32) - b.astype(jnp.float32)
+    if mask is not None:  # before the square, whose gradient at NaN is NaN
+        difference = jnp.where(mask[..., None], difference, 0.0)
     return masked_mean(jnp.mean(difference**2, axis=-1), mask, axis_name)
 
 

@@ -24,6 +24,7 @@ from vqjax.ops.fields import check_flag as check_flag
 from vqjax.ops.fields import check_weight as check_weight
 from vqjax.ops.fields import is_number as is_number
 from vqjax.ops.fields import make_plain
+from vqjax.quantizers.calls import checked
 
 PyTree = Any
 
@@ -33,7 +34,8 @@ class Quantized(NamedTuple):
 
     z_q: [..., D] in z's dtype: `decode(codes)` to the bit (in float32), carrying the gradient.
     codes: int32 [..., *code_shape]; -1 where masked, dropped or not finite.
-    loss: float32 [], weighted, ready to add to the task loss.
+    loss: float32 [], weighted, ready to add to the task loss. A vector that is not finite and not
+      masked shows in it wherever a term measures it, and spoils the gradient to itself alone.
     losses: the same terms unweighted, by name.
     """
 
@@ -45,7 +47,14 @@ class Quantized(NamedTuple):
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """A frozen dataclass whose methods are pure functions; params and state are pytrees."""
+    """A frozen dataclass whose methods are pure functions; params and state are pytrees.
+
+    Of `Base`, these raise ValueError when a call is traced: for a z that is not floating point or
+    holds no vector, a mask that is not bool [...], codes that are no integers [..., *code_shape],
+    an `axis_name` that is no mapped axis, and params and state that `init` would not have made for
+    this quantizer and D. Params may be of any floating dtype (computed with in float32),
+    statistics only of their own. What a mask hides reaches nothing, NaN included.
+    """
 
     @property
     def num_codes(self) -> int:
@@ -89,10 +98,16 @@ class Quantizer(Protocol):
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> PyTree:
-        """The state after a training step that gave z [..., D] these codes."""
+        """The state after a training step that gave z [..., D] these codes.
+
+        Codes outside [0, num_codes) count nowhere.
+        """
 
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
-        """Vectors float32 [..., D] of codes [..., *code_shape]; zeros for -1."""
+        """Vectors float32 [..., D] of codes [..., *code_shape].
+
+        Zeros for -1 and whatever else is outside [0, num_codes), whose values no trace knows.
+        """
 
 
 def stages(quantizer: Quantizer) -> int:
@@ -104,34 +119,6 @@ def compiled_once(method: Callable) -> Callable:
     """A method with control flow, which outside jit would be compiled anew at every call."""
     static = {'self', 'axis_name'} & inspect.signature(method).parameters.keys()
     return jax.jit(method, static_argnames=tuple(static), inline=True)
-
-
-def _on_any_mesh(method, specs):
-    """The method over Explicit axes too, refusing an `axis_name` that is no mapped axis."""
-    names = list(inspect.signature(method).parameters)
-    method = ops.automatic(specs)(method)
-    if 'axis_name' not in names:
-        return method
-    place = names.index('axis_name')
-
-    @functools.wraps(method)
-    def call(*args, **kwargs):
-        check_axis(args[place] if len(args) > place else kwargs.get('axis_name'))
-        return method(*args, **kwargs)
-
-    return call
-
-
-def check_axis(axis_name: AxisName) -> None:
-    """Raise ValueError where `axis_name` is not a mapped axis."""
-    try:
-        if axis_name is not None:
-            jax.lax.axis_size(axis_name)
-    except NameError:
-        raise ValueError(
-            f'axis_name={axis_name!r} is no mapped axis here: give it to pmap, vmap or shard_map '
-            'around this call, or leave it None under jit over sharded arrays'
-        ) from None
 
 
 def _quantized_specs(quantizer, params, state, z, *_):
@@ -178,13 +165,13 @@ class Base:
     targets_only: bool = False
 
     def __init_subclass__(cls, **kwargs):
-        """Let the protocol's methods run over any mesh, and name an axis that is none."""
+        """Check what the protocol's methods are called with, and let them run over any mesh."""
         super().__init_subclass__(**kwargs)
         if '__post_init__' in vars(cls):
             cls.__post_init__ = _of_plain_fields(cls.__post_init__)
         for name, specs in _OUT_SPECS.items():
             if name in vars(cls):
-                setattr(cls, name, _on_any_mesh(vars(cls)[name], specs))
+                setattr(cls, name, checked(name, vars(cls)[name], specs))
 
     def __post_init__(self):
         """Put Python scalars where NumPy or JAX ones were given; subclasses need not call it."""
@@ -218,6 +205,7 @@ class Base:
         return f'{type(self).__name__}({", ".join(shown)})'
 
 
+Base.update = checked('update', Base.update, _OUT_SPECS['update'])
 # The field `start` is given as `init`, a name the method of the protocol already has.
 ARGUMENTS = {'start': 'init'}
 
@@ -273,5 +261,10 @@ def blank(vectors: jax.Array, codes: jax.Array) -> jax.Array:
 
 
 def look_up(codebook: jax.Array, codes: jax.Array) -> jax.Array:
-    """Rows of the codebook [K, D] for codes [...], zeros for -1."""
-    return blank(codebook[jnp.maximum(codes, 0)], codes)
+    """Rows of the codebook [K, D] for codes [...], zeros for what is no code."""
+    return blank(codebook[jnp.maximum(codes, 0)], only_codes(codes, codebook.shape[0]))
+
+
+def only_codes(codes: jax.Array, num_codes: int) -> jax.Array:
+    """Codes [...] with -1 for those outside [0, num_codes)."""
+    return jnp.where(codes < num_codes, codes, -1)

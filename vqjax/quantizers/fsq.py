@@ -23,6 +23,7 @@ from vqjax.quantizers.base import (
     check_flag,
     check_weight,
     hide,
+    only_codes,
 )
 
 
@@ -126,7 +127,8 @@ class FSQ(Base):
         """Codes and grid values of z [..., len(levels)]; the gradient is that of the bound."""
         del params, state
         check_features(z, len(self.levels), f'levels={self.levels}')
-        bounded = self._bounded(z.astype(jnp.float32))
+        finite = jnp.all(jnp.isfinite(z), axis=-1)
+        bounded = self._bounded(jnp.where(finite[..., None], z.astype(jnp.float32), 0.0))
         noisy = bounded
         if key is not None and self.noise > 0:
             places = ops.row_places(ops.flat_rows(z, mask)[1], axis_name)
@@ -139,9 +141,7 @@ class FSQ(Base):
         else:
             rounded, lowest = jnp.round(noisy), -(levels // 2)
             carrier = bounded / (levels // 2)
-        finite = jnp.all(jnp.isfinite(z), axis=-1)
-        rounded = jnp.where(finite[..., None], rounded, 0).astype(jnp.int32)
-        index = jnp.clip(rounded - lowest, 0, levels - 1)
+        index = jnp.clip(rounded.astype(jnp.int32) - lowest, 0, levels - 1)
         codes = hide(jnp.where(finite, jnp.sum(index * self._strides, axis=-1), -1), mask)
         z_q = ops.graft(self._values(index), carrier)
         return Quantized(
@@ -154,4 +154,4 @@ class FSQ(Base):
         index = (
             jnp.maximum(codes, 0)[..., None] // self._strides % np.asarray(self.levels, np.int32)
         )
-        return blank(self._values(index), codes)
+        return blank(self._values(index), only_codes(codes, self.num_codes))

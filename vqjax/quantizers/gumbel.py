@@ -54,7 +54,8 @@ class GumbelSoftmax(Base):
       temperature: a number, or a function of the step: an `ops.Schedule`, or any of optax's.
       hard: forward value one code; False mixes codes when a key is given, and z_q is then no
         longer decode(codes).
-      diversity: weight of `ops.diversity` of softmax(logits) (wav2vec 2.0: 0.1).
+      diversity: weight of `ops.diversity` of softmax(logits) (wav2vec 2.0: 0.1), over vectors
+        that are finite.
 
     Params `GumbelParams`, state `GumbelState`. The logits are an N x K array. Raises ValueError
     for a field out of range.
@@ -99,24 +100,26 @@ class GumbelSoftmax(Base):
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
         """Sampled (with a key) or likeliest codes of z [..., D]."""
-        x = z.astype(jnp.float32)
+        valid = ops.flat_rows(z, mask)[1].reshape(z.shape[:-1])
+        # Zeros for what does not count: NaN times zero would spoil the gradient of all logits.
+        x = jnp.where(valid[..., None], z.astype(jnp.float32), 0.0)
         logits = jnp.matmul(x, params.kernel, precision=lax.Precision.HIGHEST) + params.bias
         noisy, temperature = logits, self._temperature(state)
         if key is not None:
-            _, valid = ops.flat_rows(z, mask)
-            places = ops.row_places(valid, axis_name)
+            places = ops.row_places(valid.reshape(-1), axis_name)
             noise = ops.row_noise(jax.random.gumbel, key, places, self.num_codes)
             noisy += noise.reshape(logits.shape)
         codes = jnp.argmax(lax.stop_gradient(noisy), axis=-1).astype(jnp.int32)
-        codes = hide(jnp.where(jnp.all(jnp.isfinite(z), axis=-1), codes, -1), mask)
-        soft = jnp.matmul(
-            jax.nn.softmax(noisy / temperature), params.codebook, precision=lax.Precision.HIGHEST
-        )
+        codes = hide(codes, valid)
+        # Of differences to the largest, which no small temperature takes beyond float32.
+        noisy -= lax.stop_gradient(jnp.max(noisy, axis=-1, keepdims=True))
+        weights = jax.nn.softmax(noisy / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny))
+        soft = jnp.matmul(weights, params.codebook, precision=lax.Precision.HIGHEST)
         vectors = look_up(params.codebook, codes)
         z_q = soft if key is not None and not self.hard else ops.graft(vectors, soft)
         losses, loss = {}, jnp.zeros(())
         if self.diversity:
-            losses['diversity'] = ops.diversity(jax.nn.softmax(logits), mask, axis_name)
+            losses['diversity'] = ops.diversity(jax.nn.softmax(logits), valid, axis_name)
             loss = self.diversity * losses['diversity']
         return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 

@@ -23,6 +23,7 @@ from vqjax.quantizers.base import (
     check_weight,
     hide,
     is_number,
+    only_codes,
 )
 
 # The joint entropy of this many bits is exact: 2^18 products of two halves, a slice at a time.
@@ -149,7 +150,9 @@ class LFQ(Base):
         logits = 4 * self.inv_temperature * self._scale * x.reshape(-1, self.num_bits)
         real = None if mask is None else mask.reshape(-1)
         single = ops.masked_mean(jnp.sum(bit_entropy(logits), axis=-1), real, axis_name)
-        weights = jnp.ones(logits.shape[0]) if real is None else real.astype(jnp.float32)
+        # The mean of all would be lost with one vector that is not finite.
+        counted = jnp.all(jnp.isfinite(logits), axis=-1)
+        weights = (counted if real is None else counted & real).astype(jnp.float32)
         number = jnp.maximum(ops.pmean(jnp.sum(weights), axis_name), 1e-30)
         p = jax.nn.sigmoid(jnp.where(weights[:, None] > 0, logits, 0.0))
         batch = sum(
@@ -163,4 +166,5 @@ class LFQ(Base):
         del params, state
         places = np.arange(self.num_bits - 1, -1, -1, dtype=np.int32)
         bits = jnp.maximum(codes, 0)[..., None] >> places & 1
-        return blank(jnp.where(bits == 1, self._scale, -self._scale), codes)
+        vectors = jnp.where(bits == 1, self._scale, -self._scale)
+        return blank(vectors, only_codes(codes, self.num_codes))

@@ -78,7 +78,11 @@ class Projected(Base):
         return self.inner.starts_from_data
 
     def _project(self, kernel, z):
-        x = jnp.matmul(z.astype(jnp.float32), kernel, precision=lax.Precision.HIGHEST)
+        x = z.astype(jnp.float32)
+        finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
+        # Out of the product, whose gradient to the kernel it would spoil, and bad again behind it.
+        x = jnp.matmul(jnp.where(finite, x, 0.0), kernel, precision=lax.Precision.HIGHEST)
+        x = jnp.where(finite, x, jnp.nan)
         return ops.normalize(x) if self.normalize else x
 
     def init(self, key, z, mask=None, axis_name: AxisName = None):

@@ -1,0 +1,174 @@
+"""What a call is refused for, in a sentence and before it is traced; what is taken as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import table
+
+from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, ops
+from vqjax.quantizers import calls
+
+KEY = jax.random.key(0)
+Z = jax.random.normal(KEY, (64, 8))
+EMA = VQEMA(32, init=ops.batch_rows)
+_, STATE = EMA.init(KEY, Z)
+SMALL = VQEMA(16, init=ops.batch_rows).init(KEY, Z)[1]
+CODES = jnp.zeros(64, jnp.int32)
+STAGES = Residual(VQEMA(32, init=ops.batch_rows), 2)
+_, STAGED = STAGES.init(KEY, Z)
+
+
+def quantize(z=Z, key=None, mask=None, state=STATE):
+    return EMA.quantize((), state, z, key, mask)
+
+
+REFUSED = {
+    r'mask must be bool of shape \(64,\).* got bool\[64, 1\]': lambda: quantize(
+        mask=jnp.ones((64, 1), bool)
+    ),
+    r'mask must be bool of shape \(64,\).* got int32\[64\]': lambda: quantize(
+        mask=jnp.ones(64, jnp.int32)
+    ),
+    r'codes must have shape \(64,\).* got \(1,\)': lambda: EMA.update((), STATE, Z, CODES[:1]),
+    r'codes must have shape \(64,\).* got \(8, 8\)': lambda: EMA.update(
+        (), STATE, Z, CODES.reshape(8, 8)
+    ),
+    r'codes must have shape \(64, 2\)': lambda: STAGES.update((), STAGED, Z, CODES),
+    r'codes must have shape \[..., 2\].* got \(3, 3\)': lambda: STAGES.decode(
+        (), STAGED, jnp.zeros((3, 3), jnp.int32)
+    ),
+    r'codes must be integers, got dtype float32': lambda: EMA.decode((), STATE, Z[:, 0]),
+    r'codes must be integers, got dtype bool': lambda: FSQ((4,) * 8).decode((), (), Z[:, 0] > 0),
+    r'got dtype int32; convert it, z.astype\(jnp.float32\)': lambda: quantize(CODES[:, None]),
+    r'got dtype bool; convert it': lambda: LFQ(8).init(KEY, Z > 0),
+    r'got dtype complex64; convert it': lambda: quantize(Z + 0j),
+    r'got dtype <U1|z must be an array': lambda: quantize([['a'] * 8]),
+    r'z must be an array.*inhomogeneous': lambda: quantize([[1.0, 2.0], [3.0]]),
+    r'at least one vector .* got z of shape \(0, 8\)': lambda: LFQ(8).quantize((), (), Z[:0]),
+    r'got z of shape \(3, 0, 8\)': lambda: STAGES.quantize((), STAGED, jnp.zeros((3, 0, 8))),
+    r'at least one feature, got z of shape \(64, 0\)': lambda: Product(VQEMA(4), 2).init(
+        KEY, Z[:, :0]
+    ),
+    r'got z of shape \(\)': lambda: EMA.init(KEY, jnp.zeros(())),
+    r'got z of shape \(0, 16\)': lambda: EMA.update((), STATE, jnp.zeros((0, 16)), CODES[:0]),
+    r'key must be one random key.* got 3': lambda: quantize(key=3),
+    r'key must be one random key': lambda: quantize(key=jax.random.split(KEY, 2)),
+    # Another quantizer's state, and another number of features.
+    r'do not fit VQEMA\(num_codes=32, .* z of 8 features: state.counts is float32\[16\] where '
+    r'float32\[32\] is needed; state.sums is float32\[16, 8\]': lambda: quantize(state=SMALL),
+    r'VQEMA\(.*state.counts is float32\[16\]': lambda: EMA.decode((), SMALL, CODES),
+    r'Residual\(.*state.counts is float32\[16\]': lambda: STAGES.decode(
+        (), SMALL, jnp.zeros((3, 2), jnp.int32)
+    ),
+    r'z of 4 features: state.sums is float32\[32, 8\] where float32\[32, 4\]': lambda: EMA.update(
+        (), STATE, Z[:, :4], CODES
+    ),
+    r'params is float32\[32, 8\] where nothing is needed': lambda: EMA.quantize(
+        STATE.sums, STATE, Z
+    ),
+    r'state.counts is nothing where float32\[32\] is needed': lambda: quantize(state=()),
+    r'right arrays in other containers.*VQEMAState': lambda: quantize(state=STATE._asdict()),
+    r'state.counts is bfloat16\[32\]': lambda: quantize(
+        state=jax.tree.map(lambda x: x.astype(jnp.bfloat16), STATE)
+    ),
+    r'state.step is float32\[\] where int32\[\]': lambda: quantize(
+        state=STATE._replace(step=jnp.zeros(()))
+    ),
+}
+
+
+@pytest.mark.parametrize('message', REFUSED)
+def test_a_wrong_argument_is_named(message):
+    with pytest.raises(ValueError, match=message):
+        REFUSED[message]()
+
+
+@pytest.mark.parametrize('q', table().values(), ids=list(table()))
+def test_every_quantizer_refuses_no_vectors_and_a_mask_of_another_shape(q):
+    made = jax.eval_shape(q.init, KEY, jax.ShapeDtypeStruct((4, 8), jnp.float32))
+    none, some = (jax.ShapeDtypeStruct((n, 8), jnp.float32) for n in (0, 4))
+    codes = jax.ShapeDtypeStruct((0, *q.code_shape), jnp.int32)
+    with pytest.raises(ValueError, match='at least one vector'):
+        jax.eval_shape(q.init, KEY, none)
+    with pytest.raises(ValueError, match='at least one vector'):
+        jax.eval_shape(q.quantize, *made, none)
+    with pytest.raises(ValueError, match='at least one vector'):
+        jax.eval_shape(q.update, *made, none, codes)
+    with pytest.raises(ValueError, match='mask must be bool'):
+        jax.eval_shape(
+            lambda p, s, z: q.quantize(p, s, z, None, jnp.ones((4, 1), bool)), *made, some
+        )
+
+
+def test_what_is_no_code_decodes_to_zeros():
+    """Also where 64 bits hold what 32 would wrap into a code."""
+    lost = np.array([-1, -7, 2**31 - 1, 2**33 + 3, 2**32, -(2**33)])
+    for q in (EMA, FSQ((4,) * 8), LFQ(8), GumbelSoftmax(4), Residual(EMA, 2), Product(LFQ(4), 2)):
+        params, state = q.init(KEY, Z)
+        codes = np.broadcast_to(lost.reshape(-1, *[1] * len(q.code_shape)), (6, *q.code_shape))
+        assert not np.asarray(q.decode(params, state, codes)).any()
+        assert not np.asarray(q.decode(params, state, np.full(q.code_shape, q.num_codes))).any()
+    counted = EMA.update((), STATE, Z, np.full(64, 32))
+    np.testing.assert_allclose(counted.counts, STATE.counts)
+
+
+def test_arrays_of_numpy_and_lists_are_taken_whatever_their_layout():
+    """Big-endian, strided and float64 arrays, lists, and a state as a checkpoint restores it."""
+    z, mask = np.asarray(Z), np.arange(64) % 3 > 0
+    expected = quantize(Z, mask=jnp.asarray(mask))
+    padded = np.zeros((64, 16), np.float32)
+    padded[:, ::2] = z
+    restored = jax.tree.map(lambda x: np.asarray(x).astype(x.dtype.newbyteorder('>')), STATE)
+    for given in (z, z.astype('>f4'), z.astype('>f8'), padded[:, ::2], z.tolist()):
+        for m in (mask, mask.tolist()):
+            out = quantize(given, mask=m, state=restored)
+            np.testing.assert_array_equal(out.codes, expected.codes)
+            np.testing.assert_array_equal(out.z_q, expected.z_q)
+    codes = np.asarray(expected.codes)
+    once = EMA.update((), STATE, Z, expected.codes)
+    for dtype in ('>i8', 'i2', 'u4'):
+        given = np.where(codes < 0, 99, codes).astype(dtype)
+        again = EMA.update((), restored, z, given)
+        np.testing.assert_array_equal(again.sums, once.sums)
+
+
+@pytest.mark.parametrize(
+    'q', [VQ(8), GumbelSoftmax(8), Projected(VQ(8), 4), Residual(VQ(8), 2)], ids=repr
+)
+def test_params_may_be_kept_in_half_precision(q):
+    """They are computed with as the float32 of the same values, and get gradients of their own."""
+    params, state = q.init(KEY, Z)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    same = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    out, full = q.quantize(half, state, Z), q.quantize(same, state, Z)
+    np.testing.assert_array_equal(out.z_q, full.z_q)
+    np.testing.assert_array_equal(q.decode(half, state, out.codes), out.z_q)
+    grads = jax.grad(lambda p: jnp.sum(q.quantize(p, state, Z).z_q))(half)
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_the_check_neither_computes_nor_traces_twice(monkeypatch):
+    """A quantizer is traced once for its form, and never where its init ran in this process."""
+    traced = []
+    monkeypatch.setattr(calls, '_made', {})
+
+    def start(key, z, k, mask=None, axis_name=None):
+        traced.append(z.shape)
+        return ops.normal(key, z, k, mask, axis_name)
+
+    q = Residual(VQEMA(4, init=start), 2)
+    params, state = q.init(KEY, Z)
+    assert len(traced) == 1
+    codes = q.quantize(params, state, Z).codes
+    q.decode(params, state, codes)
+    assert len(traced) == 1
+    calls._made.clear()
+    for _ in range(2):
+        q.decode(params, state, codes)
+        q.quantize(params, state, Z)
+    # Only codes are known to the first: it may try sizes that do not fit before the one that does.
+    assert len(traced) == 2
+    program = jax.jit(lambda s, z: EMA.quantize((), s, z).codes).lower(STATE, Z).as_text()
+    bare = jax.jit(lambda s, z: ops.nearest_codes(z, EMA.read_codebook((), s)))
+    assert program.count('\n') == bare.lower(STATE, Z).as_text().count('\n')
