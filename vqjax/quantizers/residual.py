@@ -22,10 +22,11 @@ from vqjax.quantizers.base import (
     check_inner,
     check_start,
     compiled_once,
-    hide,
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
+from vqjax.quantizers.combining import merge_losses, quantize_detached
+from vqjax.quantizers.summing import Sums, with_slope, without_slope
 
 
 @dataclass(frozen=True, repr=False)
@@ -163,54 +164,39 @@ class Residual(Base):
     ) -> Quantized:
         """Codes [..., S] and the summed vectors of z [..., D]."""
         x = z.astype(jnp.float32)
-        used = self._used(key, x, mask, axis_name)
-        keys = None if key is None else jax.random.split(key, self.num_stages)
-        chosen = None
-        if self.beam > 1:
-            run = functools.partial(self._stages, params=params, state=state)
-            chosen = jnp.moveaxis(beam_codes(run, x, self.num_stages, self.beam), -1, 0)
-
+        learns = bool(jax.tree.leaves(params))
         # One device and nothing but z to train: the loss's gradient is summed on the way forward.
         # Backward through the scan would keep [S, ..., D] for it. Across devices what a mean's
         # gradient is depends on the kind of mapping, so there the scan is left to find out.
-        sums_slope = axis_name is None and not jax.tree.leaves(params)
+        ahead = axis_name is None and not learns
 
-        def stage(inner, carry, params, state, key, used, chosen, scale):
-            residual, total, carrier, slope = carry
-
+        def stage(inner, sums, params, state, key, used, chosen, scale):
             def quantize(residual):
                 scaled = inner.unbound(residual / scale)
-                run = _detached if jax.tree.leaves(params) else _quantize
-                out = run(inner, params, state, scaled, key, used, axis_name, chosen)
-                return out.loss, out
+                return quantize_detached(inner, params, state, scaled, key, used, axis_name, chosen)
 
-            if sums_slope:
-                step, out = jax.grad(quantize, has_aux=True)(residual)
-                slope += lax.stop_gradient(step)
-            else:
-                _, out = quantize(residual)
-                if jax.tree.leaves(params):
-                    carrier += out.z_q * scale
-            value = lax.stop_gradient(out.z_q) * scale
-            carry = residual - value, total + value, carrier, slope
-            return carry, (out.codes, out.loss, out.losses)
+            out, slope = (with_slope if ahead else without_slope)(quantize, sums.residual)
+            return sums.with_stage(out.z_q * scale, slope), (out.codes, out.loss, out.losses)
 
-        # Zeros that vary over a mapped axis as x does, which scan's carry must.
-        zero = jnp.where(False, x, 0.0)
-        begin, xs = (x, zero, zero, zero), (keys, used, chosen, self._scales)
-        carry, outputs = self._stages(stage, begin, *xs, params=params, state=state)
-        _, total, carrier, slope = carry
+        keys = None if key is None else jax.random.split(key, self.num_stages)
+        used = self._used(key, x, mask, axis_name)
+        chosen = self._chosen(params, state, x)
+        xs = (keys, used, chosen, self._scales)
+        begin = Sums.nothing(x, learns, ahead)
+        sums, outputs = self._stages(stage, begin, *xs, params=params, state=state)
         codes, loss, losses = _merge(outputs) if isinstance(outputs[0], tuple) else outputs
-        loss = jnp.sum(loss)
-        if sums_slope:
-            loss = ops.graft(loss, jnp.vdot(lax.stop_gradient(slope), x))
-        estimator = getattr(self._inners[0], 'gradient', ops.straight_through)
-        # The estimator's gradient to z, and to the stages' params what their z_q hands them.
-        z_q = ops.graft(total, estimator(x, lax.stop_gradient(total)) + carrier)
         codes = jnp.moveaxis(codes, 0, -1)
         alive = jnp.any(codes.reshape(*x.shape[:-1], -1) >= 0, axis=-1)
+        z_q = sums.z_q(x, getattr(self._inners[0], 'gradient', ops.straight_through))
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
-        return Quantized(z_q, codes, loss, losses)
+        return Quantized(z_q, codes, sums.loss(x, jnp.sum(loss)), losses)
+
+    def _chosen(self, params, state, x):
+        """Codes [S, ...] chosen for all stages together; None where each takes its nearest."""
+        if self.beam == 1:
+            return None
+        run = functools.partial(self._stages, params=params, state=state)
+        return jnp.moveaxis(beam_codes(run, x, self.num_stages, self.beam), -1, 0)
 
     def _used(self, key, x, mask, axis_name):
         """Mask of each stage, bool [S, ...], or None where every stage sees all of x."""
@@ -279,43 +265,8 @@ class Residual(Base):
         return jax.tree.map(lambda x: x[0], (params, state))
 
 
-def _quantize(inner, params, state, z, key, mask, axis_name, chosen) -> Quantized:
-    if chosen is None:
-        return inner.quantize(params, state, z, key, mask, axis_name)
-    return inner.read(params, state, z, hide(chosen, mask), mask, axis_name)
-
-
-def _detached(inner, params, state, z, key, mask, axis_name, chosen) -> Quantized:
-    """`_quantize` whose z_q hands its gradient to params alone, and its losses to both."""
-
-    def run(params, z, state, key, mask, chosen):
-        out = _quantize(inner, params, state, z, key, mask, axis_name, chosen)
-        return (out.z_q, out.loss, out.losses), out.codes
-
-    call = jax.custom_vjp(run)
-
-    def forward(params, z, *rest):
-        outputs, pullback, codes = jax.vjp(lambda p, x: run(p, x, *rest), params, z, has_aux=True)
-        return (outputs, codes), pullback
-
-    def backward(pullback, cotangents):
-        z_q, loss, losses = cotangents[0]
-        to_params, _ = pullback((z_q, loss, losses))
-        _, to_z = pullback((jnp.zeros_like(z_q), loss, losses))
-        return to_params, to_z, None, None, None, None
-
-    call.defvjp(forward, backward)
-    (z_q, loss, losses), codes = call(params, z, state, key, mask, chosen)
-    return Quantized(z_q, codes, loss, losses)
-
-
 def _merge(outputs):
-    """Stack the outputs of stages of different kinds; a loss that a stage lacks is 0 there."""
+    """Stack the outputs of stages of different kinds."""
     codes = jnp.stack([codes for codes, _, _ in outputs])
     loss = jnp.stack([loss for _, loss, _ in outputs])
-    terms = {name: term for _, _, losses in outputs for name, term in losses.items()}
-    merged = {
-        name: jnp.stack([losses.get(name, jnp.zeros_like(term)) for _, _, losses in outputs])
-        for name, term in terms.items()
-    }
-    return codes, loss, merged
+    return codes, loss, merge_losses([losses for _, _, losses in outputs])

@@ -1,0 +1,54 @@
+"""What combinators do with the quantizers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vqjax.quantizers.base import Quantized, hide
+
+
+def quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:
+    """What `inner` makes of z [..., D]; of the codes `chosen` int32 [...], where they are given."""
+    if chosen is None:
+        return inner.quantize(params, state, z, key, mask, axis_name)
+    return inner.read(params, state, z, hide(chosen, mask), mask, axis_name)
+
+
+def quantize_detached(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:
+    """`quantize_chosen` whose z_q hands its gradient to params alone, and its losses to both."""
+    if not jax.tree.leaves(params):
+        out = quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen)
+        return out._replace(z_q=lax.stop_gradient(out.z_q))
+
+    def run(params, z, state, key, mask, chosen):
+        out = quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen)
+        return (out.z_q, out.loss, out.losses), out.codes
+
+    call = jax.custom_vjp(run)
+
+    def forward(params, z, *rest):
+        outputs, pullback, codes = jax.vjp(lambda p, x: run(p, x, *rest), params, z, has_aux=True)
+        return (outputs, codes), pullback
+
+    def backward(pullback, cotangents):
+        z_q, loss, losses = cotangents[0]
+        to_params, _ = pullback((z_q, loss, losses))
+        _, to_z = pullback((jnp.zeros_like(z_q), loss, losses))
+        return to_params, to_z, None, None, None, None
+
+    call.defvjp(forward, backward)
+    (z_q, loss, losses), codes = call(params, z, state, key, mask, chosen)
+    return Quantized(z_q, codes, loss, losses)
+
+
+def merge_losses(losses: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """The terms of several quantizers, stacked by name; one that a quantizer lacks is 0 there."""
+    terms = {name: term for held in losses for name, term in held.items()}
+    return {
+        name: jnp.stack([held.get(name, jnp.zeros_like(term)) for held in losses])
+        for name, term in terms.items()
+    }
