@@ -101,13 +101,20 @@ def _check_arguments(quantizer, name, given):
                 f'{z.shape}, got {_describe(mask)}'
             )
     if 'codes' in given:
-        given['codes'] = _codes(given['codes'], shape, quantizer.code_shape)
+        # What is quantized grid by grid has codes of a grid, not of a vector.
+        rows = None if shape is None else shape[: len(shape) - len(_grid(quantizer))]
+        given['codes'] = _codes(given['codes'], rows, quantizer.code_shape)
     if given.get('key') is not None:
         _check_key(given['key'])
     if 'params' in given and 'state' in given:
         trees = given['params'], given['state']
         dim = given['z'].shape[-1] if 'z' in given else None
         given['params'], given['state'] = _fitting(quantizer, trees, dim)
+
+
+def _grid(quantizer):
+    """Axes of z that one entry of codes stands for together."""
+    return getattr(quantizer, 'grid', ())
 
 
 def check_axis(axis_name: AxisName) -> None:
@@ -199,7 +206,7 @@ def _made_for(quantizer, dim):
     """
     place = quantizer, dim, jax.config.jax_enable_x64
     if place not in _made:
-        z = jax.ShapeDtypeStruct((1, dim), jnp.float32)
+        z = jax.ShapeDtypeStruct((1, *_grid(quantizer), dim), jnp.float32)
         try:
             with _inside.a_call():
                 made = jax.eval_shape(lambda z: quantizer.init(jax.random.key(0), z), z)
