@@ -1,9 +1,13 @@
 """Where the shared reference data is, and what tests of quantizers and of runs have in common."""
 
+import atexit
+import functools
 import importlib
 import json
 import os
 import pathlib
+import pickle
+import struct
 import subprocess
 import sys
 
@@ -48,6 +52,45 @@ def run_on(devices: int, *arguments: str) -> str:
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     return run.stdout
+
+
+@functools.cache
+def _two_devices():
+    """The process of replicas.py, which ends with this one."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, str(pathlib.Path(__file__).parent / 'replicas.py')],
+        env=os.environ
+        | {'XLA_FLAGS': flags_of(2), 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+        stdin=pipe,
+        stdout=pipe,
+    )
+    atexit.register(process.kill)
+    return process
+
+
+def on_two_devices(q, *arguments):
+    """`vqjax.testing.trial.replicated` in a process with two CPU devices, started once.
+
+    A quantizer that cannot be sent there, such as one of a class in a function, runs under vmap.
+    """
+    import jax
+
+    from vqjax.testing.trial import replicated
+
+    arrays = jax.tree.map(np.asarray, arguments)
+    try:
+        payload = pickle.dumps((q, *arrays))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return replicated(q, *arguments)
+    process, message = _two_devices(), pickle.dumps((sys.path, payload))
+    process.stdin.write(struct.pack('<Q', len(message)) + message)
+    process.stdin.flush()
+    said, answer = pickle.loads(process.stdout.read(*struct.unpack('<Q', process.stdout.read(8))))
+    if said == 'unknown':
+        return replicated(q, *arguments)
+    assert said == 'done', f'on two devices: {answer}'
+    return answer
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

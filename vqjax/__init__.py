@@ -48,12 +48,13 @@ __all__ = [
     'nnx',
     'ops',
     'quantizers',
+    'testing',
     'to_spec',
 ]
 
 
 def __getattr__(name: str):
-    """`vqjax.codec`, `vqjax.importers` and `vqjax.nnx`, imported when first asked for."""
-    if name in ('codec', 'importers', 'nnx'):
+    """`vqjax.codec`, `importers`, `nnx` and `testing`, imported when first asked for."""
+    if name in ('codec', 'importers', 'nnx', 'testing'):
         return importlib.import_module(f'vqjax.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -213,7 +213,9 @@ class Revival:
 @functools.partial(jax.jit, static_argnames=('revival', 'axis_name'), inline=True)
 def _revive(revival, key, batch, codebook, counts, step, axis_name):
     dead = counts < revival.below * jnp.mean(counts)
-    due = (step % revival.every == 0) & jnp.any(dead)
+    # A batch of nothing but padding, on all replicas, is no reason to revive.
+    held = psum(jnp.any(batch.valid).astype(jnp.int32), axis_name) > 0
+    due = (step % revival.every == 0) & jnp.any(dead) & held
     same = Revived(codebook, counts, jnp.zeros(counts.shape, bool))
     return lax.cond(
         due,

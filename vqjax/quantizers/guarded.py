@@ -84,9 +84,11 @@ class Guarded(Wrapped):
         counts = ops.code_counts(
             jnp.where(valid, codes.reshape(-1), -1), self.num_codes, None, axis_name
         )
-        use = state.use * (1 - 1 / WINDOW) + counts
+        # Padding alone is no step of the window.
+        held = jnp.sum(counts) > 0
+        use = jnp.where(held, state.use * (1 - 1 / WINDOW) + counts, state.use)
         step = state.step + 1
-        due = (step - state.last >= self.cooldown) & self._collapsed(use) & (jnp.sum(counts) > 0)
+        due = (step - state.last >= self.cooldown) & self._collapsed(use) & held
 
         def refit():
             return _refit(self.inner, params, moved, rows, valid, refit_key, axis_name)
