@@ -3,16 +3,18 @@
 import os
 
 import pytest
+from support import HAS_TWO_EMITTERS
 
 # Compiling small programs once each is most of the suite's time, so they are compiled cheaply;
 # where bits are compared, tests ask for `support.SHIPPED`. The processes that tests start inherit
 # the flags. `make test-long` runs everything as shipped.
-CHEAP = (
+CHEAP = [
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
-    '--xla_cpu_use_fusion_emitters=false',
     '--xla_cpu_parallel_codegen_split_count=1',
-)
+]
+if HAS_TWO_EMITTERS:
+    CHEAP.append('--xla_cpu_use_fusion_emitters=false')
 if os.environ.get('VQJAX_COMPILE') != 'shipped':
     os.environ['XLA_FLAGS'] = ' '.join([*CHEAP, os.environ.get('XLA_FLAGS', '')]).strip()
 
