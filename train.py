@@ -1,15 +1,20 @@
 """Compares quantizers on one classification task: `python train.py --help` lists the flags."""
 
+import os
 import pathlib
 import sys
+import traceback
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vqjax import studies
-from vqjax.trainer import experiment, processes, settings
+from vqjax.trainer import experiment, fields, processes
 
-DEFAULT = pathlib.Path(__file__).parent / 'configs' / 'digits.py'
+CONFIGS = pathlib.Path(__file__).absolute().parent / 'configs'
+DEFAULT = CONFIGS / 'digits.py'
+QUOTES = '\'"'
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for results and checkpoints; default: runs/<config name>.'
 )
@@ -22,7 +27,7 @@ PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, fr
 
 def main(_: list[str]) -> None:
     """Reads the flags and runs the study."""
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+    quieten()
     config = flags.FLAGS.config.to_dict()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     try:
@@ -33,25 +38,83 @@ def main(_: list[str]) -> None:
     except experiment.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
+    except KeyboardInterrupt:
+        print(
+            'stopped by SIGINT: what was saved before stays, the same command goes on from there',
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def quieten() -> None:
+    """Keeps from stderr what orbax tells of every file, and of every thread that a full disk ends.
+
+    Whatever fails there reaches us as an error, and is told in one line.
+    """
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != 'Event loop is closed':
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; a mistake is one line."""
+    asked = {'--help', '-h', '-help'} & set(argv[1:])
     try:
         config_flags.DEFINE_config_file('config', str(DEFAULT), 'Configuration file.')
-        if {'--help', '-h', '-help'} & set(argv[1:]):
-            print(f'{__doc__}\n\nFlags:\n{flags.FLAGS.main_module_help()}\n')
-            print(f'Fields of the configuration, as in {DEFAULT.name}:')
-            print(settings.describe(DEFAULT))
-            sys.exit(0)
-        rest = app.parse_flags_with_usage(argv)
-        flags.FLAGS.config.to_dict()  # loads the file
-        return rest
-    except (AttributeError, KeyError) as error:
-        sys.exit(f'error: no such config field: {error}')
+        rest = app.parse_flags_with_usage([arg for arg in argv if arg not in asked])
+        config = flags.FLAGS.config
+        if config is None or isinstance(config, dict):
+            sys.exit('error: --config: get_config() has to return settings.config(...)')
+        values = config.to_dict()  # of a file that cannot be opened this says so
     except OSError as error:
-        sys.exit(f'error: --config: {" ".join(str(error).split())}')
+        said = ' '.join(str(error).split())
+        said = said[said.rfind('[Errno') :] if '[Errno' in said else said.split(': ')[-1]
+        sys.exit(f'error: --config: {said}{_nearby(argv)}')
+    except Exception as error:  # whatever a configuration file raises
+        sys.exit(f'error: {_reason(error)}')
+    if rest[1:]:
+        sys.exit(f'error: {rest[1]!r} is no flag: fields are set by --config.FIELD=VALUE')
+    if asked:
+        print(f'{__doc__}\n\nFlags:\n{flags.FLAGS.main_module_help()}\n')
+        file = config_flags.get_config_filename(flags.FLAGS['config'])
+        print(f'Fields of the configuration, as in {pathlib.Path(file).name}:')
+        print(fields.describe(values), flush=True)
+        sys.exit(0)
+    return rest
+
+
+def _reason(error: Exception) -> str:
+    """What a flag or a configuration file got wrong, and in which line."""
+    said = ' '.join(str(error).split())
+    if isinstance(error, SyntaxError):
+        return f'{error.filename}, line {error.lineno}: {error.msg}'
+    if isinstance(error, fields.RunError):
+        return f'--config: {said}'
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if 'ml_collections' in last.filename:
+        said = said.replace('\\n', ' ').replace("\\'", "'")
+        return f'no such config field: {said.strip(QUOTES)}'
+    return f'--config: {last.filename}, line {last.lineno}: {type(error).__name__}: {said}'
+
+
+def _nearby(argv: list[str]) -> str:
+    """A hint where the file that --config names lies beside this script."""
+    for name in argv[1:]:
+        file = CONFIGS / pathlib.Path(name.removeprefix('--config=')).name
+        if file.suffix == '.py' and file.is_file():
+            return f'; names are relative to the current folder: did you mean {file}?'
+    return ''
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse)
+    try:
+        app.run(main, flags_parser=parse)
+    except BrokenPipeError:  # the reader of stdout has gone, as with `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing is left to complain at the end
+        sys.exit(0)

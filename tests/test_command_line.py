@@ -24,7 +24,7 @@ def test_help_explains_every_field_of_the_configuration():
         assert flag in run.stdout
     for field in settings.FIELDS:
         assert f'--config.{field}=' in run.stdout, field
-    assert '--config.learning_rate=3e-3' in run.stdout
+    assert '--config.learning_rate=0.003' in run.stdout
 
 
 def test_a_run_no_longer_than_its_warm_up_still_trains():

@@ -147,7 +147,7 @@ def test_another_configuration_in_the_same_folder_is_refused(done):
 @pytest.mark.parametrize(
     'changes, text',
     [
-        ({'epoch': 3}, "unknown config field 'epoch'"),
+        ({'epoch': 3}, "unknown config field 'epoch': did you mean epochs?"),
         ({'methods': 'none,vqema'}, "unknown method 'vqema': config.quantizers has none, vq_ema"),
         ({'methods': 'none,none'}, 'named twice'),
         (
@@ -205,16 +205,19 @@ def test_a_folder_in_use_is_refused(done):
 
     workdir, _ = done
     held = Workdir(workdir, config())
-    refuse('in use by another run', workdir)
+    refuse('in use by process', workdir)
     held.close()
 
 
-def test_every_field_is_checked_by_type_and_none_is_optional():
-    plain = config()
-    assert plain.keys() == settings.FIELDS.keys()
-    for name in plain:
-        with pytest.raises(experiment.RunError, match=f"'{name}' is missing"):
-            settings.check({k: v for k, v in plain.items() if k != name})
+def test_a_configuration_states_only_what_it_varies():
+    given = {'quantizers': {'none': None, 'fsq': {'name': 'fsq', 'levels': [5, 5]}}, 'epochs': 3}
+    checked = settings.check(given)
+    assert checked.config.keys() == settings.FIELDS.keys()
+    assert {k for k, v in checked.config.items() if v != settings.FIELDS[k].default} == set(given)
+    assert settings.config(**given).to_dict().keys() == checked.config.keys()
+    assert settings.check(settings.config(**given).to_dict()).config == checked.config
+    with pytest.raises(experiment.RunError, match="'epohcs': did you mean epochs"):
+        settings.config(epohcs=3)
 
 
 def test_report_reads_what_was_written(done):

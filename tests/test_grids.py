@@ -4,6 +4,7 @@ import itertools
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def arrays_of(jaxpr):
     for equation in jaxpr.eqns:
         for variable in (*equation.invars, *equation.outvars):
             yield math.prod(getattr(variable.aval, 'shape', ()))
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from arrays_of(inner)
 
 

@@ -106,14 +106,12 @@ def test_the_codec_of_a_tokenizer_gives_the_codes_it_counted(done):
 
 def test_the_best_tokenizer_is_the_one_of_least_error(done):
     """A score of accuracy would be that of a head that never learns."""
-    from vqjax.trainer.runs import Run
+    from vqjax.trainer.runs import score
 
-    run = Run.__new__(Run)
-    run.settings = settings.check(config()).methods['tokenizer']
-    run.history = [{'accuracy': 0.1, 'reconstruction_error': 0.3}]
-    assert run._score() == -0.3
-    run.settings = settings.check(config()).methods['weightless']
-    assert run._score() == 0.1
+    methods = settings.check(config()).methods
+    record = {'accuracy': 0.1, 'reconstruction_error': 0.3}
+    assert score(methods['tokenizer'], record) == -0.3
+    assert score(methods['weightless'], record) == 0.1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ OTHER = {
 }  # fmt: skip
 SHARED = (
     'study', 'parallel', 'mesh_shape', 'dataset', 'data_dir', 'quantizers', 'methods', 'overrides',
-    'seeds',
+    'seeds', 'writers',
 )  # fmt: skip
 
 
@@ -49,16 +49,22 @@ def test_every_field_may_be_overridden_but_those_that_methods_share():
             {'vq_emu': {'epochs': 3}},
             "overrides names a method 'vq_emu': config.quantizers has none",
         ),
-        ({'vq_ema': {'epoch': 3}}, "overrides.vq_ema has no field 'epoch': choose among augment"),
-        ({'vq_ema': {'epochs': 2.5}}, 'overrides.vq_ema: epochs is 2.5: give a value of type int'),
-        ({'vq_ema': {'record': 1}}, 'overrides.vq_ema: record is 1'),
-        ({'vq_ema': {'learning_rate': float('nan')}}, 'overrides.vq_ema: learning_rate is nan'),
-        ({'vq_ema': {'epochs': 0}}, 'overrides.vq_ema: epochs is 0: give at least 1'),
+        (
+            {'vq_ema': {'epoch': 3}},
+            "unknown field of overrides.vq_ema 'epoch': did you mean epochs?",
+        ),
+        ({'vq_ema': {'epochs': 2.5}}, 'overrides.vq_ema.epochs is 2.5: give a value of type int'),
+        ({'vq_ema': {'record': 1}}, 'overrides.vq_ema.record is 1'),
+        ({'vq_ema': {'learning_rate': float('nan')}}, 'overrides.vq_ema.learning_rate is nan'),
+        ({'vq_ema': {'epochs': 0}}, 'overrides.vq_ema.epochs is 0: give at least 1'),
         ({'vq_ema': {'batch_size': 255, 'accumulate': 2}}, 'overrides.vq_ema: batch_size 255'),
         ({'vq_ema': {'batch_size': 5000}}, '5000'),
         ({'vq_ema': {'epochs': 1, 'continuous_epochs': 2}}, 'longer than the run of 1 epochs'),
         ({'vq_ema': 3}, 'overrides.vq_ema is 3: give a mapping'),
-        *(({'vq_ema': {name: 1}}, f"overrides.vq_ema has no field '{name}'") for name in SHARED),
+        *(
+            ({'vq_ema': {name: 1}}, f"unknown field of overrides.vq_ema '{name}'")
+            for name in SHARED
+        ),
     ],
 )
 def test_a_wrong_override_is_one_line_and_leaves_nothing_behind(tmp_path, overrides, text):

@@ -87,7 +87,7 @@ def test_half_precision_computes_in_bfloat16_and_keeps_everything_in_float32():
     task = make_task()
     task = dataclasses.replace(task, model=task.model.clone(dtype=jnp.bfloat16))
     state = training.state_shapes(task, (8, 8, 1), 64)
-    step = jax.vmap(functools.partial(training.train_step, task), axis_name=training.AXIS)
+    step = jax.pmap(functools.partial(training.train_step, task), axis_name=training.AXIS)
     batch = jax.tree.map(lambda x: x[None], make_batch() | {'stop': np.zeros(1, bool)})
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state)
     trace = jax.make_jaxpr(step)(one, batch)

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+
+from vqjax.trainer.fields import complete
 
 _MISSING = '(missing)'
 
@@ -86,6 +89,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         extra = {'config': self._config, 'digest': digest(state), 'extra': extra}
+        self._check_space(state)
         self._writing(
             lambda: self._manager.save(
                 step,
@@ -94,6 +98,19 @@ class Checkpoints:
                 ),
                 metrics=None if accuracy is None else {'accuracy': accuracy},
             )
+        )
+
+    def _check_space(self, state: Any) -> None:
+        """Orbax finds a full disk in the middle of its writing, on several threads at once."""
+        needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise self._refusal(f'it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} are free')
+
+    def _refusal(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f'cannot write a checkpoint to {self.directory}: {reason}; earlier checkpoints are '
+            'untouched: free space or allow writing there, then run the same command again'
         )
 
     def wait(self) -> None:
@@ -111,11 +128,9 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # orbax wraps what the disk said in types of its own
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise CheckpointError(
-                f'cannot write a checkpoint to {self.directory}: {reason[0]}; earlier checkpoints '
-                'are untouched: free space or allow writing there, then run the same command again'
-            ) from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            told = re.search(r'([^:]*) \[os_error_code', reason)  # behind a page of file names
+            raise self._refusal(told[1].strip() if told else reason[:200]) from error
 
     def restore(self, like: Any, say: Callable[[str], None]) -> tuple[Any, dict] | None:
         """The newest checkpoint that can be read, or None.
@@ -158,7 +173,7 @@ class Checkpoints:
         return None
 
     def _check_config(self, step: int, config: dict) -> None:
-        found = differences(config, self._config)
+        found = differences(complete(config), complete(self._config))
         if found:
             raise CheckpointError(
                 f'checkpoint {self.directory / str(step)} is of another configuration: '
@@ -192,25 +207,36 @@ def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f'{prefix}{name}.')
         else:
-            flat[f'{prefix}{name}'] = list(value) if isinstance(value, tuple) else value
+            flat[f'{prefix}{name}'] = _lists(value)
     return flat
 
 
+def _lists(value: Any) -> Any:
+    return [_lists(x) for x in value] if isinstance(value, list | tuple) else value
+
+
 # Fields that change how a run is computed and not what it computes.
-FORM = ('parallel', 'mesh_shape', 'steps_per_call')
+FORM = ('parallel', 'mesh_shape', 'steps_per_call', 'writers')
 
 
 def differences(a: dict, b: dict) -> dict[str, tuple[Any, Any]]:
     """Fields in which two configurations differ: {'a.b.c': (value in a, value in b)}.
 
-    Those of FORM do not count: a run may go on over other devices.
+    Those of FORM do not count: a run may go on over other devices, and be watched elsewhere.
     """
     a, b = flatten(a), flatten(b)
     return {
         name: (a.get(name, _MISSING), b.get(name, _MISSING))
         for name in sorted(a.keys() | b.keys())
-        if name not in FORM and a.get(name, _MISSING) != b.get(name, _MISSING)
+        if name not in FORM and not _same(a.get(name, _MISSING), b.get(name, _MISSING))
     }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal plain data; NaN is equal to NaN."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b or (a != a and b != b)
 
 
 def describe(found: dict[str, tuple[Any, Any]], a: str, b: str) -> str:

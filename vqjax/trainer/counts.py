@@ -39,6 +39,5 @@ def read_counts(result: Mapping[str, Any]) -> np.ndarray | None:
         return counts
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(
-            f'counts of seed {result.get("seed")} are damaged ({type(error).__name__}: {error}): '
-            'train it again'
+            f'counts of seed {result.get("seed")} are damaged: {type(error).__name__}, {error}'
         ) from error

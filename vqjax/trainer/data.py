@@ -99,6 +99,17 @@ def load(name: str, data_dir: str | None = None, image_size: int | None = None) 
     return _dataset(name, num_classes, shape, found)
 
 
+def _check_sizes(info: DataInfo) -> None:
+    empty = [split for split, number in info.num_examples.items() if not number]
+    if empty:
+        raise ValueError(
+            f'dataset={info.name!r} has no usable image in {", ".join(empty)}: '
+            f'its splits have {dict(info.num_examples)}'
+        )
+    if info.num_classes < 1:
+        raise ValueError(f'dataset={info.name!r} has {info.num_classes} classes: need at least 1')
+
+
 def from_arrays(
     name: str, num_classes: int, splits: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> Dataset:
@@ -114,10 +125,20 @@ def from_arrays(
         if split not in splits:
             raise ValueError(f'splits has {list(splits)}: need train, validation and test')
         images, labels = (np.asarray(x) for x in splits[split])
-        if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+        if images.ndim != 4 or labels.shape != images.shape[:1] or not images.size:
             raise ValueError(
                 f'splits[{split!r}] has images {images.shape} and labels {labels.shape}: '
-                'need [n, H, W, C] and [n] with n > 0'
+                'need [n, H, W, C] and [n], none of them 0'
+            )
+        if images.dtype.kind not in 'buif' or labels.dtype.kind not in 'ui':
+            raise ValueError(
+                f'splits[{split!r}] has images of {images.dtype} and labels of {labels.dtype}: '
+                'need real numbers and integers'
+            )
+        if found and images.shape[1:] != found['train'].records.images.shape[1:]:
+            raise ValueError(
+                f'splits[{split!r}] has images of shape {images.shape[1:]}, train of '
+                f'{found["train"].records.images.shape[1:]}: need one shape'
             )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
@@ -152,15 +173,18 @@ def _digits() -> Dataset:
 def _dataset(
     name: str, num_classes: int, shape: tuple[int, int, int], splits: Mapping[str, Split]
 ) -> Dataset:
+    splits = {split: splits[split] for split in ('train', 'validation', 'test')}
+    num_examples = {split: len(examples.indices) for split, examples in splits.items()}
+    info = DataInfo(name, tuple(shape), num_classes, num_examples)
+    _check_sizes(info)
     train = splits['train']
     # A spread of 5,000 images gives each channel's mean and std to about a percent.
     sample = np.unique(np.linspace(0, len(train.indices) - 1, 5000).astype(int))
     images, _, good = train.read(sample)
+    if not good.any():
+        raise ValueError(f'dataset={name!r}: none of {len(sample)} training images can be decoded')
     pixels = images[good].reshape(-1, shape[-1]).astype(np.float64)
     std = pixels.std(0)
-    splits = {split: splits[split] for split in ('train', 'validation', 'test')}
-    num_examples = {split: len(examples.indices) for split, examples in splits.items()}
-    info = DataInfo(name, tuple(shape), num_classes, num_examples)
     return Dataset(
         info, splits, pixels.mean(0).astype(np.float32), np.where(std, std, 1).astype(np.float32)
     )

@@ -10,19 +10,21 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
 
 import vqjax
 from vqjax import health, quantizers
-from vqjax.trainer import data, logs, models, pretrained, training
+from vqjax.trainer import data, logs, models, pretrained, sizes, training
 from vqjax.trainer.checkpoints import CheckpointError
 from vqjax.trainer.parallel import Pmap, make_form
 from vqjax.trainer.plans import plan
 from vqjax.trainer.processes import agree, on_first_process
-from vqjax.trainer.runs import Context, Run, Stage
+from vqjax.trainer.runs import Run
 from vqjax.trainer.settings import Parts, RunError, Settings, check, load_dataset
+from vqjax.trainer.starting import Context, Stage
 from vqjax.trainer.stopping import Stopped, StopRequest
 from vqjax.trainer.summaries import summarise
-from vqjax.trainer.workdir import Workdir
+from vqjax.trainer.workdir import Workdir, cannot_write
 
 __all__ = ['RunError', 'Stopped', 'run']
 
@@ -39,7 +41,7 @@ def run(
     """Trains every method with every seed that is not finished.
 
     Args:
-      config: plain data with exactly the fields of settings.FIELDS.
+      config: plain data; fields of settings.FIELDS that it leaves out are at their defaults.
       workdir: folder for results, reports, logs and checkpoints.
       conclude: (results, folder), on the first process when all is trained: writes the reports
         and adds to the results what it finds.
@@ -58,6 +60,8 @@ def run(
         form = make_form(settings.parallel, tuple(settings.mesh_shape))
         _guard(settings, dataset.info.num_classes)
         num_steps = {n: plan(m, dataset).num_steps for n, m in settings.methods.items()}
+        for name in settings.methods:
+            _check_method(settings, name, dataset, form)
     except (ValueError, OSError) as error:
         raise RunError(' '.join(str(error).split())) from error
     writes = jax.process_index() == 0
@@ -76,13 +80,43 @@ def run(
         conclude(results, folder)
         folder.write_json('results.json', results)
         return results
-    except (RunError, CheckpointError) as error:
+    except (RunError, CheckpointError, OSError, MemoryError, JaxRuntimeError) as error:
+        message = _sentence(error, workdir)
+        if message is None:
+            raise
         if folder is not None:
             folder.discard()
-        raise RunError(str(error)) from error
+        raise RunError(message) from error
     finally:
         if folder is not None:
             folder.close()
+
+
+def _sentence(error: Exception, workdir: str) -> str | None:
+    """What to tell of an error that ended a run; None for one that is ours to mend."""
+    if isinstance(error, RunError | CheckpointError):
+        return str(error)
+    if isinstance(error, OSError):
+        return cannot_write(error.filename or f'to {workdir}', error)
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+        reason = (str(error).strip().splitlines() or ['of this process'])[0]
+        return (
+            f'out of memory ({reason[:200]}): lower batch_size, features, width or '
+            'steps_per_call, or raise accumulate; the same command goes on from what is saved'
+        )
+    return None
+
+
+def _check_method(settings: Settings, name: str, dataset: data.Dataset, form: Any) -> None:
+    own = settings.methods[name]
+    if own.classification_weight and dataset.info.num_classes < 2:
+        raise RunError(
+            f'dataset {dataset.info.name} has one class, so there is nothing to tell apart: set '
+            'classification_weight to 0 and reconstruction_weight above it'
+        )
+    if sizes.may_be_large(own):
+        task = make_task(settings, name, dataset, form)
+        sizes.check_memory(own, task, dataset.info.image_shape)
 
 
 def _guard(settings: Settings, num_classes: int) -> None:
@@ -143,7 +177,7 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
         eval_fn = context.form.compile(functools.partial(training.eval_step, task))
         stages[continuous] = Stage(task, train_fn, eval_fn)
     for seed in seeds:
-        Run(context, method, seed, stages).finish()
+        Run.start(context, method, seed, stages).finish()
     training.forget_programs()
 
 
@@ -156,7 +190,6 @@ def make_task(
     """What a method trains and how, for replicas of a form of parallelism."""
     own = settings.methods[method]
     schedule = plan(own, dataset)
-    frozen = own.frozen_epochs
     return training.Task(
         models.Classifier(
             dataset.info.num_classes,
@@ -174,11 +207,11 @@ def make_task(
         training.make_optimizer(
             own.learning_rate,
             schedule.num_steps,
-            round(own.warmup_epochs * schedule.per_epoch),
+            schedule.warmup,
             own.weight_decay,
             own.clip_norm,
             own.learning_rate_schedule,
-            -1 if frozen < 0 else round(frozen * schedule.per_epoch),
+            schedule.frozen,
         ),
         own.label_smoothing,
         own.accumulate,
@@ -187,7 +220,7 @@ def make_task(
         own.quantizer_weight,
         own.classification_weight,
         own.reconstruction_weight,
-        frozen=frozen < 0,
+        frozen=schedule.frozen < 0,
         record=own.record,
     )
 

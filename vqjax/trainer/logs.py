@@ -1,16 +1,39 @@
-"""What a run tells while it works: the terminal, metrics.jsonl and TensorBoard events."""
+"""What a run tells while it works: the terminal, metrics.jsonl and other writers."""
 
+import contextlib
 import json
+import os
 import pathlib
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import rich.console
 import rich.progress
-import tensorboardX
+
+from vqjax.trainer.fields import RunError
+from vqjax.trainer.writers import Writer
 
 LINE_EVERY_S = 30.0
+
+
+class Terminal(rich.console.Console):
+    """A console that falls silent where its reader has gone (`| head -1`): the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Says no more; without this the interpreter would complain of the pipe at its end."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
+def show(report: Any) -> None:
+    """Prints a report to stdout, in colour only on a terminal and where NO_COLOR is not set."""
+    # Without a terminal rich assumes 80 columns and would break the rows of a log.
+    Terminal(width=None if sys.stdout.isatty() else 120).print(report)
 
 
 class Display:
@@ -24,7 +47,7 @@ class Display:
     """
 
     def __init__(self, total_steps: int, quiet: bool = False):
-        self.console = rich.console.Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Terminal(stderr=True, quiet=quiet, highlight=False)
         # Lines of a log file are not to be folded at a width nobody has.
         self.lines = not self.console.is_terminal
         self._left = total_steps
@@ -96,33 +119,39 @@ def quality(record: dict[str, float]) -> str:
 
 
 class Recorder:
-    """metrics.jsonl (one for all runs, append-only) and TensorBoard events (one folder a run).
+    """metrics.jsonl (one for all runs, append-only), the records of steps, and `writers`.
 
-    Args:
-      workdir: of the experiment.
-      first_step: where this run starts; what a killed run left of later steps is dropped.
-      every_step: whether records/METHOD/seed_N.jsonl is written, a line a step.
+    Fields:
+      labels: method and seed, beside every line of metrics.jsonl.
+      metrics, steps: files open for appending; steps is None where they are not recorded.
+      writers: what else is told, see `writers`.
     """
 
-    def __init__(
-        self,
+    def __init__(self, labels: dict[str, Any], metrics: Any, steps: Any, writers: Sequence[Writer]):
+        self._labels, self._metrics, self._steps, self._writers = labels, metrics, steps, writers
+
+    @classmethod
+    def open(
+        cls,
         workdir: pathlib.Path,
         method: str,
         seed: int,
         first_step: int,
         every_step: bool = False,
-    ):
-        self._labels = {'method': method, 'seed': seed}
-        self._file = open_lines(workdir / 'metrics.jsonl')
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard' / method / f'seed_{seed}'),
-            purge_step=first_step or None,
-            write_to_disk=True,
-        )
-        if first_step:
-            self.line({'event': 'resume', 'step': first_step})
+        writers: Sequence[Writer] = (),
+    ) -> 'Recorder':
+        """Opens the files of a run, and drops what a killed one left of steps from first_step on.
 
-        self._steps = None
+        Args:
+          workdir: of the experiment.
+          first_step: where this run starts.
+          every_step: whether records/METHOD/seed_N.jsonl is written, a line a step.
+
+        Raises:
+          RunError: records of before are damaged.
+          OSError: a file cannot be written.
+        """
+        steps = None
         if every_step:
             path = records_file(workdir, method, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +159,12 @@ class Recorder:
             beside = path.with_suffix('.tmp')  # a kill while writing loses nothing
             beside.write_text(''.join(json.dumps(r) + '\n' for r in kept))
             beside.replace(path)
-            self._steps = path.open('a')
+            steps = path.open('a')
+        labels = {'method': method, 'seed': seed}
+        recorder = cls(labels, open_lines(workdir / 'metrics.jsonl'), steps, writers)
+        if first_step:
+            recorder.line({'event': 'resume', 'step': first_step})
+        return recorder
 
     def step(self, step: int, record: dict[str, float]) -> None:
         """All that one step told, where steps are recorded."""
@@ -139,46 +173,32 @@ class Recorder:
 
     def line(self, record: dict[str, Any]) -> None:
         """Appends one object to metrics.jsonl."""
-        self._file.write(json.dumps(self._labels | record) + '\n')
+        self._metrics.write(json.dumps(self._labels | record) + '\n')
 
-    def scalars(self, split: str, step: int, record: dict[str, float]) -> None:
-        """Numbers of one step or one evaluation."""
+    def scalars(self, split: str, step: int, record: dict[str, Any]) -> None:
+        """Numbers of one step or one evaluation; writers leave what is no number aside."""
         self.line({'split': split, 'step': step} | record)
-        for name, value in record.items():
-            if np.ndim(value) == 0:
-                self._events.add_scalar(f'{split}/{name}', value, step)
+        numbers = {f'{split}/{k}': float(v) for k, v in record.items() if np.ndim(v) == 0}
+        for writer in self._writers:
+            writer.scalars(step, numbers)
 
     def code_use(self, step: int, counts: np.ndarray) -> None:
-        """A histogram over the codes (of each stage) of counts [..., K]."""
-        for stage, row in enumerate(counts.reshape(-1, counts.shape[-1])):
-            # At most 256 bars: TensorBoard draws no more, and K may be 64,000.
-            bars = np.add.reduceat(row, np.unique(np.linspace(0, row.size, 257)[:-1].astype(int)))
-            codes = np.linspace(0, row.size, bars.size + 1)
-            self._events.add_histogram_raw(
-                f'codes/stage_{stage}',
-                min=0.0,
-                max=float(row.size),
-                num=float(row.sum()),
-                sum=float(np.dot(row, np.arange(row.size))),
-                sum_squares=float(np.dot(row, np.arange(row.size, dtype=float) ** 2)),
-                bucket_limits=codes[1:].tolist(),
-                bucket_counts=bars.tolist(),
-                global_step=step,
-            )
+        """Counts [..., K] of an evaluation."""
+        for writer in self._writers:
+            writer.code_use(step, counts.reshape(-1, counts.shape[-1]))
 
     def flush(self) -> None:
         """Makes what was recorded visible to readers."""
-        self._file.flush()
-        self._events.flush()
-        if self._steps is not None:
-            self._steps.flush()
+        for part in (self._metrics, self._steps, *self._writers):
+            if part is not None:
+                part.flush()
 
     def close(self) -> None:
-        """Ends both files."""
-        self._file.close()
-        self._events.close()
-        if self._steps is not None:
-            self._steps.close()
+        """Ends all of it, also where one part cannot be: the first error is raised."""
+        with contextlib.ExitStack() as stack:
+            for part in (*self._writers, self._steps, self._metrics):
+                if part is not None:
+                    stack.callback(part.close)
 
 
 class NoRecorder:
@@ -209,11 +229,25 @@ def records_file(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a file of lines; none where there is no file. A line cut short is left out."""
+    """The records of a file of lines; none where there is no file. A line cut short is left out.
+
+    Raises:
+      RunError: the file or a line cannot be read.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split('\n')
-    return [json.loads(line) for line in lines[:-1]]
+    records: list[dict[str, Any]] = []
+    try:
+        for line in path.read_text().split('\n')[:-1]:
+            record = json.loads(line)
+            record['step'] + 0  # what all are sorted by
+            records.append(record)
+        return records
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RunError(
+            f'{path} is damaged in line {len(records) + 1} ({type(error).__name__}: {error}): '
+            'remove that line, or the run it is of'
+        ) from error
 
 
 def open_lines(path: pathlib.Path) -> Any:

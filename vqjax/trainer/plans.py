@@ -14,6 +14,8 @@ class Plan:
     """When a run does what, all in optimizer steps; 0 = never.
 
     Attributes:
+      warmup: the learning rate has reached its peak.
+      frozen: the encoder begins to move; -1 = it never does.
       switch: the continuous stage ends.
       every_eval, every_checkpoint: periods; both happen at the end as well, if at all.
       steps_per_call: steps of one dispatch.
@@ -21,6 +23,8 @@ class Plan:
 
     num_steps: int
     per_epoch: int
+    warmup: int
+    frozen: int
     switch: int
     every_eval: int
     every_checkpoint: int
@@ -48,18 +52,35 @@ class Plan:
 
 
 def plan(settings: Settings, dataset: data.Dataset) -> Plan:
-    """The plan of a method's run on this dataset."""
+    """The plan of a method's run on this dataset.
+
+    Raises:
+      ValueError: the batch is larger than the training split, or the run longer than can be.
+    """
     per_epoch = data.steps_per_epoch(dataset, settings.batch_size)
-    switch = round(settings.continuous_epochs * per_epoch) if settings.quantizer else 0
+    num_steps = settings.epochs * per_epoch
+    if num_steps >= 2**31:
+        raise ValueError(
+            f'epochs is {settings.epochs}: {num_steps} steps of {per_epoch} an epoch, more than a '
+            'counter of steps holds (2147483647)'
+        )
+
+    def steps(epochs: float) -> int:
+        # What lies beyond the end is at the end, however far.
+        return round(min(epochs, settings.epochs) * per_epoch)
+
+    switch = steps(settings.continuous_epochs) if settings.quantizer else 0
     # XLA differentiates convolutions in a loop on a CPU tens of times slower (jax-ml/jax#12868);
     # those of small images are none, see `encoders.convolve`.
     small = settings.encoder == 'conv' and encoders.are_small(dataset.info.image_shape)
     alone = jax.default_backend() == 'cpu' and not small
     return Plan(
-        settings.epochs * per_epoch,
+        num_steps,
         per_epoch,
+        steps(settings.warmup_epochs),
+        -1 if settings.frozen_epochs < 0 else steps(settings.frozen_epochs),
         switch,
-        max(round(settings.eval_every * per_epoch), 1),
+        max(steps(settings.eval_every), 1),
         settings.checkpoint_every * per_epoch,
-        1 if alone else settings.steps_per_call,
+        1 if alone else min(settings.steps_per_call, num_steps),
     )

@@ -1,79 +1,36 @@
-"""The fields every configuration has, and the check that they make sense together."""
+"""The check that the fields of a configuration make sense together, and what comes of them."""
 
-import math
-import pathlib
-import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from vqjax import encoders, nn, ops, quantizers
+from vqjax import nn, ops, quantizers
 from vqjax.trainer import data
+from vqjax.trainer.fields import (
+    FIELDS,
+    RunError,
+    check_fields,
+    check_method_names,
+    complete,
+    config,
+)
+from vqjax.trainer.writers import WRITERS
 
-# Name -> type. What each means is said once, beside its value, in configs/digits.py.
-FIELDS: dict[str, Any] = {
-    'study': str,
-    'parallel': str,
-    'mesh_shape': tuple | list,
-    'dataset': str,
-    'data_dir': str,
-    'augment': bool,
-    'bottleneck': str,
-    'encoder': str,
-    'width': int,
-    'features': int,
-    'standardize': bool,
-    'dtype': str,
-    'quantizers': dict,
-    'guard': bool,
-    'methods': str,
-    'overrides': dict,
-    'seeds': int,
-    'classification_weight': float,
-    'reconstruction_weight': float,
-    'quantizer_weight': float | dict,
-    'continuous_epochs': float,
-    'frozen_epochs': float,
-    'init_from': str,
-    'epochs': int,
-    'batch_size': int,
-    'accumulate': int,
-    'init_batch_size': int,
-    'learning_rate': float,
-    'learning_rate_schedule': str,
-    'warmup_epochs': float,
-    'weight_decay': float,
-    'label_smoothing': float,
-    'clip_norm': float,
-    'ema_decay': float,
-    'eval_every': float,
-    'checkpoint_every': int,
-    'keep_checkpoints': int,
-    'log_every': int,
-    'record': bool,
-    'steps_per_call': int,
-}
-# What all methods of a run share; every other field may be overridden for a method.
-_SHARED = {
-    "study", "parallel", "mesh_shape", "dataset", "data_dir", "quantizers", "methods", "overrides",
-    "seeds",
-}  # fmt: skip
-_CHOICES = {
-    'bottleneck': encoders.BOTTLENECKS,
-    'encoder': encoders.ENCODERS,
-    'dtype': ('float32', 'bfloat16'),
-    'learning_rate_schedule': ('cosine', 'constant'),
-    'parallel': ('pmap', 'jit'),
-}
-_AT_LEAST = {
-    "width": 1, "features": 1, "seeds": 1, "epochs": 1, "batch_size": 1, "accumulate": 1,
-    "init_batch_size": 1, "checkpoint_every": 0, "keep_checkpoints": 1, "log_every": 1,
-    "steps_per_call": 1, "warmup_epochs": 0, "weight_decay": 0, "label_smoothing": 0,
-    "clip_norm": 0, "ema_decay": 0, "classification_weight": 0, "reconstruction_weight": 0,
-    "continuous_epochs": 0, "frozen_epochs": -1,
-}  # fmt: skip
+__all__ = [
+    'FIELDS',
+    'Parts',
+    'RunError',
+    'Settings',
+    'check',
+    'choose',
+    'config',
+    'load_dataset',
+]
+
+# Every other field may be overridden for a method.
+_OWN = tuple(name for name, field in FIELDS.items() if not field.shared)
 
 
 class Parts(NamedTuple):
@@ -92,34 +49,10 @@ class Parts(NamedTuple):
 class Settings(types.SimpleNamespace):
     """A checked configuration: its fields as attributes.
 
-    `config` is the plain data. `methods` maps the name of each to its own Settings, with its
-    overrides applied, and `quantizer` (None for no quantizer) and `bridge` in place of `methods`.
+    `config` is the plain data, `writers` a list. `methods` maps the name of each to its own
+    Settings, with its overrides applied, and `quantizer` (None for no quantizer) and `bridge` in
+    place of `methods`.
     """
-
-
-class RunError(Exception):
-    """Something for the user to put right, said in one line."""
-
-
-def check_fields(config: Mapping[str, Any], fields: Mapping[str, type]) -> None:
-    """Checks that plain data has exactly these fields, each of its type (an int may be a float).
-
-    Raises:
-      RunError: naming the field, its value and the remedy.
-    """
-    known = ', '.join(fields)
-    for name in sorted(config.keys() - fields.keys()):
-        raise RunError(f'unknown config field {name!r}: the fields are {known}')
-    for name in sorted(fields.keys() - config.keys()):
-        raise RunError(f'config field {name!r} is missing: the fields are {known}')
-    for name, kind in fields.items():
-        value = config[name]
-        wanted = int | kind if isinstance(0.5, kind) else kind
-        if isinstance(value, bool) != (kind is bool) or not isinstance(value, wanted):
-            said = getattr(kind, '__name__', kind)
-            raise RunError(f'{name} is {value!r}: give a value of type {said}')
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RunError(f'{name} is {value}: give a finite number')
 
 
 def choose(text: str, known: Iterable[str], what: str, where: str = 'there are') -> list[str]:
@@ -151,39 +84,33 @@ def load_dataset(name: str, data_dir: str) -> data.Dataset:
 
 
 def check(config: dict[str, Any], parts: Parts = Parts()) -> Settings:  # noqa: B008
-    """Checks plain data against FIELDS and the devices there are.
+    """Checks plain data against FIELDS and the devices there are; what it leaves out is default.
 
     Raises:
       RunError: naming the field, its value and the remedy.
     """
+    config = complete(config)
     check_fields(config, FIELDS)
-    _check_values(config)
+    _check_together(config)
+    check_method_names(config['quantizers'])
     names = choose(config['methods'], config['quantizers'], 'method', 'config.quantizers has')
+    if not names:
+        raise RunError('quantizers is empty: give at least one method, {"none": None} for example')
     _check_overrides(config)
+    writers = choose(config['writers'], WRITERS, 'writer') if config['writers'] else []
     methods = {}
     for name in names:
         if name in methods:
             raise RunError(f'method {name!r} is named twice in methods: name it once')
         methods[name] = _method(config, name, parts)
-    return Settings(**(config | {'methods': methods, 'config': config}))
+    return Settings(**(config | {'methods': methods, 'writers': writers, 'config': config}))
 
 
-def _check_values(config: Mapping[str, Any]) -> None:
-    for name, choices in _CHOICES.items():
-        if config[name] not in choices:
-            raise RunError(f'{name} is {config[name]!r}: choose one of {", ".join(choices)}')
-    for name, least in _AT_LEAST.items():
-        if config[name] < least:
-            raise RunError(f'{name} is {config[name]}: give at least {least}')
+def _check_together(config: Mapping[str, Any]) -> None:
+    """What fields have to be beside each other."""
     shape = config['mesh_shape']
     if len(shape) != 2 or not all(type(n) is int and (n >= 1 or n == -1) for n in shape):
         raise RunError(f'mesh_shape is {shape!r}: give (data, model), each at least 1 or -1')
-    for name in ('label_smoothing', 'ema_decay'):
-        if config[name] >= 1:
-            raise RunError(f'{name} is {config[name]}: give less than 1')
-    for name in ('learning_rate', 'eval_every'):
-        if not config[name] > 0:
-            raise RunError(f'{name} is {config[name]}: give more than 0')
     if config['continuous_epochs'] > config['epochs']:
         raise RunError(
             f'continuous_epochs is {config["continuous_epochs"]}, longer than the run of '
@@ -194,17 +121,20 @@ def _check_values(config: Mapping[str, Any]) -> None:
             'classification_weight and reconstruction_weight are both 0: give one of them more, '
             'or there is no task'
         )
-    shares = jax.device_count() * config['accumulate']
+    try:
+        devices = jax.device_count()
+    except RuntimeError as error:  # JAX_PLATFORMS names what is not there, or is in use
+        raise RunError(f'JAX finds no device: {" ".join(str(error).split())}') from error
+    shares = devices * config['accumulate']
     if config['batch_size'] % shares:
         raise RunError(
             f'batch_size {config["batch_size"]} is not divisible by {shares} '
-            f'({jax.device_count()} devices x accumulate {config["accumulate"]}): '
+            f'({devices} devices x accumulate {config["accumulate"]}): '
             f'try {max(config["batch_size"] // shares, 1) * shares}'
         )
 
 
 def _check_overrides(config: Mapping[str, Any]) -> None:
-    known = ', '.join(name for name in FIELDS if name not in _SHARED)
     for method, fields in config['overrides'].items():
         if method not in config['quantizers']:
             raise RunError(
@@ -213,9 +143,7 @@ def _check_overrides(config: Mapping[str, Any]) -> None:
             )
         if not isinstance(fields, Mapping):
             raise RunError(f'overrides.{method} is {fields!r}: give a mapping of field to value')
-        for field in fields:
-            if field not in FIELDS or field in _SHARED:
-                raise RunError(f'overrides.{method} has no field {field!r}: choose among {known}')
+        check_fields(fields, _OWN, f'overrides.{method}.')
 
 
 def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:
@@ -224,8 +152,7 @@ def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:
     own = config | changed
     try:
         if changed:
-            check_fields(own, FIELDS)
-            _check_values(own)
+            _check_together(own)
         own['quantizer_weight'] = _schedule(own['quantizer_weight'])
     except RunError as error:
         raise RunError(f'overrides.{name}: {error}' if changed else str(error)) from None
@@ -234,7 +161,11 @@ def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f'quantizers.{name}: {error}') from error
     bridge = None if quantizer is None else parts.bridge(quantizer)
-    own = {field: value for field, value in own.items() if field not in ('methods', 'overrides')}
+    own = {
+        field: value
+        for field, value in own.items()
+        if field not in ('methods', 'overrides', 'writers')
+    }
     return Settings(**own, quantizer=quantizer, bridge=bridge)
 
 
@@ -247,17 +178,5 @@ def _schedule(weight: float | Mapping[str, Any]) -> float | ops.Schedule:
     given = dict(weight)
     try:
         return ops.Schedule(given.pop('schedule', None), **given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RunError(f'quantizer_weight: {error}') from error
-
-
-def describe(config_file: str | pathlib.Path) -> str:
-    """The fields of a configuration file, a line each: name, default and the comment beside it."""
-    lines = []
-    for line in pathlib.Path(config_file).read_text().splitlines():
-        found = re.match(r'    config\.(\w+) = (.*?)  # (.*)', line)
-        if found:
-            name, value, meaning = found.groups()
-            value = '...' if value == '{' else value
-            lines.append(f'  --config.{name}={value}\n      {meaning}')
-    return '\n'.join(lines)

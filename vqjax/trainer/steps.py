@@ -146,8 +146,7 @@ def gradients(
     images, mask = clean(batch)
     # Every replica divides by the mean number of real images of all, so pmean is the global mean.
     real = jnp.sum(mask, dtype=jnp.float32)
-    everywhere = ops.pmean(real, task.axis)
-    total = jnp.maximum(everywhere, 1.0 / mask.size)
+    total = jnp.maximum(ops.pmean(real, task.axis), 1.0 / mask.size)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
     def loss_fn(params: Any, stats: Any, images: Any, labels: Any, mask: Any, update: bool) -> Any:
@@ -175,25 +174,26 @@ def gradients(
         }
         return loss, (stats, measured, output)
 
+    params = state.params
+    if task.axis is not None:
+        # Each replica's own gradient is wanted, under a shard_map that tracks what is replicated
+        # too: there that of params equal everywhere would be the sum over replicas already.
+        params = jax.lax.pcast(params, task.axis, to='varying')
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if task.accumulate == 1:
         grads, (stats, measured, output) = grad_fn(
-            state.params, state.stats, images, batch['label'], mask, True
+            params, state.stats, images, batch['label'], mask, True
         )
         quantized = output.quantized
     else:
         grads, stats, measured, quantized = accumulate(
-            task, state, grad_fn, images, batch['label'], mask, key
+            task, state, params, grad_fn, images, batch['label'], mask, key
         )
     all_finite = measured.pop('finite')
     if task.axis is not None:
         all_finite = jax.lax.pmin(all_finite.astype(jnp.int32), task.axis)
     measured = ops.pmean(measured, task.axis)
-    if jax.typeof(real) != jax.typeof(everywhere):
-        # A shard_map that tracks what is replicated has summed the gradients already.
-        grads = jax.tree.map(lambda g: g / jax.lax.axis_size(task.axis), grads)
-    else:
-        grads = ops.pmean(grads, task.axis)
+    grads = ops.pmean(grads, task.axis)
     measured['corrupt'] = ops.psum(jnp.sum(~mask), task.axis)
     measured['stop'] = ops.psum(jnp.sum(batch['stop']), task.axis)
     measured['gradient_norm'] = optax.tree.norm(grads)
@@ -207,13 +207,20 @@ def gradients(
 
 
 def accumulate(
-    task: Task, state: TrainState, grad_fn: Callable, images: Any, labels: Any, mask: Any, key: Any
+    task: Task,
+    state: TrainState,
+    params: Any,
+    grad_fn: Callable,
+    images: Any,
+    labels: Any,
+    mask: Any,
+    key: Any,
 ) -> tuple[Any, Any, dict[str, jax.Array], Any]:
     """Gradient of task.accumulate micro-batches; the codebook moves once, from all their vectors.
 
     Averages updated at every micro-batch would forget accumulate times faster than those of the
-    whole batch, and revival would count the use of a part of the batch. Gradient, new statistics,
-    metrics, and the Quantized of the whole batch (or None).
+    whole batch, and revival would count the use of a part of the batch. Gradient of `params`, new
+    statistics, metrics, and the Quantized of the whole batch (or None).
     """
     # Each takes one row of every `accumulate`: rows that are split over devices stay there.
     micro = jax.tree.map(
@@ -223,10 +230,10 @@ def accumulate(
 
     def body(carry: Any, batch: Any) -> Any:
         stats, grads = carry
-        more, (stats, measured, output) = grad_fn(state.params, stats, *batch, False)
+        more, (stats, measured, output) = grad_fn(params, stats, *batch, False)
         return (stats, jax.tree.map(jnp.add, grads, more)), (measured, output.z)
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
     (stats, grads), (measured, z) = jax.lax.scan(body, (state.stats, zeros), micro)
     measured = {
         name: jnp.all(x, 0) if name == 'finite' else jnp.sum(x, 0) for name, x in measured.items()

@@ -23,11 +23,13 @@ class TfdsRecords:
         image_key: str,
         label_key: str,
         image_shape: tuple[int, int, int],
+        num_classes: int,
         resize: bool,
     ):
         self._source = source
         self._image_key, self._label_key = image_key, label_key
         self.image_shape, self._resize = image_shape, resize
+        self._num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self._source)
@@ -41,7 +43,8 @@ class TfdsRecords:
             try:
                 images[row] = self._decode(record[self._image_key])
                 labels[row] = record[self._label_key]
-                good[row] = labels[row] >= 0  # TFDS marks a missing label by -1
+                # TFDS marks a missing label by -1.
+                good[row] = 0 <= labels[row] < self._num_classes
             # A damaged record may fail anywhere inside Pillow or the parser; the caller counts it.
             except Exception:
                 images[row], labels[row] = 0, 0
@@ -80,11 +83,25 @@ def open_splits(
             it); not images of one size with one label each.
     """
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return _open(name, data_dir, image_size)
     except tfds.core.registered.DatasetNotFoundError:
         raise ValueError(
             f"dataset={name!r} is neither 'digits' nor a TFDS set, and is not in {_where(data_dir)}"
         ) from None
+    except ValueError:
+        raise
+    except Exception as error:  # a version there is none of, damaged files: of many types
+        reason = (str(error).strip().splitlines() or [''])[0]
+        raise ValueError(
+            f'dataset={name!r} in {_where(data_dir)} cannot be opened '
+            f'({type(error).__name__}: {reason[:200]})'
+        ) from error
+
+
+def _open(
+    name: str, data_dir: str | None, image_size: int | None
+) -> tuple[int, dict[str, TfdsRecords]]:
+    builder = tfds.builder(name, data_dir=data_dir)
     info = builder.info
     if not builder.is_prepared():
         raise ValueError(
@@ -112,6 +129,7 @@ def open_splits(
             image_key,
             label_key,
             (height, width, channels),
+            info.features[label_key].num_classes,
             resize=image_size is not None,
         )
         for split in info.splits

@@ -1,16 +1,18 @@
 """The folder of one experiment: one configuration, one writer, nothing half written."""
 
-import fcntl
 import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from vqjax.trainer import checkpoints, logs
-from vqjax.trainer.settings import RunError
+from vqjax.trainer.counts import read_counts
+from vqjax.trainer.fields import RunError, complete
+from vqjax.trainer.lock import FolderInUse, FolderLock
 
 
 def to_json(value: Any) -> str:
@@ -18,6 +20,28 @@ def to_json(value: Any) -> str:
     text = json.dumps(value, indent=1)
     # A line break cannot stand inside a string of JSON, so these are lists.
     return re.sub(r'\[(\n[^\[\]{}"]*)\]', lambda found: f'[{" ".join(found[1].split())}]', text)
+
+
+def replace_file(target: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: what was there before stays where this fails.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    with tempfile.NamedTemporaryFile(
+        dir=target.parent, prefix=f'.{target.name}.', delete=False
+    ) as file:
+        temporary = pathlib.Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class Workdir:
@@ -32,27 +56,28 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike, config: dict[str, Any]):
+        if '://' in os.fspath(path):
+            raise RunError(f'workdir {path} is an address: give a folder, mounted where it is far')
         self.path = pathlib.Path(path)
         self.config = config
-        # The part of the path that is ours to remove again if nothing comes of this run.
-        missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
-        self._made = missing[-1] if missing else None
+        self._made = None
         try:
+            # The part of the path that is ours to remove again if nothing comes of this run.
+            missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self._made = missing[-1] if missing else None
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / '.lock').open('w')
-        except OSError as error:
+            self._lock = FolderLock(self.path / '.lock')
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
             self.discard()
             raise RunError(
-                f'workdir {self.path} cannot be written ({error.strerror}): choose another with '
-                '--workdir'
+                f'workdir {self.path} cannot be written '
+                f'({getattr(error, "strerror", None) or error}): choose another with --workdir'
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except FolderInUse as holder:
             raise RunError(
-                f'workdir {self.path} is in use by another run: wait for it or choose another '
-                '--workdir'
-            ) from error
+                f'workdir {self.path} is in use by {holder}: wait for it, end it or choose '
+                'another --workdir'
+            ) from holder
         try:
             self._claim()
         except RunError:
@@ -62,9 +87,15 @@ class Workdir:
     def _claim(self) -> None:
         file = self.path / 'config.json'
         if not file.exists():
+            if any(self.path.glob('finished/*/*.json')):
+                raise RunError(
+                    f'workdir {self.path} holds finished runs but no config.json that says of '
+                    'what: choose another --workdir'
+                )
             self.write_json('config.json', self.config)
             return
-        found = checkpoints.differences(json.loads(file.read_text()), self.config)
+        there = read_json(file, 'choose another --workdir')
+        found = checkpoints.differences(complete(there), complete(self.config))
         if found:
             raise RunError(
                 f'workdir {self.path} holds a run of another configuration: '
@@ -80,21 +111,9 @@ class Workdir:
         target = self.path / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                'w', dir=target.parent, prefix=f'.{target.name}.', delete=False
-            ) as file:
-                temporary = pathlib.Path(file.name)
-                try:
-                    file.write(to_json(value))
-                    file.flush()
-                    os.fsync(file.fileno())
-                    temporary.chmod(0o644)
-                    temporary.replace(target)
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
+            replace_file(target, to_json(value))
         except OSError as error:
-            raise RunError(f'cannot write {target} ({error.strerror})') from error
+            raise RunError(cannot_write(target, error)) from error
 
     def checkpoints_of(self, method: str, seed: int) -> pathlib.Path:
         """Folder of the checkpoints of one run."""
@@ -105,15 +124,37 @@ class Workdir:
         self.write_json(f'finished/{method}/seed_{seed}.json', record)
 
     def finished(self, method: str, seed: int) -> dict[str, Any] | None:
-        """The outcome of one run, or None while it is not finished."""
+        """The outcome of one run, or None while it is not finished.
+
+        Raises:
+          RunError: its file is damaged; it is left as it is.
+        """
         file = self.path / 'finished' / method / f'seed_{seed}.json'
-        return json.loads(file.read_text()) if file.exists() else None
+        if not file.exists():
+            return None
+        remedy = 'remove it, and the same command finishes that run again'
+        record = read_json(file, remedy)
+        wrong = _missing(record, seed)
+        if wrong:
+            raise RunError(f'{file} is damaged ({wrong}): {remedy}')
+        return record
 
     def history(self, method: str, seed: int) -> list[dict[str, Any]]:
-        """The records of a finished run in order: its evaluations and, if recorded, its steps."""
-        steps = logs.read_lines(logs.records_file(self.path, method, seed))
+        """The records of a finished run in order: its evaluations and, if recorded, its steps.
+
+        Raises:
+          RunError: a file of them is damaged or missing.
+        """
+        file = logs.records_file(self.path, method, seed)
+        own = self.config | self.config.get('overrides', {}).get(method, {})
+        if own.get('record') and not file.exists():
+            raise RunError(
+                f'{file} is missing, with what every step of that run told: remove '
+                f'finished/{method}/seed_{seed}.json and checkpoints/{method}/seed_{seed} there, '
+                'and the same command trains it again'
+            )
         evaluations = self.finished(method, seed)['history']
-        return sorted([*steps, *evaluations], key=lambda record: record['step'])
+        return sorted([*logs.read_lines(file), *evaluations], key=lambda record: record['step'])
 
     def close(self) -> None:
         """Lets another run have the folder."""
@@ -121,6 +162,52 @@ class Workdir:
 
     def discard(self) -> None:
         """Removes what this object made, unless a run or a checkpoint has been finished in it."""
+        if self._made is None:
+            return
         kept = (*self.path.glob('finished/*/*.json'), *self.path.glob('checkpoints/*/*/[0-9]*'))
-        if self._made is not None and not kept:
+        if not kept:
             shutil.rmtree(self._made, ignore_errors=True)
+
+
+def cannot_write(what: Any, error: OSError) -> str:
+    """One line for a file that could not be written."""
+    return (
+        f'cannot write {what} ({error.strerror or error}); what was finished before is untouched: '
+        'free space or allow writing there, then run the same command again'
+    )
+
+
+def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """The mapping in a file of JSON.
+
+    Raises:
+      RunError: it cannot be read or is none, with the remedy.
+    """
+    try:
+        found = json.loads(file.read_text())
+        if isinstance(found, dict):
+            return found
+        reason = 'it holds no mapping'
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, 'strerror', None) or str(error)
+    raise RunError(f'{file} is damaged ({reason}): {remedy}')
+
+
+def _missing(record: Mapping[str, Any], seed: int) -> str:
+    """What a finished run's record lacks, '' where it is whole."""
+    kinds = {'result': dict, 'history': list, 'bits': int | float, 'params': int, 'images': dict}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            return f'it has no {name}'
+    if record['result'].get('seed') != seed:
+        return f'it is of seed {record["result"].get("seed")}'
+    if not all(isinstance(r, dict) and 'step' in r for r in record['history']):
+        return 'its history is none'
+    lacking = {'accuracy', 'nll', 'seconds', 'reliability'} - record['result'].keys()
+    if lacking:
+        return f'its result has no {min(lacking)}'
+    try:
+        read_counts(record['result'])
+    except ValueError as error:
+        return str(error)
+    return ''

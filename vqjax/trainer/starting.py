@@ -1,0 +1,138 @@
+"""How a run begins: fresh, from another run's encoder, or where its newest checkpoint left it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vqjax import quantizers
+from vqjax.trainer import data, logs, pretrained, training
+from vqjax.trainer.checkpoints import Checkpoints
+from vqjax.trainer.processes import agree, agree_arrays, on_first_process
+from vqjax.trainer.progress import Progress
+from vqjax.trainer.settings import RunError, Settings
+from vqjax.trainer.stopping import StopRequest
+from vqjax.trainer.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all runs of an experiment share. workdir is None on processes that write nothing."""
+
+    settings: Settings
+    dataset: Any
+    workdir: Workdir | None
+    display: logs.Display
+    stop: StopRequest
+    form: Any
+
+
+class Stage(NamedTuple):
+    """A task and its compiled programs: the continuous stage of a method, or its last one."""
+
+    task: training.Task
+    train_fn: Callable
+    eval_fn: Callable
+
+
+class Start(NamedTuple):
+    """Where a run begins.
+
+    state: placed on the devices
+    batches: the iterator, at the first batch that is to come
+    progress: of the steps behind it
+    checkpoints: open; None on processes that write nothing
+    """
+
+    state: training.TrainState
+    batches: Any
+    progress: Progress
+    checkpoints: Checkpoints | None
+
+
+def start(context: Context, method: str, seed: int, task: training.Task) -> Start:
+    """The start of one method with one seed.
+
+    Args:
+      task: of the last stage; its quantizer, where it has one, is part of the state.
+
+    Raises:
+      RunError: data, model, checkpoint or the run to start from do not fit together.
+      CheckpointError: the newest readable checkpoint is of another run.
+    """
+    own, progress = context.settings.methods[method], Progress()
+    checkpoints, taken = None, False
+    try:
+        batches = data.train_batches(
+            context.dataset,
+            own.batch_size,
+            seed,
+            jax.process_index(),
+            jax.process_count(),
+            own.augment,
+        )
+        like = training.state_shapes(task, context.dataset.info.image_shape, own.init_batch_size)
+        if context.workdir is not None:
+            checkpoints = Checkpoints(
+                context.workdir.checkpoints_of(method, seed),
+                context.settings.config,
+                own.keep_checkpoints,
+            )
+        state = _restore(context, checkpoints, like, batches, progress)
+        if state is None:
+            state = _init(context.dataset, own, seed, task, like)
+        placed = context.form.place(state, task)
+        taken = True
+        return Start(placed, batches, progress, checkpoints)
+    except ValueError as error:  # what data and quantizers say of values that do not fit
+        raise RunError(f'{method} seed {seed}: {error}') from error
+    finally:
+        if checkpoints is not None and not taken:
+            checkpoints.close()
+
+
+def init_batch(dataset: data.Dataset, own: Settings, seed: int) -> Any:
+    """The images that codebooks of a run start from."""
+    return data.init_batch(dataset, own.init_batch_size, seed)['image']
+
+
+def _init(
+    dataset: data.Dataset, own: Settings, seed: int, task: training.Task, like: training.TrainState
+) -> training.TrainState:
+    loaded = _load(own.init_from, seed, like) if own.init_from else None
+    return training.init_state(task, seed, init_batch(dataset, own, seed), loaded)
+
+
+def _load(path: str, seed: int, like: training.TrainState) -> Any:
+    """Parts of another run's model, from process 0."""
+    found = on_first_process(lambda: pretrained.load(path, seed, like))
+    names = agree(found and {collection: list(tree) for collection, tree in found.items()})
+    if found is None:
+        here = {'params': like.params} | like.stats
+        taken = {c: {name: here[c][name] for name in parts} for c, parts in names.items()}
+        found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), taken)
+    return agree_arrays(found)
+
+
+def _restore(
+    context: Context,
+    checkpoints: Checkpoints | None,
+    like: training.TrainState,
+    batches: Any,
+    progress: Progress,
+) -> training.TrainState | None:
+    """The newest state, on every process; puts batches and progress where it was."""
+    found = None
+    if checkpoints is not None:
+        found = checkpoints.restore(like, context.display.say)
+    extra = agree(None if found is None else found[1])
+    if extra is None:
+        return None
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    state = agree_arrays(zeros if found is None else found[0])
+    progress.restore(extra, int(state.step), int(quantizers.count_refits(state.stats)))
+    batches.set_state(extra['data'])
+    context.display.skip(progress.step)
+    return state
