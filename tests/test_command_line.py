@@ -1,14 +1,25 @@
-"""What `python train.py --help` tells: every flag, and every field with its default."""
+"""The command: what --help tells, what is said of mistakes, and how it is stopped."""
 
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
+import pytest
 
 from vqjax.trainer import settings, training
+from vqjax.trainer.stopping import StopRequest
 
 ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = 'from configs.digits import get_config\n'
+SHOW = (
+    'import sys; from vqjax.trainer.logs import show; show("x" * 100_000); show("y");'
+    'print("went on", file=sys.stderr)'
+)
+LINES = 'def get_config():\n    {}\n'
 
 
 def test_help_explains_every_field_of_the_configuration():
@@ -35,3 +46,57 @@ def test_a_run_no_longer_than_its_warm_up_still_trains():
         for _ in range(num_steps):
             updates, state = optimizer.update({'w': jnp.ones(())}, state, params)
         assert abs(float(updates['w'])) <= 0.1
+
+
+@pytest.mark.parametrize(
+    'content, flags, text',
+    [
+        (LINES.format('return 1 / 0'), (), 'line 2: ZeroDivisionError: division by zero'),
+        ('def get_config(:\n', (), 'line 1: invalid syntax'),
+        (LINES.format('return {}'), (), 'get_config() has to return settings.config(...)'),
+        (None, (), 'No such file or directory'),
+        (DIGITS, ('--config.epohcs=3',), 'no such config field: epohcs'),
+        (DIGITS, ('--config.features=100000000',), 'hidden/kernel of shape (100000000, 100000000)'),
+        (DIGITS, ('epochs=3',), "'epochs=3' is no flag"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_from_any_folder(tmp_path, content, flags, text):
+    file = tmp_path / 'mine.py'
+    if content is not None:
+        file.write_text(content)
+    run = subprocess.run(
+        [sys.executable, str(ROOT / 'train.py'), '--config=mine.py', *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1 and run.stdout == ''
+    assert run.stderr.startswith('error: ') and text in run.stderr and run.stderr.count('\n') == 1
+    assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('command', [['train.py', '--help'], ['-c', SHOW]])
+def test_a_reader_that_leaves_ends_it_quietly(command):
+    run = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run.stdout.close()
+    said = run.stderr.read()
+    assert run.wait(timeout=120) == 0
+    assert said == ('' if command[0] == 'train.py' else 'went on\n')
+
+
+def test_the_first_interrupt_saves_and_the_second_stops_at_once(capfd):
+    with StopRequest() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() and 'again to stop at once' in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vqjax.trainer.counts import pack_counts, read_counts
-from vqjax.trainer.workdir import to_json
+from vqjax.trainer.files import to_json
 
 
 @pytest.mark.parametrize('shape', [(7,), (4, 8), (2, 3, 5), (64000,)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import refuse, small_config
 
-from vqjax.trainer import data, experiment, logs, settings, sizes, workdir
+from vqjax.trainer import data, experiment, files, logs, settings, sizes
 from vqjax.trainer.checkpoints import differences
 from vqjax.trainer.counts import pack_counts
 from vqjax.trainer.fields import FIELDS, RunError
@@ -233,14 +233,14 @@ def test_a_folder_that_cannot_be_is_one_sentence(path):
 
 def test_what_cannot_be_written_whole_is_not_written(tmp_path, monkeypatch):
     target = tmp_path / 'results.json'
-    workdir.replace_file(target, 'before')
+    files.replace_file(target, 'before')
 
     def full(_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(workdir.os, 'fsync', full)
+    monkeypatch.setattr(files.os, 'fsync', full)
     with pytest.raises(OSError):
-        workdir.replace_file(target, 'after')
+        files.replace_file(target, 'after')
     assert [p.name for p in tmp_path.iterdir()] == ['results.json']
     assert target.read_text() == 'before'
 

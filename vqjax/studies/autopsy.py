@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,6 +17,8 @@ from vqjax.studies.averages import drive
 from vqjax.studies.cases import CASES, Case, Chart, averages
 from vqjax.trainer import experiment, settings, training
 from vqjax.trainer.checkpoints import Checkpoints
+from vqjax.trainer.files import replace_file
+from vqjax.trainer.logs import show
 from vqjax.trainer.settings import RunError, choose, load_dataset
 from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
@@ -76,9 +76,8 @@ def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None
         results['cases'][name] = record['case']
         autopsy_plots.write(folder.path / f'{name}.png', name, record)
     shorten(results)
-    (folder.path / 'report.md').write_text(markdown(results))
-    # Without a terminal rich assumes 80 columns and would break the rows of a log.
-    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
+    replace_file(folder.path / 'report.md', markdown(results))
+    show(table(results))
 
 
 def _chart(method: str, results: Mapping[str, Any], folder: Workdir, dataset: Any) -> Chart:

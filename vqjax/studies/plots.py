@@ -5,6 +5,7 @@ without pyplot, so no window system and no global state is touched.
 """
 
 import functools
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from vqjax.trainer.counts import read_counts
+from vqjax.trainer.files import replace_file
 from vqjax.trainer.summaries import code_use
 
 BLUE, VERMILION = '#0072B2', '#D55E00'
@@ -57,8 +59,10 @@ def styled(function: Callable) -> Callable:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes `figure` as PNG, 150 dots an inch."""
-    figure.savefig(path, dpi=150, facecolor='white')
+    """Writes `figure` as PNG, 150 dots an inch; whole, or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, facecolor='white', format='png')
+    replace_file(Path(path), drawn.getvalue())
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from vqjax import health, metrics, quantizers
 from vqjax.studies import remedies_report as report
-from vqjax.studies.tables import WIDTH
 from vqjax.trainer import experiment
+from vqjax.trainer.logs import show
 from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
@@ -37,7 +35,7 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
         method['collapse'] = metrics.wilson_interval(collapses, len(method['seeds']))._asdict()
     shorten(results)
     report.write(folder.path, results)
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(report.table(results))
+    show(report.table(results))
 
 
 def actions(

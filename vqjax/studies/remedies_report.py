@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vqjax.metrics import Interval
 from vqjax.studies import tables
+from vqjax.trainer.files import replace_file
 from vqjax.trainer.summaries import BASELINE as NONE
 from vqjax.trainer.summaries import MARGIN, paired_difference
 
@@ -343,5 +344,5 @@ def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
     from vqjax.studies import plots, remedies_plots  # Matplotlib takes a second to import
 
     workdir = Path(workdir)
-    (workdir / 'report.md').write_text(markdown(results))
+    replace_file(workdir / 'report.md', markdown(results))
     plots.save(remedies_plots.figure(results), workdir / 'remedies.png')

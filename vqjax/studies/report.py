@@ -1,18 +1,18 @@
 """results.json as people read it: a table in the terminal, report.md, and the plots beside it."""
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vqjax.metrics import Interval
+from vqjax.trainer.files import replace_file
+from vqjax.trainer.logs import show
 from vqjax.trainer.summaries import (
     BASELINE,
     code_use,
@@ -171,15 +171,14 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def print_table(results: Mapping[str, Any]) -> None:
     """Prints `table` to stdout, in colour only on a terminal and where NO_COLOR is not set."""
-    # Without a terminal rich assumes 80 columns and would break the rows of a log.
-    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
+    show(table(results))
 
 
 def print_findings(results: Mapping[str, Any]) -> None:
     """Prints what is wrong with the runs, or that nothing is."""
     lines = [_finding(f).replace('**', '') for f in results['findings']]
     text = '\n'.join(lines or ['Diagnosis: nothing wrong.'])
-    Console(width=None if sys.stdout.isatty() else 120).print(escape(text))
+    show(escape(text))
 
 
 def _markdown(rows: Iterable[list[str]]) -> str:
@@ -274,7 +273,7 @@ def write(
     from vqjax.studies import plots  # Matplotlib takes a second to import
 
     workdir = Path(workdir)
-    (workdir / 'report.md').write_text(markdown(results))
+    replace_file(workdir / 'report.md', markdown(results))
     figures = {
         'accuracy': plots.accuracy(results),
         'perplexity': plots.perplexity(histories or {}),

@@ -7,8 +7,6 @@ from typing import Any
 
 from vqjax.metrics import Interval
 
-WIDTH = 120  # columns of a table that goes to a log: rich assumes 80 and would break its rows
-
 
 def markdown(rows: Iterable[Sequence[str]], words: int = 1) -> str:
     """A table in Markdown whose source reads as a table too: cells padded to their column.

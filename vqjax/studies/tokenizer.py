@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
-
-from rich.console import Console
 
 from vqjax.studies import tokenizer_report as report
 from vqjax.trainer import experiment
+from vqjax.trainer.logs import show
 from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
@@ -40,4 +38,4 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
     report.write(folder.path, results, histories, figures)
     shorten(results)
     table = report.table(results['config'], figures)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    show(table)

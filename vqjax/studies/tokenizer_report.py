@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax import quantizers
+from vqjax.trainer.files import replace_file
 
 # Source 4's own targets: name -> (bound, whether the figure has to be above it).
 TARGETS = {
@@ -149,6 +150,6 @@ def write(
     from vqjax.studies import plots
 
     workdir = Path(workdir)
-    (workdir / 'report.md').write_text(markdown(results, figures))
+    replace_file(workdir / 'report.md', markdown(results, figures))
     most = max(num_codes(results, name) for name in histories)
     plots.save(figure(histories, most), workdir / 'curves.png')

@@ -16,6 +16,7 @@ import vqjax
 from vqjax import health, quantizers
 from vqjax.trainer import data, logs, models, pretrained, sizes, training
 from vqjax.trainer.checkpoints import CheckpointError
+from vqjax.trainer.files import cannot_write
 from vqjax.trainer.parallel import Pmap, make_form
 from vqjax.trainer.plans import plan
 from vqjax.trainer.processes import agree, on_first_process
@@ -24,7 +25,7 @@ from vqjax.trainer.settings import Parts, RunError, Settings, check, load_datase
 from vqjax.trainer.starting import Context, Stage
 from vqjax.trainer.stopping import Stopped, StopRequest
 from vqjax.trainer.summaries import summarise
-from vqjax.trainer.workdir import Workdir, cannot_write
+from vqjax.trainer.workdir import Workdir
 
 __all__ = ['RunError', 'Stopped', 'run']
 

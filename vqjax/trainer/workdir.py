@@ -1,47 +1,16 @@
 """The folder of one experiment: one configuration, one writer, nothing half written."""
 
-import json
 import os
 import pathlib
-import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from vqjax.trainer import checkpoints, logs
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.fields import RunError, complete
+from vqjax.trainer.files import cannot_write, read_json, replace_file, to_json
 from vqjax.trainer.lock import FolderInUse, FolderLock
-
-
-def to_json(value: Any) -> str:
-    """Plain data as JSON that people read: an entry a line, but lists of numbers in one."""
-    text = json.dumps(value, indent=1)
-    # A line break cannot stand inside a string of JSON, so these are lists.
-    return re.sub(r'\[(\n[^\[\]{}"]*)\]', lambda found: f'[{" ".join(found[1].split())}]', text)
-
-
-def replace_file(target: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all: what was there before stays where this fails.
-
-    Raises:
-      OSError: it cannot be written.
-    """
-    content = content.encode() if isinstance(content, str) else content
-    with tempfile.NamedTemporaryFile(
-        dir=target.parent, prefix=f'.{target.name}.', delete=False
-    ) as file:
-        temporary = pathlib.Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 class Workdir:
@@ -167,30 +136,6 @@ class Workdir:
         kept = (*self.path.glob('finished/*/*.json'), *self.path.glob('checkpoints/*/*/[0-9]*'))
         if not kept:
             shutil.rmtree(self._made, ignore_errors=True)
-
-
-def cannot_write(what: Any, error: OSError) -> str:
-    """One line for a file that could not be written."""
-    return (
-        f'cannot write {what} ({error.strerror or error}); what was finished before is untouched: '
-        'free space or allow writing there, then run the same command again'
-    )
-
-
-def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
-    """The mapping in a file of JSON.
-
-    Raises:
-      RunError: it cannot be read or is none, with the remedy.
-    """
-    try:
-        found = json.loads(file.read_text())
-        if isinstance(found, dict):
-            return found
-        reason = 'it holds no mapping'
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, 'strerror', None) or str(error)
-    raise RunError(f'{file} is damaged ({reason}): {remedy}')
 
 
 def _missing(record: Mapping[str, Any], seed: int) -> str:
