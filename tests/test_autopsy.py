@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from support import configuration
 
@@ -46,6 +47,9 @@ def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
     assert (tmp_path / 'missing_total.png').read_bytes().startswith(b'\x89PNG')
     report = (tmp_path / 'report.md').read_text()
     assert '1.0298' in report and '(missing_total.png)' in report
+    # Without the blank line a list is no list to mkdocs.
+    assert 'Found in the faulty run:\n\n- **missing_total** (error)' in report
+    assert cases.CASES['missing_total'].seen in report and 'docs/sources.md' in report
 
 
 def test_a_fault_in_evaluation_is_found_and_the_same_command_again_trains_nothing(
@@ -85,6 +89,62 @@ def test_every_method_of_a_case_is_configured_and_trains_alike():
             assert type(faulty['quantizer']) is not type(cured['quantizer']) or repr(
                 faulty['quantizer']
             ) != repr(cured['quantizer']), name
+
+
+def drawn(name, history=None, counts=None, **figures):
+    """The axes of a case's plot, of records and figures given for (faulty, cured)."""
+    from vqjax.studies import autopsy_plots
+
+    sides = ('faulty', 'cured')
+    record = {
+        'case': {s: {k: v[i] for k, v in figures.items()} for i, s in enumerate(sides)},
+        'history': {s: [dict(r) for r in (history or ([], []))[i]] for i, s in enumerate(sides)},
+        'counts': dict(zip(sides, counts or (None, None), strict=True)),
+    }
+    return autopsy_plots.figure(name, cases.CASES[name], record).axes
+
+
+def test_the_plot_of_a_revival_shows_how_much_of_it_was_taken_back():
+    steps = [
+        {'step': i, 'gradient_norm': 1.0, 'revived': float(i % 2), 'reverted': float(i % 2 == 0)}
+        for i in range(10)
+    ]
+    sound = [r | {'reverted': 0.0} for r in steps]
+    (axis,) = drawn('stale_revival', (steps, sound))
+    found = {line.get_label(): line.get_ydata()[-1] for line in axis.lines}
+    assert found == {
+        'faulty: revived': 5, 'faulty: taken back': 5, 'cured: revived': 5, 'cured: taken back': 0,
+    }  # fmt: skip
+
+
+def test_the_plot_of_an_evaluation_shows_the_same_images_twice():
+    steps = [{'step': 1, 'evaluation_drift': 0.5}], [{'step': 1, 'evaluation_drift': 0.0}]
+    figures = {
+        'quantization_error': (0.05, 0.05), 'quantization_error_after_evaluation': (0.03, 0.05),
+    }  # fmt: skip
+    drift, error = drawn('eval_updates', steps, **figures)
+    assert [bar.get_height() for bar in error.patches] == [0.05, 0.03, 0.05, 0.05]
+    assert [line.get_ydata()[0] for line in drift.lines] == [0.5, 0.0]  # 0 is on the scale
+    assert drift.get_ylim()[0] < 0
+
+
+def test_the_plot_of_reshaped_features_tells_their_halves_apart():
+    halves = [[6.0, 0.0, 2.0, 0.0], [0.0, 4.0, 0.0, 4.0]]
+    faulty, cured = drawn('reshaped_features', counts=(np.array(halves), np.full((1, 4), 2.0)))
+    up, down = (
+        [round(bar.get_height()) for bar in bars.patches] for bars in faulty.containers
+    )  # one bar a code, the first half's codes first
+    assert up == [75, 25, 0, 0] and down == [0, 0, -50, -50]
+    assert [bar.get_height() for bar in cured.containers[0].patches] == [25] * 4
+
+
+def test_every_panel_shows_something_that_has_a_name():
+    for name, case in cases.CASES.items():
+        assert case.seen.endswith('.') and case.shown, name
+        for panel in case.shown:
+            assert panel.kind in ('steps', 'total', 'bars', 'use') and panel.names and panel.title
+    with pytest.raises(ValueError, match="no record of either run has 'perplexity'"):
+        drawn('unscaled_fsq', ([{'step': 1}], [{'step': 1}]))
 
 
 def test_the_cases_are_those_of_the_claims():

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 from rich.console import Console
+from support import ROOT
 
 from vqjax import metrics
-from vqjax.studies import report
+from vqjax.studies import report, tables
 from vqjax.trainer import summaries
 from vqjax.trainer.counts import pack_counts
 
@@ -62,7 +63,6 @@ def method_of(bits, params, **kwargs):
 def results():
     return {
         'schema': 1,
-        'command': 'python train.py --config.seeds=5',
         'config': {'dataset': 'digits', 'epochs': 30, 'batch_size': 64, 'bottleneck': 'vector'},
         'environment': {'jax': '0.10.2', 'devices': '1 x cpu'},
         'methods': {
@@ -109,8 +109,8 @@ def workdir(tmp_path_factory, results, histories):
 
 def cells(text, heading, first):
     """The cells of the row that begins with `first` under the Markdown heading."""
-    part = text.split(f'## {heading}')[1].split('\n## ')[0]
-    row = next(line for line in part.splitlines() if line.startswith(f'| {first} |'))
+    part = text.split(f'## {heading}')[1].split('\n## ')[0] if heading else text
+    row = next(line for line in part.splitlines() if line.startswith(f'| {first} '))
     return [cell.strip() for cell in row.strip('|').split('|')]
 
 
@@ -176,26 +176,26 @@ def test_code_use_counts_the_tokens_of_one_stage(results):
 
 def test_report_states_the_figures_of_the_results(workdir, results):
     text = (workdir / 'report.md').read_text()
-    assert results['command'] in text
     for name, method in results['methods'].items():
         row = cells(text, 'Outcome on the test split', name)
-        accuracy = method['summary']['accuracy']
-        assert row[1] == '{:.1f} ({:.1f} to {:.1f})'.format(
-            *(100 * accuracy[k] for k in ('mean', 'low', 'high'))
-        )
-        assert float(row[2].replace(',', '')) == pytest.approx(method['bits'], rel=0.01)
-        assert row[3] == f'{method["params"]:,}' and row[4] == '21'
-        assert float(row[7]) == pytest.approx(method['summary']['ece']['mean'], abs=6e-4)
+        mean, low, high = (100 * method['summary']['accuracy'][k] for k in ('mean', 'low', 'high'))
+        assert row[1:3] == [f'{mean:.1f}', f'{low:.1f} to {high:.1f}']
+        assert float(row[3].replace(',', '')) == pytest.approx(method['bits'], rel=0.01)
+        assert row[4] == f'{method["params"]:,}' and row[5] == '21'
+        ece = float(cells(text, 'Calibration', name)[3])
+        assert ece == pytest.approx(method['summary']['ece']['mean'], abs=6e-4)
     row = cells(text, 'Codes on the test split', 'rvq')
-    assert row[1:3] == ['256', '360'] and len(row[4].split(',')) == 4
-    assert float(row[9].rstrip('%')) == pytest.approx(75.6)
+    assert len(row[5].split(',')) == 4 and float(row[4]) <= float(row[1])
+    row = cells(text.split('codes in use')[1], '', 'rvq')
+    assert row[1:3] == ['256', '360'] and float(row[5].rstrip('%')) == pytest.approx(75.6)
     difference = report.paired_difference(
         results['methods']['fsq']['seeds'], results['methods']['none']['seeds'], 'accuracy'
     )
-    row = cells(text, 'Difference to none', 'fsq')
-    assert row[1].startswith(f'{100 * difference.mean:+.1f} (')
-    assert sum(int(n) for n in row[2].split('/')) == 5
-    assert row[3] == summaries.verdict(difference, 5)
+    row = cells(text, 'Accuracy compared with none', 'fsq')
+    assert row[1] == summaries.verdict(difference, 5)
+    assert row[2] == f'{100 * difference.mean:+.1f}'
+    assert row[3] == f'{100 * difference.low:+.1f} to {100 * difference.high:+.1f}'
+    assert sum(int(n) for n in row[4].split('/')) == 5
 
 
 def test_report_states_findings_with_evidence_and_remedy(workdir, results):
@@ -205,11 +205,39 @@ def test_report_states_findings_with_evidence_and_remedy(workdir, results):
     assert '## Findings' not in report.markdown(results | {'findings': []})
 
 
-def test_sampling_error_of_360_images_is_stated(workdir):
-    # sqrt(p (1 - p) / n) * 1.96 at 98.5% of 360 images is about 1.3 points.
+@pytest.mark.parametrize(
+    'accuracy, num_images, points', [(0.985, 360, 1.3), (0.9, 10_000, 0.6), (0.991, 360, 1.1)]
+)
+def test_sampling_error_is_half_of_wilson_s_interval(accuracy, num_images, points):
+    """Near 1.96 sqrt(p (1 - p) / n), but not 0 where every image is right."""
+    found = 100 * report.sampling_error(accuracy, num_images)
+    assert found == pytest.approx(points, abs=0.06)
+    plain = 196 * math.sqrt(accuracy * (1 - accuracy) / num_images)
+    assert plain < found < plain + 0.15
+    assert 100 * report.sampling_error(1.0, 360) == pytest.approx(0.53, abs=0.01)
+
+
+def test_sampling_error_of_360_images_is_stated(workdir, results):
     text = (workdir / 'report.md').read_text()
+    accuracy = results['methods']['none']['summary']['accuracy']['mean']
+    half = 100 * report.sampling_error(accuracy, TOKENS)
+    assert f'is worth {half:.1f} points either way at the accuracy of none' in text
     assert 'the 360 test images are themselves a sample' in text
-    assert 0.8 < float(text.split('is worth ')[1].split(' points')[0]) < 1.8
+
+
+def test_that_settings_were_chosen_with_test_figures_in_view_is_said_with_the_figures(workdir):
+    """Of digits, whose settings they are; the page on the comparison has the same words."""
+    page = (ROOT / 'docs' / 'comparison.md').read_text()
+    for text in ((workdir / 'report.md').read_text(), page):
+        assert report.CHOSEN in ' '.join(text.split())
+
+
+def test_a_table_reads_in_a_terminal_too():
+    rows = [['method', 'bits'], ['none', '4,096'], ['a|b', '8']]
+    lines = tables.markdown(rows).splitlines()
+    assert lines == [
+        '| method |  bits |', '| ------ | ----: |', '| none   | 4,096 |', '| a\\|b   |     8 |'
+    ]  # fmt: skip
 
 
 def test_every_picture_of_the_report_is_there(workdir):
@@ -223,7 +251,7 @@ def test_a_run_without_codes_or_history_still_reports(tmp_path, results):
     alone = results | {'methods': {'none': results['methods']['none']}}
     report.write(tmp_path, alone, None)
     text = (tmp_path / 'report.md').read_text()
-    assert 'Difference to none' not in text and 'Codes on the test split' not in text
+    assert 'compared with none' not in text and 'Codes on the test split' not in text
     assert len(list(tmp_path.glob('*.png'))) == 4
 
 

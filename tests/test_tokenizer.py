@@ -1,11 +1,14 @@
 """The tokenizer setting: its variants, and its figures against its targets."""
 
+import re
+import types
+
 import numpy as np
 import pytest
 from support import configuration, shared
 
 from vqjax import studies
-from vqjax.studies import tokenizer_report
+from vqjax.studies import tokenizer, tokenizer_report
 from vqjax.trainer import settings
 from vqjax.trainer.workdir import Workdir
 
@@ -61,10 +64,29 @@ def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
     tokenizer_report.write(tmp_path, results, histories, figures)
     assert tokenizer_report.table(config, figures).row_count == len(tokenizer_report.TARGETS) + 1
     text = (tmp_path / 'report.md').read_text()
-    assert '| perplexity | above 600 | 800 | 800 |' in text and 'ema_bank: nothing wrong.' in text
-    assert '| dead codes | below 50 | 24 | 24 |' in text and 'gradient: spikes.' in text
-    assert '64 tokens each' in text
+    assert re.search(r'\| perplexity +\| +above 600 \| +800 \| +800 \|', text)
+    assert re.search(r'\| dead codes +\| +below 50 \| +24 \| +24 \|', text)
+    assert '- ema_bank: nothing wrong.' in text and '- gradient: spikes.' in text
+    assert '64 tokens per image' in text and 'docs/sources.md' in text
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_every_tokenizer_has_a_column_of_its_own():
+    names = ('gradient', 'ema_bank', 'before')
+    figure = tokenizer_report.figure(dict.fromkeys(names, history(np.linspace(2, 1, 9))), 1024)
+    grid = np.array(figure.axes).reshape(3, 3)
+    assert [axis.get_title(loc='left') for axis in grid[0]] == list(names)
+    for axis in grid[0]:  # its own curve on top of those of all
+        *others, own = axis.lines
+        assert len(others) == 3 and own.get_zorder() > max(o.get_zorder() for o in others)
+
+
+def test_records_that_lack_steps_are_refused(config, tmp_path):
+    kept = history(np.linspace(2, 1, 9))[5:]
+    folder = types.SimpleNamespace(path=tmp_path, history=lambda name, seed: kept)
+    results = {'methods': {'ema': {'spec': config['quantizers']['ema'], 'seeds': [FINAL]}}}
+    with pytest.raises(settings.RunError, match='records/ema/seed_0.jsonl lacks steps'):
+        tokenizer.conclude(results, folder)
 
 
 @pytest.mark.parametrize('change', [{'record': False}, {'reconstruction_weight': 0.0}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax import health
-from vqjax.studies import faults
+from vqjax.studies import faults, tables
 from vqjax.studies.averages import drive
 from vqjax.studies.cases import CASES, Case, Chart, averages
 from vqjax.trainer import experiment, settings, training
 from vqjax.trainer.checkpoints import Checkpoints
+from vqjax.trainer.counts import read_counts
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.logs import show
 from vqjax.trainer.settings import RunError, choose, load_dataset
@@ -74,7 +75,7 @@ def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None
     for name in names:
         record = _case(CASES[name], charts, results, dataset)
         results['cases'][name] = record['case']
-        autopsy_plots.write(folder.path / f'{name}.png', name, record)
+        autopsy_plots.write(folder.path / f'{name}.png', name, CASES[name], record)
     shorten(results)
     replace_file(folder.path / 'report.md', markdown(results))
     show(table(results))
@@ -101,11 +102,12 @@ def _case(
     case: Case, charts: Mapping[str, Chart], results: Mapping[str, Any], dataset: Any
 ) -> dict[str, Any]:
     """One case as plain data: what goes to results.json, and both histories for the plot."""
-    entry = {'claim': case.claim, 'source': case.source, 'shown': case.shown, 'findings': {}}
-    histories = {}
+    entry = {'claim': case.claim, 'source': case.source, 'seen': case.seen, 'findings': {}}
+    histories, counts = {}, {}
     for side, patient in (('faulty', case.faulty), ('cured', case.cured)):
         if isinstance(patient, str):
             histories[side] = charts[patient].history
+            counts[side] = _uses(charts[patient].final)
             figures = case.measure(charts[patient], charts, dataset)
             findings = [f for f in results['findings'] if f['method'] == patient]
         else:
@@ -115,7 +117,14 @@ def _case(
             findings = [f._asdict() for f in found]
         entry[side] = finite(figures)
         entry['findings'][side] = [f | {'evidence': finite(f['evidence'])} for f in findings]
-    return {'case': entry, 'history': {s: [finite(r) for r in h] for s, h in histories.items()}}
+    plain = {side: [finite(r) for r in history] for side, history in histories.items()}
+    return {'case': entry, 'history': plain, 'counts': counts}
+
+
+def _uses(final: Mapping[str, Any]) -> np.ndarray | None:
+    """Uses of each code on the test split by position, [positions, K]; None without codes."""
+    counts = read_counts(final)
+    return None if counts is None else counts.reshape(-1, counts.shape[-1])
 
 
 def finite(figures: Mapping[str, Any]) -> dict[str, float | None]:
@@ -143,16 +152,11 @@ def table(results: Mapping[str, Any]) -> Table:
         findings = [f['name'] for f in case['findings']['faulty']]
         cured = [f['name'] for f in case['findings']['cured']]
         notes = findings + ([f'cured: {", ".join(cured)}'] if cured else [])
-        rows = list(dict.fromkeys([*case['faulty'], *case['cured']]))
+        _, *rows = _figures(case)
         for row in range(max(len(rows), len(notes))):
-            figure = rows[row] if row < len(rows) else ''
             cells = [
                 name if row == 0 else '',
-                figure,
-                *(
-                    number(case[s][figure]) if figure in case[s] else ''
-                    for s in ('faulty', 'cured')
-                ),
+                *(rows[row] if row < len(rows) else [''] * 3),
                 notes[row] if row < len(notes) else '',
             ]
             found.add_row(*(escape(cell) for cell in cells))
@@ -164,33 +168,45 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
     parts = [
         '# Autopsy',
-        'Made by\n\n```\npython train.py --config configs/autopsy.py\n```',
-        'Every case changes one thing: the faulty run has the fault, the cured run has not. '
-        f'Trained on {results["config"]["dataset"]}, seed 0: one run a '
-        'side, so small differences of accuracy say nothing. '
-        + ', '.join(f'{k} {v}' for k, v in results['environment'].items())
-        + '.',
+        f'{len(results["cases"])} faults of collapsed codebooks, each beside its cure. A case '
+        'changes one thing: the faulty run has the fault, the cured run has not. '
+        f'Trained on {results["config"]["dataset"]} with seed 0: one run of each, so small '
+        'differences of accuracy say nothing. In italics what the fault was taken for, and by '
+        'which of the five working notes that `docs/sources.md` describes.',
     ]
     for name, case in results['cases'].items():
-        figures = dict.fromkeys([*case['faulty'], *case['cured']])
-        rows = ['| | faulty | cured |', '| --- | ---: | ---: |']
-        for figure in figures:
-            cells = (
-                number(case[s][figure]) if figure in case[s] else '' for s in ('faulty', 'cured')
-            )
-            rows.append(f'| {figure} | {" | ".join(cells)} |')
-        parts += [f'## {name}', f'{case["source"]}: *{case["claim"]}*.', '\n'.join(rows)]
+        parts += [
+            f'## {name}',
+            f'{case["source"].capitalize()}: *{case["claim"]}*.',
+            f'![{name}: faulty and cured]({name}.png)',
+            case['seen'],
+            tables.markdown(_figures(case)),
+        ]
         for side, findings in case['findings'].items():
-            parts.append(f'Found in the {side} run:' + _findings(findings))
-        parts.append(f'![{name}]({name}.png)')
+            parts += _findings(side, findings)
+    parts += [
+        '## How it was made',
+        tables.made_by('python train.py --config configs/autopsy.py', results['environment']),
+    ]
     return '\n\n'.join(parts) + '\n'
 
 
-def _findings(findings):
+def _figures(case: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Every figure of a case, faulty beside cured."""
+    yield ['figure', 'faulty', 'cured']
+    for figure in dict.fromkeys([*case['faulty'], *case['cured']]):
+        yield [figure] + [
+            number(case[side][figure]) if figure in case[side] else ''
+            for side in ('faulty', 'cured')
+        ]
+
+
+def _findings(side: str, findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the diagnosis says of one run, as paragraphs."""
     if not findings:
-        return ' nothing.'
+        return [f'Found in the {side} run: nothing.']
     lines = []
     for f in findings:
         evidence = ', '.join(f'{k} = {number(v)}' for k, v in f['evidence'].items())
-        lines.append(f'\n- **{f["name"]}** ({f["severity"]}): {evidence}. Remedy: {f["remedy"]}.')
-    return ''.join(lines)
+        lines.append(f'- **{f["name"]}** ({f["severity"]}): {evidence}. Remedy: {f["remedy"]}.')
+    return [f'Found in the {side} run:', '\n'.join(lines)]

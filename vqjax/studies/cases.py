@@ -31,6 +31,26 @@ class Chart(NamedTuple):
     restore: Callable[[], tuple[Task, dict[str, Any]]]
 
 
+class Panel(NamedTuple):
+    """One panel of a case's plot.
+
+    kind: 'steps', an entry of the records over the steps; 'total', one or two of them summed up;
+      'bars', figures of the case; 'use', the codes of one side by use on the test split.
+    names: what it shows, entry -> what it is called; for 'use' the side.
+    title: what is plotted, with its unit.
+    until: the last step shown.
+    """
+
+    kind: str
+    names: dict[str, str]
+    title: str
+    until: int | None = None
+
+
+def _steps_of(name: str, title: str, until: int | None = None) -> Panel:
+    return Panel('steps', {name: title}, title, until)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A fault beside its cure.
@@ -40,7 +60,8 @@ class Case:
       source: which of docs/sources.md the claim comes from.
       faulty, cured: methods of configs/autopsy.py (or a Bench); they differ in the fault alone.
       measure: (chart, charts, dataset) -> figures, where charts maps every method to its Chart.
-      shown: the entry of the records that the plot shows.
+      shown: the panels of its plot.
+      seen: what they show, in a sentence or two.
       also: methods that measuring takes besides.
     """
 
@@ -49,7 +70,8 @@ class Case:
     faulty: str | Bench
     cured: str | Bench
     measure: Callable[..., dict[str, float]]
-    shown: str = 'perplexity'
+    shown: tuple[Panel, ...]
+    seen: str
     also: tuple[str, ...] = ()
 
     @property
@@ -200,6 +222,13 @@ def _reshaped(chart, charts, dataset):
     return found | _final(chart, 'position_overlap')
 
 
+_PERPLEXITY = _steps_of('perplexity', 'perplexity on the validation split (codes)')
+_REVIVED = (Panel('total', {'revived': 'revived'}, 'codes revived, in total'), _PERPLEXITY)
+_FIRST_STEPS = (
+    _steps_of('codebook_norm', 'mean length of the codes', 20),
+    _steps_of('batch_perplexity', 'perplexity of each batch (codes)', 20),
+)
+
 CASES: dict[str, Case] = {
     'missing_total': Case(
         'EMA updates converge to a single mode without reconstruction: 44 falls to 1.03 in 10 '
@@ -208,6 +237,12 @@ CASES: dict[str, Case] = {
         Bench(faults.MissingTotal(256, decay=0.95, revival=None)),
         Bench(VQEMA(256, decay=0.95, revival=None)),
         averages,
+        (
+            _steps_of('max_code_norm', 'length of the longest code'),
+            _steps_of('perplexity', 'perplexity (codes)'),
+        ),
+        'Vectors of length 1, nothing trained: without the factor live codes grow past every '
+        'vector, and one takes all.',
     ),
     'no_straight_through': Case(
         'With VQ the accuracy is 5-23%',
@@ -215,7 +250,16 @@ CASES: dict[str, Case] = {
         'no_straight_through',
         'vq_ema_bare',
         _gradient,
-        'accuracy',
+        (
+            _steps_of('accuracy', 'validation accuracy'),
+            Panel(
+                'bars',
+                {'gradient_at_codes': 'after', 'gradient_at_input': 'before'},
+                "task's gradient after and before the quantizer",
+            ),
+        ),
+        'The task moves the codes alone: its gradient ends at the quantizer, and the encoder '
+        'stays as it was drawn.',
     ),
     'detached_commitment': Case(
         'Extreme ranges of the commitment weight were tested: none helps',
@@ -223,7 +267,12 @@ CASES: dict[str, Case] = {
         'detached_commitment',
         'vq_ema',
         _commitment,
-        'input_norm',
+        (
+            _steps_of('input_norm', 'mean length of the features'),
+            Panel('bars', {'quantizer_gradient': 'at the end'}, "gradient of the quantizer's loss"),
+        ),
+        'A commitment without a gradient holds nothing, whatever its weight: the features grow '
+        'away from the codes.',
         ('detached_commitment_hundredth',),
     ),
     'clamped_loss': Case(
@@ -232,7 +281,11 @@ CASES: dict[str, Case] = {
         'clamped_loss',
         'vq_ema',
         _clamp,
-        'quantizer_loss',
+        (
+            _steps_of('quantizer_loss', "quantizer's loss"),
+            _steps_of('accuracy', 'validation accuracy'),
+        ),
+        'At the clamp, 100, the loss stands still and has no gradient: nothing is learned.',
         ('clamped_loss_unclamped',),
     ),
     'discarded_init': Case(
@@ -241,7 +294,9 @@ CASES: dict[str, Case] = {
         'discarded_init',
         'vq_ema_still',
         _first_update,
-        'codebook_norm',
+        _FIRST_STEPS,
+        'The first update takes the codes from where k-means put them to near 0, and most of the '
+        'batch to few of them.',
     ),
     'stale_revival': Case(
         'Dead codes never recover, restarts do not help',
@@ -249,7 +304,15 @@ CASES: dict[str, Case] = {
         'stale_revival',
         'vq_ema',
         _revived,
-        'reverted',
+        (
+            Panel(
+                'total',
+                {'revived': 'revived', 'reverted': 'taken back'},
+                'codes revived, and taken back one step later, in total',
+            ),
+        ),
+        'Of the codes that the faulty run revives, the next update takes most back; of the cured '
+        "one's it takes back none.",
     ),
     'zero_counts': Case(
         'The fixed version: averages of the codebook from the first step',
@@ -257,7 +320,9 @@ CASES: dict[str, Case] = {
         'zero_counts',
         'vq_ema_still',
         _first_update,
-        'max_code_norm',
+        _FIRST_STEPS,
+        'The first update throws the codes 75,000 times too far out on average; the nearest one '
+        'takes every vector.',
     ),
     'swapped_coefficients': Case(
         'codebook .25 and commitment 1.0 are what the paper specifies',
@@ -265,7 +330,16 @@ CASES: dict[str, Case] = {
         'swapped_coefficients',
         'vq',
         _coefficients,
-        'quantizer_loss',
+        (
+            Panel(
+                'bars',
+                {'commitment_weight': 'commitment', 'codebook_weight': 'codebook'},
+                'weights, read from the gradient',
+            ),
+            _steps_of('quantization_error', 'squared error relative to the features'),
+        ),
+        'The two weights are exchanged, and it makes little difference here; of an averaged '
+        'codebook the second does nothing.',
         ('codebook_weight_1', 'codebook_weight_quarter'),
     ),
     'absolute_threshold': Case(
@@ -274,7 +348,9 @@ CASES: dict[str, Case] = {
         'absolute_threshold',
         'vq_ema',
         _threshold,
-        'revived',
+        _REVIVED,
+        '64 vectors per step for 256 codes: nearly every count is below 2, and codes in use are '
+        'replaced to the end.',
         ('absolute_threshold_share',),
     ),
     'revival_every_step': Case(
@@ -283,7 +359,9 @@ CASES: dict[str, Case] = {
         'revival_every_step',
         'vq_ema',
         _revived,
-        'revived',
+        _REVIVED,
+        'One batch leaves most codes unused, so each step replaces a quarter of them; averages '
+        'over steps call few dead.',
     ),
     'eval_updates': Case(
         'The fixed evaluation mode: VQ stays in training',
@@ -291,7 +369,19 @@ CASES: dict[str, Case] = {
         'eval_updates',
         'vq_ema',
         _evaluation,
-        'evaluation_drift',
+        (
+            _steps_of('evaluation_drift', 'codebook moved by one evaluation (share of its length)'),
+            Panel(
+                'bars',
+                {
+                    'quantization_error': 'first time',
+                    'quantization_error_after_evaluation': 'again',
+                },
+                'error on the same test images',
+            ),
+        ),
+        'Evaluation moves the faulty codebook, so that the same model on the same images has '
+        'another error the second time.',
     ),
     'reshaped_features': Case(
         'view(batch, 64, 2) may not preserve meaningful features',
@@ -299,7 +389,12 @@ CASES: dict[str, Case] = {
         'reshaped_features',
         'projected_64',
         _reshaped,
-        'accuracy',
+        (
+            Panel('use', {'faulty': 'faulty'}, 'share of the uses of each code, faulty'),
+            Panel('use', {'cured': 'cured'}, 'share of the uses of each code, cured'),
+        ),
+        'The two halves of the features share one codebook and not one code of it: each has the '
+        'use of half.',
     ),
     'unscaled_fsq': Case(
         'FSQ cannot collapse by design',
@@ -307,5 +402,8 @@ CASES: dict[str, Case] = {
         'unscaled_fsq',
         'fsq',
         _usual,
+        (_PERPLEXITY, _steps_of('accuracy', 'validation accuracy')),
+        'Features a thousandth as large as the grid all round to its middle: one code, from the '
+        'start to the end.',
     ),
 }

@@ -16,7 +16,13 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.files import replace_file
@@ -94,6 +100,11 @@ def _panels(names: Sequence[str], **kwargs: Any) -> tuple[Figure, dict[str, Axes
     for name, axis in zip(names, axes, strict=False):
         axis.set_title(name)
     return figure, dict(zip(names, axes, strict=False))
+
+
+def two_and_five(x: float, _: Any = None) -> str:
+    """Label of a minor tick of a log scale: those at 2 and 5 have one."""
+    return f'{x:g}' if f'{x:e}'[0] in '25' else ''
 
 
 def _caption(figure: Figure, text: str) -> None:
@@ -227,10 +238,15 @@ def usage(results: Mapping[str, Any]) -> Figure:
 
 @styled
 def reliability(results: Mapping[str, Any]) -> Figure:
-    """Accuracy against confidence, all seeds, with the 95% band of a calibrated model."""
+    """Error against the error predicted, of each confidence bin, all seeds together.
+
+    On log scales, since a good model has nearly all images at a confidence of 99% and more. The
+    grey bars hold 95% of calibrated models.
+    """
     methods = results['methods']
     colours = _colours(list(methods))
     figure, axes = _panels(list(methods), sharex=True, sharey=True)
+    least = 0.1  # percent: below it the scales are linear, down to no error at all
     for name, axis in axes.items():
         tables = [seed['reliability'] for seed in methods[name]['seeds']]
         confidence, hits, count = (
@@ -239,59 +255,92 @@ def reliability(results: Mapping[str, Any]) -> Figure:
         )
         total = count.sum(0)
         full = total > 0
-        x = (confidence * count).sum(0)[full] / total[full]
-        y = (hits * count).sum(0)[full] / total[full]
+        doubt = 1 - (confidence * count).sum(0)[full] / total[full]
+        error = 1 - (hits * count).sum(0)[full] / total[full]
         # Seeds share one test split, so the band is that of one split and not of all their sums.
         size = np.maximum(np.round(count.mean(0)[full]), 1).astype(int)
-        draws = np.random.default_rng(0).binomial(size, np.clip(x, 0, 1), (2000, len(x))) / size
-        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-        axis.fill_between(x, low, high, color=LIGHT, lw=0, zorder=1)
-        axis.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=1.5)
-        area = 15 + 220 * total[full] / total.sum()
-        axis.scatter(x, y, s=area, color=colours[name], edgecolor='white', lw=0.8, zorder=3)
+        draws = np.random.default_rng(0).binomial(size, np.clip(doubt, 0, 1), (2000, len(doubt)))
+        low, high = np.quantile(draws / size, [0.025, 0.975], axis=0)
+        line = np.concatenate([[0.0], np.geomspace(least, 100, 50)])
+        axis.plot(line, line, color=GREY, lw=1, zorder=1.5)
+        axis.vlines(100 * doubt, 100 * low, 100 * high, color=LIGHT, lw=5, zorder=1)
+        area = 15 + 160 * total[full] / total.sum()
+        axis.scatter(
+            100 * doubt, 100 * error, s=area, color=colours[name], edgecolor="white", lw=0.8,
+            zorder=3, clip_on=False,
+        )  # fmt: skip
         axis.set_title(
             f"ECE {methods[name]['summary']['ece']['mean']:.3f}",
             loc="right", weight="normal", fontsize=10,
         )  # fmt: skip
-        axis.set(xlim=(0, 1.04), ylim=(-0.03, 1.06), xlabel='confidence')
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-    figure.supylabel('accuracy', fontsize=10)
+        axis.set_xscale('symlog', linthresh=least, linscale=0.4)
+        axis.set_yscale('symlog', linthresh=least, linscale=0.4)
+        for scale, first in ((axis.xaxis, []), (axis.yaxis, [0])):  # two labels at 0 would collide
+            scale.set_major_locator(FixedLocator([*first, 0.1, 1, 10, 100]))
+            scale.set_minor_locator(NullLocator())
+            scale.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}%'))
+        axis.set(xlim=(0, 100), ylim=(-0.03, 160), xlabel='error predicted (100% - confidence)')
+    figure.supylabel('error found', fontsize=10)
     _caption(
         figure,
-        'all seeds; area: share of the images; grey: 95% of calibrated models on one test split',
+        'confidence bins of all seeds; area: share of the images; grey bars: 95% of calibrated '
+        'models on one test split',
     )
     return figure
 
 
 @styled
 def accuracy_against_bits(results: Mapping[str, Any]) -> Figure:
-    """Test accuracy with its 95% interval against bits an image; without quantizer, a band."""
+    """Test accuracy with its 95% interval against bits per image; without quantizer, a band."""
     methods = results['methods']
     colours = _colours(list(methods))
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
+    points, taken = {}, []
     for name, method in methods.items():
         summary = {k: 100 * v for k, v in method['summary']['accuracy'].items()}
         mean, low, high = (summary[k] for k in ('mean', 'low', 'high'))
         if name == 'none':  # thousands of bits away from the others: a level and not a point
             axis.axhspan(low, high, color=LIGHT, alpha=0.6, lw=0)
             axis.axhline(mean, color=GREY, lw=1, ls='--')
-            axis.annotate(
-                f"none\n({method['bits']:,.0f} bits)", (1, mean), (6, 0),
-                xycoords=("axes fraction", "data"), textcoords="offset points",
-                va="center", color=GREY,
+            taken.append(
+                axis.annotate(
+                    f"none\n({method['bits']:,.0f} bits)", (1, mean), (6, 0),
+                    xycoords=("axes fraction", "data"), textcoords="offset points",
+                    va="center", color=GREY,
+                )
             )  # fmt: skip
             continue
-        axis.errorbar(
+        bars = axis.errorbar(
             method["bits"], mean, [[mean - low], [high - mean]],
             fmt="o", ms=7, capsize=3, lw=2, color=colours[name], mec="white",
         )  # fmt: skip
-        axis.annotate(
-            name, (method["bits"], mean), (7, 5), textcoords="offset points",
-            color=colours[name], weight="bold",
-        )  # fmt: skip
+        points[name] = (method['bits'], mean)
+        taken += [*bars.lines[2], bars.lines[0]]
     axis.margins(x=0.15)
     axis.set_xlim(left=0)
-    axis.set(xlabel='bits an image', ylabel='test accuracy (%)')
+    axis.set(xlabel='bits per image', ylabel='test accuracy (%)')
+    _label_points(figure, axis, points, colours, taken)
     return figure
+
+
+def _label_points(figure, axis, points, colours, taken):
+    """Names beside points: right or left of them, and away from what is drawn, where that fits."""
+    figure.draw_without_rendering()  # the layout is settled, and texts have a size
+    boxes = [artist.get_window_extent().padded(2) for artist in taken]
+    offsets = [(side, height) for height in (5, -13, 17, -25, 29) for side in (7, -7)]
+    for name, point in points.items():
+        label = axis.annotate(
+            name, point, offsets[0], textcoords='offset points', color=colours[name], weight='bold'
+        )
+        clashes = []
+        for offset in offsets:
+            label.set_position(offset)
+            label.set_ha('left' if offset[0] > 0 else 'right')
+            box = label.get_window_extent()
+            clashes.append(box.count_overlaps(boxes))
+            if not clashes[-1]:
+                break
+        best = offsets[int(np.argmin(clashes))]
+        label.set(position=best, ha='left' if best[0] > 0 else 'right')
+        boxes.append(label.get_window_extent())

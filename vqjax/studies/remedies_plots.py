@@ -62,7 +62,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
         axis.grid(axis='y', visible=False)
     left.set_xlim(right=100)
-    left.xaxis.set_minor_formatter(FuncFormatter(_some_minor))
+    left.xaxis.set_minor_formatter(FuncFormatter(plots.two_and_five))
     left.set_xlabel('test error (%)')
     right.tick_params(axis='y', length=0)
     right.set_xlabel('test perplexity (mean over stages)')
@@ -98,12 +98,6 @@ def _draw_row(left, right, row, method, floor, name):
         colour = plots.GREY if name == report.NONE else plots.DARK
         axis.plot([low, high], [row] * 2, color=colour, lw=2, solid_capstyle='butt')
         axis.plot(mean, row, 'D', color=colour, ms=4.5, mec='white', mew=0.8)
-
-
-def _some_minor(x, _):
-    """Labels for 2 and 5 of each decade."""
-    first = f'{x:e}'[0]
-    return f'{x:g}' if first in '25' else ''
 
 
 def _legend():

@@ -55,4 +55,4 @@ def points_range(difference: Interval | None) -> str:
 def made_by(command: str, environment: Mapping[str, Any]) -> str:
     """The command that made a report, and where it ran."""
     where = ', '.join(f'{k} {v}' for k, v in environment.items())
-    return f'```\n{command}\n```\n\non {where}.'
+    return f'```\n{command}\n```\n\nOn {where}.'

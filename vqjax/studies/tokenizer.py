@@ -28,7 +28,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
 def conclude(results: dict[str, Any], folder: Workdir) -> None:
     """Writes and prints the reports of seed 0."""
     quantized = [name for name, method in results['methods'].items() if method['spec']]
-    histories = {name: folder.history(name, 0) for name in quantized}
+    histories = {name: _complete(folder.history(name, 0), name) for name in quantized}
     figures = {
         name: report.measure(
             history, results['methods'][name]['seeds'][0], report.num_codes(results, name)
@@ -39,3 +39,14 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
     shorten(results)
     table = report.table(results['config'], figures)
     show(table)
+
+
+def _complete(history: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The history of a run that recorded every step: the figures compare its start with its end."""
+    steps = [r['step'] for r in history if 'gradient_norm' in r]
+    if steps != list(range(1, len(steps) + 1)):
+        raise experiment.RunError(
+            f'records/{name}/seed_0.jsonl lacks steps: remove finished/{name} and '
+            f'checkpoints/{name} to train it again'
+        )
+    return history

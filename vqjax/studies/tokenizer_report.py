@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax import quantizers
+from vqjax.studies import tables
 from vqjax.trainer.files import replace_file
 
 # Source 4's own targets: name -> (bound, whether the figure has to be above it).
@@ -71,58 +72,71 @@ def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]])
 def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
     """The text of report.md."""
     config = results['config']
-    names = list(figures)
-    rows = [f'| | target | {" | ".join(names)} |', '| --- | ---: |' + ' ---: |' * len(names)]
-    rows += [f'| {" | ".join(row)} |' for row in _rows(figures)]
     parts = [
         f'# Tokenizer on {config["dataset"]}',
-        f'Made by\n\n```\n{COMMAND}\n```',
-        f'{_epochs(config)} of batches of {config["batch_size"]} images, '
-        f'{_tokens_an_image(results):.0f} tokens each; the task is reconstruction. Figures of the '
-        'test split, seed 0. '
-        + ', '.join(f'{k} {v}' for k, v in results['environment'].items())
-        + '.',
-        '\n'.join(rows),
-        '![curves](curves.png)',
+        f'{len(figures)} tokenizers of images, {_tokens_an_image(results):.0f} tokens per image, '
+        f'trained to reconstruct for {_epochs(config)} in batches of {config["batch_size"]}. '
+        'Targets: those of source 4 (`docs/sources.md` says what that is). Figures of the test '
+        'split, seed 0.',
+        '![Quantizer loss, perplexity and active codes of every tokenizer](curves.png)',
         '## Diagnosis',
     ]
-    for name in names:
+    lines = []
+    for name in figures:
         found = [f['name'] for f in results['findings'] if (f['method'], f['seed']) == (name, 0)]
-        parts.append(f'{name}: ' + (', '.join(found) or 'nothing wrong') + '.')
+        lines.append(f'- {name}: ' + (', '.join(found) or 'nothing wrong') + '.')
+    parts += [
+        '\n'.join(lines),
+        '## Figures and targets',
+        tables.markdown([['figure', 'target', *figures], *_rows(figures)]),
+        '## How it was made',
+        tables.made_by(COMMAND, results['environment']),
+    ]
     return '\n\n'.join(parts) + '\n'
 
 
 def figure(histories: Mapping[str, Sequence[Mapping[str, float]]], num_codes: int):
-    """Quantizer loss of every step, and perplexity and active codes of every evaluation."""
+    """Quantizer loss of every step, and perplexity and active codes of every evaluation.
+
+    A column for each tokenizer, in which the others are grey: none hides another.
+    """
     from vqjax.studies import plots
 
     return plots.styled(_draw)(histories, num_codes, plots)
 
 
 def _draw(histories, num_codes, plots):
-    colours = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00')
-    drawn = plots.new_figure(11, 3.4)
-    loss, perplexity, active = drawn.subplots(1, 3)
-    for (name, history), colour in zip(histories.items(), colours, strict=False):
-        steps = [r for r in history if 'gradient_norm' in r]
-        evaluations = [r for r in history if 'tokens' in r]
-        series = ((loss, steps, 'quantizer_loss'), (perplexity, evaluations, 'perplexity'),
-                  (active, evaluations, 'active_codes'))  # fmt: skip
-        for axis, records, key in series:
-            points = np.array([(r['step'], r[key]) for r in records])
-            axis.plot(*points.T, color=colour, lw=1.2, label=name)
-    loss.set_yscale('log')
-    loss.set_title('quantizer loss')
-    perplexity.set_title('perplexity, validation')
-    perplexity.axhline(600, color=plots.GREY, lw=1, ls='--')
-    active.set_title(f'active codes of {num_codes:,}')
-    active.axhline(0.8 * num_codes, color=plots.GREY, lw=1, ls='--')
-    for axis in (loss, perplexity, active):
-        axis.set_xlabel('step')
-    for axis in (perplexity, active):
+    rows = (
+        ('quantizer_loss', 'gradient_norm', "quantizer's loss"),
+        ('perplexity', 'tokens', 'perplexity'),
+        ('active_codes', 'tokens', f'active codes of {num_codes:,}'),
+    )
+    drawn = plots.new_figure(1.2 + 2.1 * len(histories), 6.4)
+    grid = drawn.subplots(3, len(histories), sharex=True, sharey='row', squeeze=False)
+    targets = {1: TARGETS['perplexity'][0], 2: TARGETS['share of codes active'][0] * num_codes}
+    for line, (key, kind, title) in enumerate(rows):
+        series = {
+            name: np.array([(r['step'], r[key]) for r in history if kind in r], float).T
+            for name, history in histories.items()
+        }
+        for axis, name in zip(grid[line], series, strict=True):
+            for points in series.values():
+                axis.plot(*points, color=plots.LIGHT, lw=0.8, zorder=1)
+            axis.plot(*series[name], color=plots.BLUE, lw=1.4, zorder=2)
+            if line in targets:
+                axis.axhline(targets[line], color=plots.VERMILION, lw=1, ls='--')
+        grid[line, 0].set_ylabel(title)
+    grid[0, 0].set_yscale('log')
+    for axis in grid[1:, 0]:
         axis.set_ylim(bottom=0)
-    drawn.legend(*loss.get_legend_handles_labels(), loc='outside upper center', ncols=5)
-    drawn.supxlabel('dashed: target', fontsize=9, color=plots.GREY)
+    for axis, name in zip(grid[0], histories, strict=True):
+        axis.set_title(name)
+    drawn.supxlabel(
+        'step; blue: the tokenizer named, grey: the others; dashed: target; perplexity and active '
+        'codes of the validation split',
+        fontsize=9,
+        color=plots.GREY,
+    )
     return drawn
 
 
