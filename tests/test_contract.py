@@ -262,7 +262,7 @@ def test_argument_names_are_the_protocol_s(q):
     names = {
         'init': ['key', 'z', 'mask', 'axis_name'],
         'quantize': ['params', 'state', 'z', 'key', 'mask', 'axis_name'],
-        'update': ['params', 'state', 'z', 'codes', 'key', 'mask', 'axis_name'],
+        'update': ['params', 'state', 'z', 'codes', 'key', 'mask', 'axis_name', 'weights'],
         'decode': ['params', 'state', 'codes'],
     }
     for method, expected in names.items():
