@@ -28,7 +28,13 @@ class Quantize(nn.Module):
     axis_name: AxisName = None
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool, mask: jax.Array | None = None) -> Quantized:
+    def __call__(
+        self,
+        z: jax.Array,
+        train: bool,
+        mask: jax.Array | None = None,
+        weights: jax.Array | None = None,
+    ) -> Quantized:
         """Quantize, and with `train` update the statistics afterwards.
 
         Args:
@@ -36,6 +42,7 @@ class Quantize(nn.Module):
           train: whether this is a training step; `apply` then needs
             mutable=['codebook_stats'].
           mask: bool [...], True = real.
+          weights: float [...], what each vector counts for in the statistics; None = 1.
 
         Returns:
           Quantized.
@@ -56,7 +63,9 @@ class Quantize(nn.Module):
         quantize_key, update_key = (None, None) if key is None else jax.random.split(key)
         out = self.quantizer.quantize(params, state, z, quantize_key, mask, axis_name)
         if train and not self.is_initializing() and self.has_variable(COLLECTION, 'state'):
-            state = self.quantizer.update(params, state, z, out.codes, update_key, mask, axis_name)
+            state = self.quantizer.update(
+                params, state, z, out.codes, update_key, mask, axis_name, weights
+            )
             self.put_variable(COLLECTION, 'state', state)
         return out
 

@@ -84,6 +84,7 @@ class Quantize(nnx.Module):
         *,
         use_running_average: bool | None = None,
         deterministic: bool | None = None,
+        weights: jax.Array | None = None,
     ) -> Quantized:
         """Quantize, and in training update the statistics afterwards.
 
@@ -92,6 +93,7 @@ class Quantize(nnx.Module):
           mask: bool [...], True = real.
           use_running_average: instead of the attribute, where given.
           deterministic: instead of the attribute, where given.
+          weights: float [...], what each vector counts for in the statistics; None = 1.
 
         Returns:
           Quantized.
@@ -108,7 +110,7 @@ class Quantize(nnx.Module):
         out = self.quantizer.quantize(params, state, z, quantize_key, mask, self.axis_name)
         if not keep and jax.tree.leaves(state):
             state = self.quantizer.update(
-                params, state, z, out.codes, update_key, mask, self.axis_name
+                params, state, z, out.codes, update_key, mask, self.axis_name, weights
             )
             _write(self.stats, state)
         return out

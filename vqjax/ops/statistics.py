@@ -53,6 +53,7 @@ def code_counts(
     num_codes: int,
     mask: jax.Array | None = None,
     axis_name: AxisName = None,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """How many vectors each code was given.
 
@@ -61,12 +62,14 @@ def code_counts(
       num_codes: K.
       mask: bool [...], True = real.
       axis_name: mapped axis or axes to sum over.
+      weights: float [...], what each vector counts for; None = 1.
 
     Returns:
       float32 [K]; exact below 2^24 vectors a code.
     """
     slots = _slots(codes, num_codes, mask)
-    counts = _add_at(slots, jnp.ones(slots.shape, jnp.float32), num_codes)
+    ones = jnp.ones(slots.shape, jnp.float32)
+    counts = _add_at(slots, ones if weights is None else ones * weights.reshape(-1), num_codes)
     return psum(counts, axis_name)
 
 
@@ -77,6 +80,7 @@ def code_sums(
     num_codes: int,
     mask: jax.Array | None = None,
     axis_name: AxisName = None,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """Sum of the vectors that each code was given.
 
@@ -86,12 +90,15 @@ def code_sums(
       num_codes: K.
       mask: bool [...], True = real.
       axis_name: mapped axis or axes to sum over.
+      weights: float [...], what each vector counts for; None = 1.
 
     Returns:
       float32 [K, D].
     """
     slots = _slots(codes, num_codes, mask)
     rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
+    if weights is not None:
+        rows *= weights.astype(jnp.float32).reshape(-1, 1)
     return psum(_add_at(slots, rows, num_codes), axis_name)
 
 

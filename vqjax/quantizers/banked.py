@@ -68,7 +68,7 @@ class Banked(Wrapped):
 
     @compiled_once
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> BankedState:
         """Vectors of z [..., D] enter the bank; then the inner's update, which revives from it."""
         bank, seen = self._remember(params, state, z, codes, key, mask, axis_name)
@@ -83,7 +83,7 @@ class Banked(Wrapped):
 
         revival = dataclasses.replace(self.inner.revival, source=source)
         inner = dataclasses.replace(self.inner, revival=revival)
-        moved = inner.update(params, state.inner, z, codes, key, mask, axis_name)
+        moved = inner.update(params, state.inner, z, codes, key, mask, axis_name, weights)
         return BankedState(moved, bank, seen)
 
     def _remember(self, params, state, z, codes, key, mask, axis_name):

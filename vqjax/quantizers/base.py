@@ -97,10 +97,14 @@ class Quantizer(Protocol):
         key: jax.Array | None = None,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        weights: jax.Array | None = None,
     ) -> PyTree:
         """The state after a training step that gave z [..., D] these codes.
 
-        Codes outside [0, num_codes) count nowhere.
+        Codes outside [0, num_codes) count nowhere. weights, float [...], say how much each vector
+        counts for in counts and sums (None: 1): one of weight 2 as itself twice, one of weight 0
+        as a masked one, and so do those below 0 or not finite, whose values no trace knows. A
+        revival may take any vector of a weight above 0.
         """
 
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
@@ -190,9 +194,9 @@ class Base:
         """
         return z
 
-    def update(self, params, state, z, codes, key=None, mask=None, axis_name=None):
+    def update(self, params, state, z, codes, key=None, mask=None, axis_name=None, weights=None):
         """The state itself: nothing is tracked."""
-        del params, z, codes, key, mask, axis_name
+        del params, z, codes, key, mask, axis_name, weights
         return state
 
     def __repr__(self):

@@ -32,9 +32,12 @@ def checked(name: str, method: Callable, specs: Any) -> Callable:
       method: as its class defines it.
       specs: how what it returns is sharded over Explicit axes, see `ops.automatic`.
     """
+    if name == 'update' and 'weights' not in inspect.signature(method).parameters:
+        method = _without_weights(method)
     signature = inspect.signature(method)
     run = ops.automatic(specs)(method)
-    outermost = ops.automatic(specs)(_without_hidden(method)) if name == 'quantize' else run
+    hiding = {'quantize': _without_hidden, 'update': _without_weightless}
+    outermost = ops.automatic(specs)(hiding[name](method)) if name in hiding else run
 
     @functools.wraps(method)
     def call(*args, **kwargs):
@@ -85,6 +88,34 @@ def _without_hidden(quantize):
     return call
 
 
+def _without_weightless(update):
+    """Masks vectors whose weight is not above 0, for all that an update does with vectors."""
+    signature = inspect.signature(update)
+
+    @functools.wraps(update)
+    def call(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        weights, mask = (bound.arguments.get(name) for name in ('weights', 'mask'))
+        if weights is not None:
+            heavy = (weights > 0) & jnp.isfinite(weights)
+            bound.arguments['mask'] = heavy if mask is None else heavy & mask
+        return update(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _without_weights(update):
+    """An update written without the argument `weights`, which refuses it where it is given."""
+
+    def call(self, params, state, z, codes, key=None, mask=None, axis_name=None, weights=None):
+        if weights is not None:
+            raise ValueError(f'weights must be None: the update of {self!r} takes none')
+        return update(self, params, state, z, codes, key, mask, axis_name)
+
+    call.__name__, call.__doc__ = update.__name__, update.__doc__
+    return call
+
+
 def _check_arguments(quantizer, name, given):
     """Check what a method is given, by name, and put arrays in the place of what can be one."""
     check_axis(given.get('axis_name'))
@@ -104,6 +135,8 @@ def _check_arguments(quantizer, name, given):
         # What is quantized grid by grid has codes of a grid, not of a vector.
         rows = None if shape is None else shape[: len(shape) - len(_grid(quantizer))]
         given['codes'] = _codes(given['codes'], rows, quantizer.code_shape)
+    if given.get('weights') is not None:
+        given['weights'] = _weights(given['weights'], shape)
     if given.get('key') is not None:
         _check_key(given['key'])
     if 'params' in given and 'state' in given:
@@ -176,6 +209,20 @@ def _codes(codes, shape, code_shape):
     if codes.dtype == jnp.int64:
         codes = jnp.maximum(codes, -1)
     return codes.astype(jnp.int32)
+
+
+def _weights(weights, shape):
+    if not isinstance(weights, jax.Array):  # values are known here
+        weights = np.asarray(weights)
+        if weights.dtype.kind == 'f' and not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(f'weights must be finite and not negative, got {weights!r:.200}')
+    weights = _array('weights', weights)
+    if not jnp.issubdtype(weights.dtype, jnp.floating) or weights.shape != shape:
+        raise ValueError(
+            f'weights must be floating point of shape {shape}, one for each vector of z, got '
+            f'{_describe(weights)}'
+        )
+    return weights.astype(jnp.float32)
 
 
 def _check_key(key):

@@ -48,7 +48,7 @@ class Codebook(Base):
         z = z.astype(jnp.float32)
         return ops.normalize(z) if self.metric == 'cosine' else z
 
-    def observe(self, counts, z, codes, mask=None, axis_name: AxisName = None):
+    def observe(self, counts, z, codes, mask=None, axis_name: AxisName = None, weights=None):
         """What a training step saw of z [..., D] and its codes [...], for the statistics.
 
         Returns the rows as they are compared, float32 [N, D]; their codes, int32 [N], -1 where
@@ -58,7 +58,7 @@ class Codebook(Base):
         """
         rows, valid = ops.flat_rows(self.prepare(z), mask)
         codes = jnp.where(valid, codes.reshape(-1), -1)
-        batch_counts = ops.code_counts(codes, self.num_codes, None, axis_name)
+        batch_counts = ops.code_counts(codes, self.num_codes, None, axis_name, weights)
         keep = jnp.where(jnp.sum(batch_counts) > 0, self.decay, 1.0)
         return rows, codes, valid, keep, keep * counts + (1 - keep) * batch_counts
 

@@ -74,15 +74,15 @@ class Guarded(Wrapped):
 
     @compiled_once
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> GuardedState:
         """The inner's update; then, if the recent codes say so, the re-fit on z [..., D]."""
         refit_key = jax.random.key(0) if key is None else key
         refit_key = jax.random.fold_in(refit_key, state.step)
-        moved = self.inner.update(params, state.inner, z, codes, key, mask, axis_name)
+        moved = self.inner.update(params, state.inner, z, codes, key, mask, axis_name, weights)
         rows, valid = ops.flat_rows(self.inner.prepare(z), mask)
         counts = ops.code_counts(
-            jnp.where(valid, codes.reshape(-1), -1), self.num_codes, None, axis_name
+            jnp.where(valid, codes.reshape(-1), -1), self.num_codes, None, axis_name, weights
         )
         # Padding alone is no step of the window.
         held = jnp.sum(counts) > 0

@@ -127,10 +127,10 @@ class GumbelSoftmax(Base):
         return self.temperature(state.step) if callable(self.temperature) else self.temperature
 
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> GumbelState:
         """The next step of the temperature's schedule."""
-        del params, z, codes, key, mask, axis_name
+        del params, z, codes, key, mask, axis_name, weights
         return GumbelState(state.step + 1)
 
     def decode(self, params, state, codes) -> jax.Array:

@@ -91,7 +91,7 @@ class Product(Base):
         return z.reshape(*z.shape[:-1], self.num_groups, -1)
 
     def _per_group(self, mask):
-        """The mask [..., G] of grouped vectors."""
+        """The mask, or the weights, [..., G] of grouped vectors."""
         return None if mask is None else jnp.stack([mask] * self.num_groups, axis=-1)
 
     def _codes_first(self, codes):
@@ -132,19 +132,22 @@ class Product(Base):
         z_q = out.z_q.reshape(*z.shape[:-1], -1)
         return Quantized(z_q, out.codes, jnp.mean(out.loss), out.losses)
 
-    def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+    ):
         """Each group's state after its part of z [..., D]."""
         groups = self._grouped(z)
         if self.shared:
-            codes, mask = self._codes_first(codes), self._per_group(mask)
-            return self.inner.update(params, state, groups, codes, key, mask, axis_name)
+            codes = self._codes_first(codes)
+            mask, weights = self._per_group(mask), self._per_group(weights)
+            return self.inner.update(params, state, groups, codes, key, mask, axis_name, weights)
         keys = None if key is None else jax.random.split(key, self.num_groups)
 
         # One group after the other: under vmap the condition in front of revival would become a
         # selection, and its work be done at every step.
         def update(args):
             params, state, z, codes, key = args
-            return self.inner.update(params, state, z, codes, key, mask, axis_name)
+            return self.inner.update(params, state, z, codes, key, mask, axis_name, weights)
 
         parts = (params, state, jnp.moveaxis(groups, -2, 0), jnp.moveaxis(codes, -1, 0), keys)
         return lax.map(update, parts)

@@ -101,10 +101,12 @@ class Projected(Base):
         out = self.inner.quantize(params.inner, state, x, key, mask, axis_name)
         return out._replace(z_q=self._back(params, out.z_q).astype(z.dtype))
 
-    def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+    ):
         """The inner's state after the projected z [..., D]."""
         x = self._project(params.kernel_in, lax.stop_gradient(z))
-        return self.inner.update(params.inner, state, x, codes, key, mask, axis_name)
+        return self.inner.update(params.inner, state, x, codes, key, mask, axis_name, weights)
 
     def decode(self, params, state, codes) -> jax.Array:
         """The inner's vectors of codes, projected back: float32 [..., D]."""

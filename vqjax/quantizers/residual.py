@@ -215,7 +215,9 @@ class Residual(Base):
         return jnp.stack(used if mask is None else [stage & mask for stage in used])
 
     @compiled_once
-    def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+    ):
         """Each stage's state after seeing what the stages before it left of z [..., D]."""
         codes = jnp.moveaxis(codes, -1, 0)
         keys = None if key is None else jax.random.split(key, self.num_stages)
@@ -225,9 +227,8 @@ class Residual(Base):
             value = inner.decode(params, state, codes) * scale
             if self.shared:
                 return residual - value, inner.unbound(residual / scale)
-            moved = inner.update(
-                params, state, inner.unbound(residual / scale), codes, key, mask, axis_name
-            )
+            scaled = inner.unbound(residual / scale)
+            moved = inner.update(params, state, scaled, codes, key, mask, axis_name, weights)
             return residual - value, moved
 
         _, outputs = self._stages(stage, z, codes, keys, self._scales, params=params, state=state)
@@ -235,9 +236,12 @@ class Residual(Base):
             return outputs
         # Vectors of all stages in one update: the averages decay once a step, not S times. The
         # stage is the last axis of them, so that replicas hold consecutive rows of the whole.
-        masks = None if mask is None else jnp.stack([mask] * self.num_stages, axis=-1)
+        mask, weights = (
+            None if x is None else jnp.stack([x] * self.num_stages, axis=-1)
+            for x in (mask, weights)
+        )
         rows, codes = jnp.moveaxis(outputs, 0, -2), jnp.moveaxis(codes, 0, z.ndim - 1)
-        return self.inner.update(params, state, rows, codes, key, masks, axis_name)
+        return self.inner.update(params, state, rows, codes, key, mask, axis_name, weights)
 
     @compiled_once
     def decode(self, params, state, codes) -> jax.Array:

@@ -124,7 +124,7 @@ class VQ(Codebook):
         return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> VQState:
         """Move the counts towards this batch's, then revive through the shift.
 
@@ -132,7 +132,9 @@ class VQ(Codebook):
         optimizer's: the shift is a difference and holds for both.
         """
         params = lax.stop_gradient(params)
-        rows, codes, valid, _, counts = self.observe(state.counts, z, codes, mask, axis_name)
+        rows, codes, valid, _, counts = self.observe(
+            state.counts, z, codes, mask, axis_name, weights
+        )
         step = state.step + 1
         if self.revival is None:
             return VQState(state.shift, counts, step)

@@ -102,7 +102,7 @@ class VQEMA(Codebook):
         return Quantized(z_q, codes, self.commitment * commitment, {'commitment': commitment})
 
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> VQEMAState:
         """Move the averages towards this batch, then revive.
 
@@ -110,8 +110,10 @@ class VQEMA(Codebook):
         batch without any leaves everything but the step as it was. Under `axis_name` the batch is
         that of all replicas.
         """
-        rows, codes, valid, keep, counts = self.observe(state.counts, z, codes, mask, axis_name)
-        batch_sums = ops.code_sums(rows, codes, self.num_codes, None, axis_name)
+        rows, codes, valid, keep, counts = self.observe(
+            state.counts, z, codes, mask, axis_name, weights
+        )
+        batch_sums = ops.code_sums(rows, codes, self.num_codes, None, axis_name, weights)
         sums = keep * state.sums + (1 - keep) * batch_sums
         moved = VQEMAState(counts, sums, state.step + 1)
         if self.revival is None:

@@ -213,7 +213,7 @@ def argument_names_are_the_protocol_s(trial: Trial) -> None:
     names = {
         'init': ['key', 'z', 'mask', 'axis_name'],
         'quantize': ['params', 'state', 'z', 'key', 'mask', 'axis_name'],
-        'update': ['params', 'state', 'z', 'codes', 'key', 'mask', 'axis_name'],
+        'update': ['params', 'state', 'z', 'codes', 'key', 'mask', 'axis_name', 'weights'],
         'decode': ['params', 'state', 'codes'],
     }
     for method, expected in names.items():
