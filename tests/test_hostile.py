@@ -14,6 +14,7 @@ from vqjax.trainer import data, experiment, files, logs, settings, sizes
 from vqjax.trainer.checkpoints import differences
 from vqjax.trainer.counts import pack_counts
 from vqjax.trainer.fields import FIELDS, RunError
+from vqjax.trainer.records import Split
 from vqjax.trainer.workdir import Workdir
 
 FSQ = {'name': 'fsq', 'levels': (3,) * 16}
@@ -316,6 +317,28 @@ def test_a_set_that_cannot_be_trained_on_is_one_sentence(tmp_path, monkeypatch, 
     monkeypatch.setattr(experiment, 'load_dataset', lambda *_: mine)
     refuse(text, tmp_path / 'run', batch_size=8 if number == 1 else 256)
     assert not list(tmp_path.iterdir())
+
+
+class Gone:
+    """Records whose files were removed while a run went on."""
+
+    def __len__(self):
+        return 20
+
+    def read(self, indices):
+        good = np.zeros(len(indices), bool) if self.reads > 3 else np.ones(len(indices), bool)
+        self.reads += 1
+        images, labels = arrays()
+        return images[indices], labels[indices], good
+
+    reads = 0
+
+
+def test_data_that_go_away_end_the_run_in_one_sentence(tmp_path, monkeypatch):
+    mine = data.from_arrays('mine', 3, {s: arrays() for s in ('train', 'validation', 'test')})
+    mine.splits['train'] = Split(Gone(), np.arange(20))
+    monkeypatch.setattr(experiment, 'load_dataset', lambda *_: mine)
+    refuse('none seed 0: dataset=', tmp_path / 'run', methods='none', batch_size=4, epochs=9)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ STUDIES = ('comparison', 'remedies', 'tokenizer', 'autopsy')
 
 
 def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
-    """Runs the study that `config['study']` names; see its module's `run`.
+    """Runs the study that `config['study']` names, 'comparison' by default; see its module's `run`.
 
     Raises:
       RunError: there is no such study, or what the study itself raises.
     """
-    from vqjax.trainer.settings import RunError
+    from vqjax.trainer.fields import FIELDS, RunError
 
-    study = config.get('study')
+    study = config.get('study', FIELDS['study'].default)
     if study not in STUDIES:
         raise RunError(f'study is {study!r}: choose one of {", ".join(STUDIES)}')
     return importlib.import_module(f'vqjax.studies.{study}').run(config, workdir)

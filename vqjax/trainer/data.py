@@ -29,6 +29,10 @@ _PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 _log = logging.getLogger('vqjax')
 
 
+class Unreadable(ValueError):
+    """Data that were readable when the run began are no longer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
     """What a model must know: name, shape (H, W, C), classes, usable images of each split."""
@@ -257,7 +261,7 @@ def train_batches(
         if not good.all():
             # Only sets too large to decode beforehand: a good neighbour stands in, for the shape.
             if not good.any():
-                raise ValueError(f'dataset={name!r}: no image of training batch {step} is readable')
+                raise Unreadable(f'dataset={name!r}: no image of training batch {step} is readable')
             stand_in = np.where(good, np.arange(len(good)), np.flatnonzero(good)[0])
             images, labels = images[stand_in], labels[stand_in]
         if augment:

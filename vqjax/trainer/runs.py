@@ -137,6 +137,8 @@ class Run:
                     f'{self.method} seed {self.seed}, {error}; the state after step {self.step} '
                     'is saved: lower learning_rate or clip_norm'
                 ) from error
+            except data.Unreadable as error:
+                raise RunError(f'{self.method} seed {self.seed}: {error}') from error
             if self.step < until:
                 self._save(None)
                 raise Stopped(self.context.stop.number)
