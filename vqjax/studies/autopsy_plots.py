@@ -39,8 +39,8 @@ def figure(name: str, case: Case, record: Mapping[str, Any]) -> Figure:
     drawn.suptitle(name, x=0.01, ha='left', weight='bold', fontsize=11)
     entries = {}
     for axis in axes:
-        handles, labels = axis.get_legend_handles_labels()
-        entries = dict(zip(labels, handles, strict=True)) | entries
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
     drawn.legend(entries.values(), entries, loc='outside upper right', ncols=4, fontsize=9)
     drawn.supxlabel(case.seen, fontsize=9, color=plots.GREY)
     return drawn

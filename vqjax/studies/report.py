@@ -263,7 +263,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts += [
         '## How it was made',
         tables.made_by('python train.py', results['environment']),
-        'with the configuration that `results.json` holds.',
+        'With the configuration that `results.json` holds.',
     ]
     return '\n\n'.join(parts) + '\n'
 
