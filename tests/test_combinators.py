@@ -143,8 +143,8 @@ def test_a_spec_nested_without_end_is_one_sentence():
 
 def test_a_spec_of_values_of_another_kind_is_one_sentence():
     grid = {'name': 'fsq', 'levels': [3, 3]}
-    with pytest.raises(ValueError, match='symmetric must be true or false, got 1'):
-        make(grid | {'symmetric': 1})
+    with pytest.raises(ValueError, match='symmetric must be True or False, got {}'):
+        make(grid | {'symmetric': {}})
     with pytest.raises(ValueError, match='name must be one of'):
         make(grid | {'name': {}})
 

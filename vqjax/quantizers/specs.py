@@ -58,10 +58,6 @@ def _build(kind, known, fields):
     for field in fields:
         if field not in known:
             raise ValueError(f'{kind.__name__} has no field {field!r}; it has {sorted(known)}')
-    for field in dataclasses.fields(kind):
-        value = fields.get(field.name, False)
-        if field.type == 'bool' and not isinstance(value, bool):
-            raise ValueError(f'{field.name} must be true or false, got {value!r}')
     try:
         made = kind(**fields)
         hash(made)  # which jit will ask for
