@@ -80,7 +80,7 @@ def places_of(kind):
     return {
         f'vqjax/quantizers/kinds.py: {line}': REGISTRY.get(file) is kind,
         f'tests/support.py, table(): an entry {name}(...)': kind in map(type, table().values()),
-        f'vqjax/testing/claims.py: what {name} claims, `weights` and `samples` at least': all(
+        f'vqjax/testing/: what {name} claims, `weights` and `samples` at least': all(
             claim.dispatch(kind) is not claim.dispatch(object) for claim in CLAIMS
         )
         or 'inner' in kind.__dataclass_fields__,
