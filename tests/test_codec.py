@@ -130,6 +130,63 @@ def test_long_arrays_go_through_in_batches(product):
     assert np.array_equal(product.encode(vectors(3)[1]), codes[0, 1])
 
 
+def as_mapped(z, folder):
+    np.save(folder / 'z.npy', z)
+    return np.load(folder / 'z.npy', mmap_mode='r')
+
+
+FORMS = {
+    'big-endian': lambda z, _: z.astype('>f4'),
+    'float64': lambda z, _: z.astype(np.float64),
+    'big-endian float64': lambda z, _: z.astype('>f8'),
+    'every second': lambda z, _: np.repeat(z, 2, axis=1)[:, ::2],
+    'fortran order': lambda z, _: np.asfortranarray(z),
+    'mapped file': as_mapped,
+    'jax': lambda z, _: jnp.asarray(z),
+    'lists': lambda z, _: z.tolist(),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_any_form_of_the_same_numbers_gives_the_same_codes(form, product, tmp_path):
+    z = vectors(64)
+    codes = product.encode(z)
+    given = FORMS[form](z, tmp_path)
+    assert np.array_equal(product.encode(given), codes)
+    assert product.error(given) == product.error(z)
+
+
+def test_halves_are_the_numbers_they_hold(product):
+    for half in (np.float16, '>f2', jnp.bfloat16):
+        z = vectors(64).astype(half)
+        assert np.array_equal(product.encode(z), product.encode(z.astype(np.float32)))
+
+
+def test_fitting_reads_other_byte_orders_too():
+    z = vectors(64, 4)
+    kwargs = dict(steps=4, batch_size=16)
+    one = fit(VQEMA(8), KEY, z, **kwargs)
+    for other in (z.astype('>f4'), iter([z.astype('>f8')])):
+        assert np.isfinite(fit(VQEMA(8), KEY, other, **kwargs).info['error'])
+    same = fit(VQEMA(8), KEY, z.astype('>f4'), **kwargs)
+    assert np.array_equal(one.encode(z), same.encode(z)) and one.info == same.info
+
+
+def test_one_vector_and_none(product):
+    leaf = Codec(SimVQ(8), jnp.eye(3), jnp.ones((8, 3)))
+    for codec, dim in ((product, 64), (leaf, 3)):
+        shape = codec.quantizer.code_shape
+        assert codec.encode(np.ones(dim, np.float32)).shape == shape
+        assert codec.decode(codec.encode(np.ones(dim, np.float32))).shape == (dim,)
+        assert codec.encode(np.ones((0, 5, dim), np.float32)).shape == (0, 5, *shape)
+        assert codec.decode(np.zeros((0, 5, *shape), np.int16)).shape == (0, 5, dim)
+        assert codec.decode([]).shape == (0, dim)
+        codes = codec.encode(vectors(6, dim))
+        for dtype in ('>i4', '>i8', 'u1', 'u8'):
+            assert np.array_equal(codec.decode(codes.astype(dtype)), codec.decode(codes))
+        assert np.isnan(codec.error(np.ones((0, dim), np.float32)))
+
+
 def test_nothing_is_drawn_where_there_is_no_terminal(capfd):
     fit(SimVQ(8), KEY, vectors(50, 4), steps=3)
     assert capfd.readouterr() == ('', '')
@@ -175,6 +232,15 @@ def test_what_encode_and_decode_refuse(product):
         product.decode([[0, 0, 0, 256]])
     with pytest.raises(ValueError, match='integers'):
         product.decode(np.zeros((3, 4)))
+    for wrong in (np.ones((3, 64), int), np.ones((3, 64), bool), np.ones((3, 64), complex), 'z'):
+        with pytest.raises(ValueError, match='must be floating point, got .*: codes go to decode'):
+            product.encode(wrong)
+    with pytest.raises(ValueError, match=r'z must be vectors \[..., D\]'):
+        product.encode([[1.0], [1.0, 2.0]])
+    mixed = Residual((VQEMA(8), VQEMA(2)), 2)
+    codec = Codec(mixed, *mixed.init(KEY, jnp.asarray(vectors(20, 2))))
+    with pytest.raises(ValueError, match='from -1 to 1 or 7, by stage'):
+        codec.decode([[0, 2]])
     assert np.array_equal(product.decode([[-1] * 4]), np.zeros((1, 64)))
 
 

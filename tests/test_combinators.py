@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import FSQ, LFQ, VQ, VQEMA, Product, Projected, Residual
+from vqjax import FSQ, LFQ, VQ, VQEMA, Product, Projected, Residual, make
 
 
 def normal(seed, *shape):
@@ -130,6 +130,23 @@ def test_product_quantizes_each_group_on_its_own():
         assert (alone.codes == out.codes[:, group]).all()
         assert (alone.z_q == out.z_q[:, 2 * group : 2 * group + 2]).all()
     assert float(out.loss) == pytest.approx(0.25 * float(jnp.mean((out.z_q - z) ** 2)), rel=1e-5)
+
+
+def test_a_spec_nested_without_end_is_one_sentence():
+    spec = {'name': 'vq_ema', 'num_codes': 8}
+    for _ in range(10_000):
+        spec = {'name': 'projected', 'dim': 4, 'inner': spec}
+    for deep in (spec, spec | {'inner': [spec]}, {'name': 'fsq', 'levels': spec}):
+        with pytest.raises(ValueError, match='nested 32 deep'):
+            make(deep)
+
+
+def test_a_spec_of_values_of_another_kind_is_one_sentence():
+    grid = {'name': 'fsq', 'levels': [3, 3]}
+    with pytest.raises(ValueError, match='symmetric must be True or False, got {}'):
+        make(grid | {'symmetric': {}})
+    with pytest.raises(ValueError, match='name must be one of'):
+        make(grid | {'name': {}})
 
 
 def test_projection_starts_as_an_orthonormal_one():

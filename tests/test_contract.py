@@ -175,11 +175,6 @@ def test_vq_ema_scales_with_its_inputs(scale):
     np.testing.assert_array_equal(np.asarray(codebook * scale), np.asarray(scaled_codebook))
 
 
-def test_every_named_quantizer_is_in_the_table():
-    kinds = {type(q) for q in TABLE.values()}
-    assert kinds == set(vqjax.quantizers.REGISTRY.values())
-
-
 def test_every_property_is_a_test_of_the_table():
     names = {f'test_{check.__name__}' for check in testing.PROPERTIES}
     assert names <= set(globals())

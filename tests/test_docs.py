@@ -10,10 +10,14 @@ import subprocess
 import sys
 
 import pytest
+from support import table
 
 import vqjax
 from vqjax.quantizers import REGISTRY
+from vqjax.quantizers.base import Base
+from vqjax.testing import claims
 
+CLAIMS = (claims.weights, claims.samples)
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCK = re.compile(r'^```python\n(.*?)^```', re.MULTILINE | re.DOTALL)
@@ -67,15 +71,49 @@ def test_every_table_is_that_of_the_committed_results(monkeypatch):
     sys.modules.pop('tables')
 
 
-def test_the_guide_misses_no_quantizer():
+def places_of(kind):
+    """Where a quantizer must be named, and whether it is."""
+    name, file = kind.__name__, kind.__module__.rpartition('.')[-1]
     guide = (ROOT / 'docs' / 'quantizers.md').read_text()
     api = (ROOT / 'docs' / 'api' / 'quantizers.md').read_text()
-    rows = set(re.findall(r'^\| `(\w+)` \|', guide, re.MULTILINE))
-    sections = set(re.findall(r'^### (\w+)$', guide, re.MULTILINE))
-    kinds = {kind.__name__: name for name, kind in REGISTRY.items()}
-    assert rows == sections == set(kinds)
-    for kind, name in kinds.items():
-        assert re.search(rf'vqjax\.quantizers\.{name}(\.{kind})?$', api, re.MULTILINE), kind
+    line = f'from vqjax.quantizers.{file} import {name} as {name}'
+    return {
+        f'vqjax/quantizers/kinds.py: {line}': REGISTRY.get(file) is kind,
+        f'tests/support.py, table(): an entry {name}(...)': kind in map(type, table().values()),
+        f'vqjax/testing/: what {name} claims, `weights` and `samples` at least': all(
+            claim.dispatch(kind) is not claim.dispatch(object) for claim in CLAIMS
+        )
+        or 'inner' in kind.__dataclass_fields__,
+        f'docs/quantizers.md: a row | `{name}` | of the table': f'\n| `{name}` |' in guide,
+        f'docs/quantizers.md: a section ### {name}': f'\n### {name}\n' in guide,
+        f'docs/api/quantizers.md: ::: vqjax.quantizers.{file}.{name}': bool(
+            re.search(rf'vqjax\.quantizers\.{file}(\.{name})?$', api, re.MULTILINE)
+        ),
+    }
+
+
+def test_every_quantizer_is_named_wherever_it_must_be():
+    """All that is missing at once, as lines to add; CONTRIBUTING.md has them too."""
+    kinds = set()
+    for module in pkgutil.iter_modules(vqjax.quantizers.__path__, 'vqjax.quantizers.'):
+        found = vars(importlib.import_module(module.name)).values()
+        kinds |= {
+            kind
+            for kind in found
+            if isinstance(kind, type)
+            and issubclass(kind, Base)
+            and '__dataclass_fields__' in vars(kind)
+        }
+    assert set(REGISTRY.values()) <= kinds
+    missing = [place for kind in kinds for place, named in places_of(kind).items() if not named]
+    assert not missing, 'add\n' + '\n'.join(sorted(missing))
+
+
+def test_the_guide_names_no_quantizer_that_is_gone():
+    guide = (ROOT / 'docs' / 'quantizers.md').read_text()
+    for pattern in (r'^\| `(\w+)` \|', r'^### (\w+)$'):
+        found = set(re.findall(pattern, guide, re.MULTILINE))
+        assert found <= {kind.__name__ for kind in REGISTRY.values()}
 
 
 def test_every_remedy_of_the_collapse_page_names_something_that_exists():

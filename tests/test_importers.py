@@ -271,6 +271,78 @@ def test_entries_that_do_not_fit_are_named(entries, message):
         from_vector_quantize_pytorch(entries)
 
 
+def projected_layer(dim=8, features=12, **changes):
+    """A layer whose codebook has 8 features, between projections."""
+    weights = {
+        'project_in.weight': np.ones((dim, features), np.float32),
+        'project_out.weight': np.ones((features, dim), np.float32),
+    }
+    return torch_layer(*random_layer(11)) | weights | changes
+
+
+SIZE, EMBED, AVERAGE = (f'_codebook.{name}' for name in ('cluster_size', 'embed', 'embed_avg'))
+FULL = np.float32(3e38)
+
+
+@pytest.mark.parametrize(
+    'entries, message',
+    [
+        (projected_layer(dim=7), 'vq.project_in.weight (7, 12) projects to 7 features, but the co'),
+        (projected_layer(**{'project_out.weight': np.ones((8, 12))}), 'do not fit together'),
+        (projected_layer(**{'project_in.weight': np.ones(8)}), 'need [dim, D] and [D, dim]'),
+        (
+            projected_layer(**{'project_out.weight': np.full((12, 8), np.nan)}),
+            'vq.project_out.weight holds values that are not finite',
+        ),
+        (projected_layer(**{'project_in.bias': 'none'}), 'vq.project_in.bias must be an array of'),
+        (broken(lambda d: d[SIZE].fill(FULL)), f'vq.{SIZE} sums to 4.8e+39'),
+        (broken(lambda d: d[SIZE].fill(-1)), f'vq.{SIZE} holds -1.0: it counts'),
+        (broken(lambda d: d.update({SIZE: np.full((1, 16), 1e39)})), f'vq.{SIZE} holds values tha'),
+        (broken(lambda d: d[AVERAGE].fill(np.inf)), f'vq.{AVERAGE} holds values that are not fin'),
+        (broken(lambda d: d.update({EMBED: np.ones(16)})), f'vq.{EMBED} (16,)'),
+        (broken(lambda d: d.update({EMBED: None})), f'vq.{EMBED} must be an array of numbers, got'),
+        (broken(lambda d: d.update({EMBED: [[1], [2, 3]]})), f'vq.{EMBED} must be an array of num'),
+        (broken(lambda d: d.update({EMBED: {}})), f'vq.{EMBED} must be an array of numbers, got'),
+        (
+            broken(lambda d: d.update({SIZE: np.ones((1, 0)), EMBED: np.ones((1, 0, 8))})),
+            'do not fit together',
+        ),
+    ],
+)
+def test_values_that_cannot_be_used_are_named(entries, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_vector_quantize_pytorch({f'vq.{k}': v for k, v in entries.items()}, prefix='vq.')
+
+
+def test_what_is_no_state_dict_is_one_sentence():
+    layer = torch_layer(*random_layer(11))
+    for call, message in (
+        (lambda: from_vector_quantize_pytorch(layer | {3: 0}), 'names as keys, got 3'),
+        (lambda: from_vector_quantize_pytorch([layer]), 'must be a mapping of arrays, got list'),
+        (lambda: from_vector_quantize_pytorch(layer, heads=0), 'heads must be an integer'),
+        (lambda: from_vector_quantize_pytorch({}, levels=8), 'levels must be a list'),
+        (lambda: from_encodec({0: np.ones(3)}), 'names as keys, got 0'),
+        (lambda: from_haiku([layer]), 'state must be a mapping of modules, got list'),
+        (lambda: from_haiku({0: {}}), 'see 0'),
+        (lambda: from_haiku({'a': np.ones(3)}), "see 'a'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    counts, sums = np.ones(4, np.float32), np.ones((4, 2), np.float32)
+    for variable, value in (
+        ('a/~/ema_cluster_size', {'counter': np.ones(2)}),
+        ('a/~/ema_cluster_size', {'counter': np.nan}),
+        ('a/~/ema_cluster_size', {'hidden': np.full(4, FULL)}),
+        ('a/~/ema_dw', {'hidden': np.ones(4)}),
+        ('a', {'embeddings': np.ones((2, 2, 4))}),
+    ):
+        state = haiku_state(counts, sums, 0.9, 1, name='a')
+        state[variable] = state[variable] | value
+        name = f'{variable}/{next(iter(value))}'.replace('/~', '')
+        with pytest.raises(ValueError, match=name):
+            from_haiku(state)
+
+
 def test_both_sides_are_listed():
     with pytest.raises(ValueError) as error:
         from_encodec({'quantizer.vq.layers.0._codebook.embeds': np.zeros(3)})

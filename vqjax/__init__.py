@@ -3,58 +3,30 @@
 import importlib
 
 from vqjax import health, metrics, nn, ops, quantizers
-from vqjax.quantizers import (
-    FSQ,
-    LFQ,
-    VQ,
-    VQEMA,
-    Banked,
-    Guarded,
-    GumbelSoftmax,
-    Product,
-    Projected,
-    Quantized,
-    Quantizer,
-    RandomProjection,
-    Residual,
-    SimVQ,
-    make,
-    to_spec,
-)
+from vqjax.quantizers import REGISTRY as _REGISTRY
+from vqjax.quantizers import Quantized, Quantizer, make, to_spec
+from vqjax.quantizers.kinds import *  # noqa: F403 - the quantizers
 
 __version__ = '0.2.0'  # the only place that holds it; see docs/releasing.md
 
 __all__ = [
-    'FSQ',
-    'LFQ',
-    'VQ',
-    'VQEMA',
-    'Banked',
-    'Guarded',
-    'GumbelSoftmax',
-    'Product',
-    'Projected',
     'Quantized',
     'Quantizer',
-    'RandomProjection',
-    'Residual',
-    'SimVQ',
-    'codec',
     'health',
-    'importers',
     'make',
     'metrics',
     'nn',
-    'nnx',
     'ops',
     'quantizers',
-    'testing',
     'to_spec',
 ]
+# Imported when first asked for.
+_LATER = ('codec', 'importers', 'nnx', 'testing')
+__all__ += [*_LATER, *(kind.__name__ for kind in _REGISTRY.values())]
 
 
 def __getattr__(name: str):
-    """`vqjax.codec`, `importers`, `nnx` and `testing`, imported when first asked for."""
-    if name in ('codec', 'importers', 'nnx', 'testing'):
+    """`vqjax.codec`, `importers`, `nnx` and `testing`."""
+    if name in _LATER:
         return importlib.import_module(f'vqjax.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -9,15 +9,15 @@ Imported quantizers have `revival=None` and train on as they did where they came
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqjax import ops
+from vqjax.imported import Book, check_keys, finite, num_layers, numbers, under
+from vqjax.ops.fields import check_count
 from vqjax.quantizers import (
     FSQ,
     VQEMA,
@@ -26,7 +26,6 @@ from vqjax.quantizers import (
     ProjectedParams,
     Quantizer,
     Residual,
-    VQEMAState,
 )
 
 Imported = tuple[Quantizer, Any, Any]
@@ -70,18 +69,21 @@ def from_vector_quantize_pytorch(
       ValueError: for unknown or missing keys (listing both), shapes that do not fit together, a
         codebook not initialised or not finite, projections with a bias.
     """
-    entries = _under(state_dict, prefix)
+    entries = under(state_dict, prefix)
     projections = {k: entries.pop(k) for k in list(entries) if k.startswith('project_')}
     quantizer: Quantizer
+    check_count('heads', heads)
     if levels is not None:
-        _check_keys(entries, (), prefix)
+        check_keys(entries, (), prefix)
+        if not isinstance(levels, Iterable):
+            raise ValueError(f'levels must be a list of levels, got {levels!r}')
         quantizer, state = FSQ(tuple(levels), symmetric=symmetric), ()
     else:
-        stems = [f'layers.{i}.' for i in range(_num_layers(entries))]
+        stems = [f'layers.{i}.' for i in range(num_layers(entries))]
         names = [f'_codebook.{name}' for name in ('initted', *_BUFFERS)]
-        _check_keys(entries, [stem + name for stem in stems or [''] for name in names], prefix)
+        check_keys(entries, [stem + name for stem in stems or [''] for name in names], prefix)
         books = [
-            _codebook(entries, f'{stem}_codebook.', 'initted', metric, eps)
+            _codebook(entries, prefix, f'{stem}_codebook.', 'initted', metric, eps)
             for stem in stems or ['']
         ]
         num_codes = books[0].counts.shape[-1]
@@ -119,10 +121,10 @@ def from_encodec(
       ValueError: for unknown or missing keys (listing both), shapes that do not fit together, or a
         codebook not initialised or not finite.
     """
-    entries = _under(state_dict, prefix)
-    stems = [f'layers.{i}._codebook.' for i in range(max(_num_layers(entries), 1))]
-    _check_keys(entries, [stem + name for stem in stems for name in ('inited', *_BUFFERS)], prefix)
-    books = [_codebook(entries, stem, 'inited', 'euclidean', eps) for stem in stems]
+    entries = under(state_dict, prefix)
+    stems = [f'layers.{i}._codebook.' for i in range(max(num_layers(entries), 1))]
+    check_keys(entries, [stem + name for stem in stems for name in ('inited', *_BUFFERS)], prefix)
+    books = [_codebook(entries, prefix, stem, 'inited', 'euclidean', eps) for stem in stems]
     leaf = VQEMA(books[0].counts.shape[-1], decay, commitment, eps, revival=None)
     quantizer, state = _residual(leaf, books)
     return quantizer, (), state
@@ -154,6 +156,11 @@ def from_haiku(
       ValueError: for missing or unknown names (listing both), several quantizers and no `module`,
         or one never trained.
     """
+    if not isinstance(state, Mapping):
+        raise ValueError(f'state must be a mapping of modules, got {type(state).__name__}')
+    for name, variables in state.items():
+        if not isinstance(name, str) or not isinstance(variables, Mapping):
+            raise ValueError(f'state must map names of modules to variables by name, see {name!r}')
     if module is None:
         found = [name for name in state if 'embeddings' in state[name]]
         if len(found) != 1:
@@ -167,77 +174,38 @@ def from_haiku(
         if name == module or name.startswith(f'{module}/'):
             # Modules made in a constructor have '~' in their path.
             path = name[len(module) :].strip('/').removeprefix('~/')
-            entries |= {f'{path}/{k}'.strip('/'): np.asarray(v) for k, v in variables.items()}
+            entries |= {
+                f'{path}/{k}'.strip('/'): numbers(f'{name}/{k}', v) for k, v in variables.items()
+            }
     parts = ('counter', 'hidden', 'average')
     averages = [f'{ema}/{part}' for ema in ('ema_cluster_size', 'ema_dw') for part in parts]
-    _check_keys(entries, ['embeddings', *averages], f'{module}/')
-    step = int(entries['ema_cluster_size/counter'])
+    check_keys(entries, ['embeddings', *averages], f'{module}/')
+    counter = entries['ema_cluster_size/counter']
+    if counter.shape or not np.isfinite(counter) or not counter < 2**31:
+        raise ValueError(f'{module}/ema_cluster_size/counter must be a number of steps')
+    step = int(counter)
     if step < 1:
         raise ValueError(f'{module} was never trained: its counter is {step}')
-    book = _Book.checked(
-        entries['ema_cluster_size/hidden'],
-        entries['embeddings'].T,
-        entries['ema_dw/hidden'].T,
+    book = Book.checked(
+        {
+            f'{module}/ema_cluster_size/hidden': entries['ema_cluster_size/hidden'],
+            f'{module}/embeddings': entries['embeddings'].T,
+            f'{module}/ema_dw/hidden': entries['ema_dw/hidden'].T,
+        },
         'euclidean',
         eps,
-        f'{module}/embeddings',
     )
+    if book.counts.ndim != 1:
+        raise ValueError(f'{module}/embeddings must be [D, K], got {entries["embeddings"].shape}')
     quantizer = VQEMA(book.counts.shape[-1], decay, commitment, eps, revival=None)
     return quantizer, (), book.state()._replace(step=jnp.asarray(step, jnp.int32))
 
 
-class _Book:
-    """Counts [..., K] and sums [..., K, D] that give an imported codebook."""
-
-    def __init__(self, counts, sums):
-        self.counts, self.sums = counts, sums
-
-    @classmethod
-    def checked(cls, counts, codebook, sums, metric, eps, name):
-        """From imported counts [..., K], codebook and sums [..., K, D]; name is for messages."""
-        counts, codebook, sums = (np.asarray(x, np.float32) for x in (counts, codebook, sums))
-        if codebook.shape != sums.shape or counts.shape != codebook.shape[:-1]:
-            raise ValueError(
-                f'{name}: counts {counts.shape}, codebook {codebook.shape} and sums {sums.shape} '
-                'do not fit together'
-            )
-        if not (np.isfinite(counts).all() and np.isfinite(codebook).all()):
-            raise ValueError(f'{name} holds values that are not finite: it cannot be used')
-        # A code without any weight would be carried off by the next step's eps.
-        counts = np.where(counts > 0, counts, np.float32(eps))
-        smoothed = jnp.vectorize(lambda c: ops.smoothed(c, eps), signature='(k)->(k)')(counts)
-        inverse = np.asarray(1 / smoothed)[..., None]
-        if metric == 'cosine':
-            # The length of a sum says how closely its vectors agree: only the direction is given.
-            lengths = np.linalg.norm(sums, axis=-1, keepdims=True)
-            agree = np.sum(sums * codebook, -1, keepdims=True) > (1 - 1e-5) * lengths
-            sums = codebook * np.where(
-                agree & (lengths > 0), lengths, np.asarray(smoothed)[..., None]
-            )
-            return cls(counts, sums)
-        # The float32 whose product with 1 / count comes nearest to the code imported.
-        best = codebook / inverse
-        for towards in (-np.inf, np.inf):
-            other = np.nextafter(best, np.float32(towards))
-            nearer = np.abs(other * inverse - codebook) < np.abs(best * inverse - codebook)
-            best = np.where(nearer, other, best)
-        return cls(counts, best)
-
-    def each(self, head):
-        """The book of one of several heads."""
-        return _Book(self.counts[head], self.sums[head])
-
-    def state(self):
-        """VQEMAState, with as many steps as leading axes have entries."""
-        step = jnp.zeros(self.counts.shape[:-1], jnp.int32)
-        return VQEMAState(jnp.asarray(self.counts), jnp.asarray(self.sums), step)
-
-
-def _codebook(entries, stem, started, metric, eps):
+def _codebook(entries, prefix, stem, started, metric, eps):
     if not np.all(entries[stem + started]):
-        raise ValueError(f'{stem}{started} is false: the codebook was never initialised')
-    counts, codebook, sums = (entries[stem + name] for name in _BUFFERS)
-    return _Book.checked(counts, codebook, sums, metric, eps, f'{stem}embed')
+        raise ValueError(f'{prefix}{stem}{started} is false: the codebook was never initialised')
+    buffers = {f'{prefix}{stem}{name}': entries[stem + name] for name in _BUFFERS}
+    return Book.checked(buffers, metric, eps)
 
 
 def _with_heads(leaf, books, heads):
@@ -270,7 +238,7 @@ def _residual(leaf, books):
 def _projected(quantizer, state, projections, prefix):
     weights = ['project_in.weight', 'project_out.weight']
     biases = [name for name in ('project_in.bias', 'project_out.bias') if name in projections]
-    _check_keys(projections, [*weights, *biases], prefix)
+    check_keys(projections, [*weights, *biases], prefix)
     for name in biases:
         if np.any(projections[name]):
             raise ValueError(
@@ -278,41 +246,19 @@ def _projected(quantizer, state, projections, prefix):
                 'project_ keys, and apply the projections outside as Flax Dense layers'
             )
     # torch keeps a kernel as [out, in].
-    kernel_in, kernel_out = (jnp.asarray(projections[name], jnp.float32).T for name in weights)
+    kernel_in, kernel_out = (finite(prefix + name, projections[name]).T for name in weights)
+    if kernel_in.ndim != 2 or kernel_out.shape != kernel_in.shape[::-1]:
+        raise ValueError(
+            f'{prefix}project_in.weight and {prefix}project_out.weight do not fit together: '
+            f'{kernel_in.T.shape} and {kernel_out.T.shape}, need [dim, D] and [D, dim]'
+        )
     dim = kernel_in.shape[1]
-    if kernel_out.shape != kernel_in.shape[::-1]:
+    codes = jnp.zeros(quantizer.code_shape, jnp.int32)
+    needed = jax.eval_shape(quantizer.decode, (), state, codes).shape[-1]
+    if dim != needed:
         raise ValueError(
-            f'{prefix}project_in.weight and project_out.weight do not fit together: '
-            f'{kernel_in.T.shape} and {kernel_out.T.shape}'
+            f'{prefix}project_in.weight {kernel_in.T.shape} projects to {dim} features, but the '
+            f'codes between the projections have {needed}'
         )
+    kernel_in, kernel_out = jnp.asarray(kernel_in), jnp.asarray(kernel_out)
     return Projected(quantizer, dim), ProjectedParams(kernel_in, kernel_out, ()), state
-
-
-def _under(state_dict: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-    entries = {
-        key.removeprefix(prefix): np.asarray(value)
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }
-    if prefix and not entries:
-        raise ValueError(f'no key starts with {prefix!r}: found {_listed(state_dict)}')
-    return entries
-
-
-def _num_layers(entries: Iterable[str]) -> int:
-    numbers = [re.match(r'layers\.(\d+)\.', key) for key in entries]
-    return len({match[1] for match in numbers if match})
-
-
-def _check_keys(found: Collection[str], expected: Collection[str], prefix: str) -> None:
-    missing = [key for key in expected if key not in found]
-    unknown = [key for key in found if key not in expected]
-    if missing or unknown:
-        raise ValueError(
-            f'state does not fit (prefix {prefix!r}): missing {_listed(missing)}; unknown '
-            f'{_listed(unknown)}; expected {_listed(expected)}; found {_listed(found)}'
-        )
-
-
-def _listed(keys: Collection[str]) -> str:
-    return f'{list(keys)[:12]}' + (f' and {len(keys) - 12} more' if len(keys) > 12 else '')

@@ -10,19 +10,22 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from vqjax.codec.images import ImageEncoder
-from vqjax.codec.structure import leaves, structure
-from vqjax.quantizers import Quantizer, make, to_spec
+from vqjax.codec.structure import check_like, leaves, structure
+from vqjax.quantizers import Quantizer, make, stages, to_spec
 
 FORMAT = 'vqjax.codec'
 VERSION = 1
+# Of a vector, in a file: far more than anyone has, far less than would fill a memory.
+MOST_CODES, MOST_FEATURES = 4096, 2**24
 
 
 def write(
@@ -73,10 +76,8 @@ def write(
             raise
 
 
-def read(
-    path: str | os.PathLike,
-) -> tuple[Quantizer, Any, Any, int, dict[str, Any], ImageEncoder | None]:
-    """The fields that `write` wrote, in the order of `Codec`'s; see `Codec.load`."""
+def read(path: str | os.PathLike, codec: Callable[..., Any]) -> Any:
+    """`codec` of the fields that `write` wrote, in the order of `Codec`'s; see `Codec.load`."""
     path = pathlib.Path(path)
     metadata, arrays = _read(path)
     if metadata.get('format') != FORMAT:
@@ -84,8 +85,10 @@ def read(
             f'{path} is a safetensors file but no codec of vqjax: it lacks its metadata'
         )
     version = metadata.get('format_version', '')
-    if not version.isdigit():
-        raise ValueError(f'{path} was changed: its format_version is {version!r}, not a number')
+    if not re.fullmatch('[1-9][0-9]{0,8}', version):
+        raise ValueError(
+            f'{path} was changed: its format_version is {version[:20]!r}, not a number from 1'
+        )
     if int(version) > VERSION:
         raise ValueError(
             f'{path} has format {version}, this vqjax reads up to {VERSION}: install a newer vqjax'
@@ -93,22 +96,51 @@ def read(
     text = metadata.get('about', '')
     if _digest(text, arrays) != metadata.get('sha256'):
         raise ValueError(f'{path} was changed after it was written: its checksum does not match')
-    about = json.loads(text)
-    quantizer = make(about['spec'])
-    like = structure(quantizer, about['dim'])
-    names = leaves(*like)
+    # A checksum is easily made: what follows may be anything, and is not to be trusted with more
+    # memory or time than the file itself takes.
+    try:
+        return codec(*_fields(json.loads(text), arrays))
+    except Exception as error:  # whatever a forged field makes anything raise
+        reason = ' '.join(str(error).split())[:400] or type(error).__name__
+        raise ValueError(
+            f'no codec can be made of {path}: {reason}. Get it again from where it was written, '
+            'or write it again with Codec.save'
+        ) from error
+
+
+def _fields(about, arrays):
+    """(quantizer, params, state, dim, info, encoder) of a file's metadata and arrays."""
+    kinds = {'spec': Mapping, 'dim': int, 'info': Mapping, 'versions': Mapping}
+    if not isinstance(about, Mapping):
+        raise ValueError(f'its metadata is a {type(about).__name__}, not a mapping')
+    for name, kind in kinds.items():
+        if not isinstance(about.get(name), kind) or isinstance(about[name], bool):
+            need = 'an integer' if kind is int else 'a mapping'
+            raise ValueError(f'its {name!r} must be {need}, got {str(about.get(name))[:60]!r}')
+    quantizer, dim = make(about['spec']), about['dim']
+    if not 1 <= dim <= MOST_FEATURES:
+        raise ValueError(f'its dim must be from 1 to {MOST_FEATURES}, got {dim}')
+    if stages(quantizer) > MOST_CODES:
+        raise ValueError(f'it has {stages(quantizer)} codes a vector; {MOST_CODES} can be read')
+    like = structure(quantizer, dim)
     own = {name: value for name, value in arrays.items() if not name.startswith('encoder.')}
+    names = leaves(*like)
     if names.keys() != own.keys():
         raise ValueError(
-            f'{path} holds {sorted(own)}, but {quantizer!r} needs {sorted(names)}: it was written '
-            f'by vqjax {about["versions"]["vqjax"]}'
+            f'it holds {sorted(own)}, but {quantizer!r} needs {sorted(names)}; it was written '
+            f'by vqjax {about["versions"].get("vqjax", "of unknown version")}'
         )
     params, state = jax.tree.unflatten(jax.tree.structure(like), [own[name] for name in names])
+    check_like(params, state, like)
+    more = {k.removeprefix('encoder.'): v for k, v in arrays.items() if k not in own}
     encoder = None
-    if about['encoder'] is not None:
-        more = {k.removeprefix('encoder.'): v for k, v in arrays.items() if k not in own}
+    if about.get('encoder') is not None:
         encoder = ImageEncoder.from_plain(about['encoder'], more)
-    return quantizer, params, state, about['dim'], about['info'], encoder
+        if encoder.features != dim:
+            raise ValueError(f'its encoder gives {encoder.features} features, not {dim}')
+    elif more:
+        raise ValueError(f'it holds {sorted(more)} of an encoder that it does not describe')
+    return quantizer, params, state, dim, about['info'], encoder
 
 
 def _read(path):
@@ -118,7 +150,7 @@ def _read(path):
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # SafetensorError, and of dtypes that NumPy lacks anything
         raise ValueError(
             f'{path} is cut short, damaged or no safetensors file ({error}): copy it again'
         ) from error

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from vqjax import ops
-from vqjax.codec.tokenizer import Codec
+from vqjax.codec.tokenizer import Codec, check_floating
 from vqjax.quantizers import Quantizer
 
 # The start sees this many vectors a code (k-means gains little from more), within bounds.
@@ -146,7 +146,7 @@ def _step(quantizer, optimizer, carry, z, key):
 
 def _from_array(z, key, size, batch_size):
     """A sample [n, D] of an array, and an endless stream of batches: shuffled in every pass."""
-    z = np.asarray(z)
+    z = check_floating(z)
     if z.ndim < 2 or not z.size:
         raise ValueError(f'z must be vectors [..., D] and not empty, got shape {z.shape}')
     rows = z.reshape(-1, z.shape[-1])
@@ -163,14 +163,14 @@ def _from_array(z, key, size, batch_size):
             for first in range(0, len(rows) - batch_size + 1, batch_size):
                 yield rows[np.sort(order[first : first + batch_size])]
 
-    return np.asarray(sample, np.float32), stream()
+    return np.asarray(sample, np.float32), (np.asarray(b, np.float32) for b in stream())
 
 
 def _from_iterable(batches, size):
     """A sample [n, D] of the first batches, and the stream of all of them."""
     batches, first, number = iter(batches), [], 0
     for batch in batches:
-        batch = np.asarray(batch, np.float32)
+        batch = np.asarray(check_floating(batch), np.float32)
         if batch.ndim < 2:
             raise ValueError(
                 f'every batch must be vectors [..., D], got one of shape {batch.shape}'

@@ -54,6 +54,8 @@ class ImageEncoder:
           ValueError: for images of another shape.
         """
         images = np.asarray(images)
+        if not any(jnp.issubdtype(images.dtype, kind) for kind in (jnp.integer, jnp.floating)):
+            raise ValueError(f'images must be integers or floating point, got {images.dtype}')
         if images.ndim != 4 or images.shape[1:] != tuple(self.image_shape):
             raise ValueError(
                 f'images must be [n, {", ".join(map(str, self.image_shape))}], '
@@ -88,9 +90,45 @@ class ImageEncoder:
 
     @classmethod
     def from_plain(cls, fields: dict[str, Any], variables: dict[str, np.ndarray]) -> ImageEncoder:
-        """The inverse of `to_plain`."""
+        """The inverse of `to_plain`.
+
+        Raises:
+          ValueError: for fields or variables that make no encoder.
+        """
+        names = {f.name for f in dataclasses.fields(cls)} - {'variables'}
+        if not isinstance(fields, dict) or fields.keys() != names:
+            raise ValueError(f'an encoder must be described by {sorted(names)}, got {fields!r:.99}')
         lists = {name: tuple(fields[name]) for name in ('image_shape', 'mean', 'std')}
-        return cls(**(fields | lists), variables=traverse_util.unflatten_dict(variables, sep='/'))
+        encoder = cls(
+            **(fields | lists), variables=traverse_util.unflatten_dict(variables, sep='/')
+        )
+        encoder._check()
+        return encoder
+
+    def _check(self):
+        """Raise ValueError unless the variables are those of such an encoder, and finite."""
+        whole = [self.features, self.width, *self.image_shape]
+        if len(self.image_shape) != 3 or not all(
+            type(size) is int and 0 < size < 2**16 for size in whole
+        ):
+            raise ValueError(f"an encoder's sizes must be integers above 0, got {whole}")
+        pixels = np.asarray([self.mean, self.std], np.float64)
+        if pixels.shape != (2, self.image_shape[2]) or not (pixels[1] > 0).all():
+            raise ValueError(f'mean and std must be numbers by channel, got {pixels}')
+        image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        like = jax.eval_shape(
+            lambda image: self._model.init(jax.random.key(0), image, train=False), image
+        )
+        given, expected = (
+            {k: (v.shape, str(v.dtype)) for k, v in traverse_util.flatten_dict(tree).items()}
+            for tree in (self.variables, like)
+        )
+        if given != expected:
+            wrong = ['/'.join(k) for k in given | expected if given.get(k) != expected.get(k)]
+            raise ValueError(f'variables of the encoder do not fit it: {sorted(wrong)[:4]}')
+        for leaf in (pixels, *jax.tree.leaves(self.variables)):
+            if not np.isfinite(np.asarray(leaf, np.float32)).all():
+                raise ValueError('the encoder holds values that are not finite')
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -18,14 +18,22 @@ def code_widths(quantizer: Quantizer) -> np.ndarray:
     Their sum is `quantizer.bits` where every K is a power of two, and otherwise up to a bit a code
     above it: FSQ with levels [8, 5, 5, 5] has 1000 codes, 9.97 bits, and takes 10.
     """
+    return np.vectorize(lambda number: (int(number) - 1).bit_length(), [np.int64])(
+        code_numbers(quantizer)
+    )
+
+
+def code_numbers(quantizer: Quantizer) -> np.ndarray:
+    """K of each code of a vector, int64 [*code_shape]: stages may differ."""
     inner = getattr(quantizer, 'inner', None)
     if inner is None:
-        return np.asarray(math.ceil(math.log2(quantizer.num_codes)))
+        return np.asarray(quantizer.num_codes, np.int64)
     if isinstance(inner, tuple):
-        return np.stack([code_widths(stage) for stage in inner], axis=-1)
-    widths = code_widths(inner)
-    added = quantizer.code_shape[widths.ndim :]
-    return np.broadcast_to(widths.reshape(widths.shape + (1,) * len(added)), widths.shape + added)
+        return np.stack([code_numbers(stage) for stage in inner], axis=-1)
+    numbers = code_numbers(inner)
+    added = quantizer.code_shape[numbers.ndim :]
+    shape = numbers.shape + added
+    return np.broadcast_to(numbers.reshape(numbers.shape + (1,) * len(added)), shape)
 
 
 def pack(quantizer: Quantizer, codes: np.ndarray) -> np.ndarray:
@@ -59,18 +67,23 @@ def unpack(quantizer: Quantizer, packed: np.ndarray, shape: int | tuple[int, ...
 
     Args:
       quantizer: what made the codes.
-      packed: uint8 [n].
+      packed: uint8 [n], or bytes.
       shape: leading axes of the codes, or how many vectors; the bytes alone do not tell.
 
     Returns:
       int32 [*shape, *code_shape].
 
     Raises:
-      ValueError: for a stream of another length, or one that holds a code out of range.
+      ValueError: for a shape that is none, a stream of another length, or one that holds a code
+        out of range or a bit after the last code.
     """
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+    if not all(_is_count(size) for size in shape):
+        raise ValueError(f'shape must be a number of vectors, or several, got {shape}')
     widths = code_widths(quantizer).reshape(-1)
     number, bits = math.prod(shape), int(widths.sum())
+    if isinstance(packed, bytes | bytearray | memoryview):
+        packed = np.frombuffer(packed, np.uint8)
     packed = np.asarray(packed)
     expected = -(-number * bits // 8)
     if packed.dtype != np.uint8 or packed.shape != (expected,):
@@ -78,6 +91,8 @@ def unpack(quantizer: Quantizer, packed: np.ndarray, shape: int | tuple[int, ...
             f'packed must be {expected} bytes (uint8) for {number} vectors of {bits} bits, '
             f'got {packed.dtype} of shape {packed.shape}'
         )
+    if expected and int(packed[-1]) & ((1 << 8 * expected - number * bits) - 1):
+        raise ValueError('packed has bits after its last code: it is cut, shifted or changed')
     owners, places = np.repeat(np.arange(len(widths)), widths), _places(widths)
     codes = np.zeros((number, len(widths)), np.int32)
     for first in range(0, number, _SLICE):
@@ -92,13 +107,17 @@ def unpack(quantizer: Quantizer, packed: np.ndarray, shape: int | tuple[int, ...
 
 
 def check_codes(quantizer: Quantizer, codes: np.ndarray, lowest: int = -1) -> np.ndarray:
-    """`codes` as an array, if they are integers [..., *code_shape] within [lowest, K).
+    """`codes` as int32, if they are integers [..., *code_shape] within [lowest, K).
+
+    An empty list is no codes: int32 [0, *code_shape].
 
     Raises:
       ValueError: otherwise.
     """
-    codes = np.asarray(codes)
     shape = quantizer.code_shape
+    if isinstance(codes, list | tuple) and not codes:
+        codes = np.zeros((0, *shape), np.int32)
+    codes = np.asarray(codes)
     if (
         not np.issubdtype(codes.dtype, np.integer)
         or codes.shape[codes.ndim - len(shape) :] != shape
@@ -107,12 +126,19 @@ def check_codes(quantizer: Quantizer, codes: np.ndarray, lowest: int = -1) -> np
             f'codes must be integers of shape [..., {", ".join(map(str, shape))}], '
             f'got {codes.dtype} of shape {codes.shape}'
         )
-    if codes.size and not lowest <= codes.min() <= codes.max() < quantizer.num_codes:
+    numbers = code_numbers(quantizer)
+    wrong = (codes < lowest) | (codes >= numbers)
+    if wrong.any():
+        most = np.unique(numbers) - 1
         raise ValueError(
-            f'codes must be from {lowest} to {quantizer.num_codes - 1}, '
-            f'got {codes.min()} to {codes.max()}'
+            f'codes must be from {lowest} to {" or ".join(map(str, most))}'
+            f'{"" if len(most) == 1 else ", by stage"}, got {codes.min()} to {codes.max()}'
         )
-    return codes
+    return codes.astype(np.int32)
+
+
+def _is_count(size):
+    return isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0
 
 
 def _places(widths):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vqjax.quantizers import Quantizer
 
@@ -39,6 +40,18 @@ def check_like(params: Any, state: Any, like: tuple[Any, Any]) -> None:
                 for name in wrong[:4]
             )
         )
+
+
+def check_values(params: Any, state: Any) -> None:
+    """Raise ValueError for values that no training leaves: not finite, or counts below 0."""
+    for name, leaf in leaves(params, state).items():
+        value = np.asarray(leaf)
+        if not np.isfinite(value).all():
+            raise ValueError(
+                f'{name} holds values that are not finite: the training it comes from diverged'
+            )
+        if name.rsplit('.')[-1] in ('counts', 'use', 'step', 'seen') and (value < 0).any():
+            raise ValueError(f'{name} holds {value.min()}: it counts, and is never below 0')
 
 
 def describe(leaf: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from vqjax.codec import files, packing
 from vqjax.codec.images import ImageEncoder, read_run
-from vqjax.codec.structure import check_like, describe, leaves, structure
+from vqjax.codec.structure import check_like, check_values, describe, leaves, structure
 from vqjax.quantizers import Quantizer
 
 # Vectors that go to the device at once.
@@ -35,7 +36,7 @@ class Codec:
       encoder: what turns images into vectors, where the codec is of a training run.
 
     Raises ValueError for params or state of another structure, shape or dtype than the
-    quantizer's.
+    quantizer's, or with values that no training leaves: not finite, or counts below 0.
     """
 
     quantizer: Quantizer
@@ -52,6 +53,7 @@ class Codec:
             object.__setattr__(self, 'dim', self.decoded_dim)
         like = structure(self.quantizer, self.dim)
         check_like(self.params, self.state, like)
+        check_values(self.params, self.state)
 
     @classmethod
     def from_workdir(cls, workdir: str | os.PathLike, method: str, seed: int = 0) -> Codec:
@@ -87,10 +89,11 @@ class Codec:
     def encode(self, z: np.ndarray) -> np.ndarray:
         """Codes of vectors: z [..., D] -> int32 [..., *code_shape], -1 where not finite.
 
-        With an encoder it takes images, see `encode_images`.
+        z is floating point of any width and byte order, an array of NumPy (mapped files too) or
+        JAX, or lists. With an encoder it takes images, see `encode_images`.
 
         Raises:
-          ValueError: for vectors (or images) of another shape.
+          ValueError: for vectors (or images) of another shape, or of integers.
         """
         if self.encoder is not None:
             return self.encode_images(z)
@@ -113,15 +116,11 @@ class Codec:
           ValueError: for codes of another shape, type or range.
         """
         codes = packing.check_codes(self.quantizer, codes)
-        shape = self.quantizer.code_shape
-        rows = codes.reshape(-1, *shape).astype(np.int32)
-        vectors = _by_batch(
-            functools.partial(_decode, self.quantizer, self.params, self.state),
-            rows,
-            (self.decoded_dim,),
-            np.float32,
-        )
-        return vectors.reshape(*codes.shape[: codes.ndim - len(shape)], -1)
+        shape, dim = self.quantizer.code_shape, self.decoded_dim
+        lead = codes.shape[: codes.ndim - len(shape)]
+        run = functools.partial(_decode, self.quantizer, self.params, self.state)
+        rows = codes.reshape(math.prod(lead), *shape)
+        return _by_batch(run, rows, np.int32, (dim,), np.float32).reshape((*lead, dim))
 
     def error(self, z: np.ndarray) -> float:
         """Mean squared error of decode(encode(z)), over vectors and features: z [..., D].
@@ -131,7 +130,8 @@ class Codec:
         Raises:
           ValueError: for vectors of another shape, or a quantizer that decodes into other spaces.
         """
-        rows = self._check_vectors(z).reshape(-1, self.dim)
+        z = self._check_vectors(z)
+        rows = z.reshape(math.prod(z.shape[:-1]), self.dim)
         if self.decoded_dim != self.dim:
             raise ValueError(
                 f'{self.quantizer!r} decodes to {self.decoded_dim} features, not the {self.dim} '
@@ -170,22 +170,21 @@ class Codec:
         """Read a codec that `save` wrote.
 
         Raises:
-          ValueError: for a file that is no codec, is cut short, was changed, or is of a newer
-            format.
+          ValueError: for a file that is no codec, is cut short, was changed, is of a newer format,
+            or holds what no codec can be made of, naming the file.
           FileNotFoundError: for no file.
           ImportError: without safetensors (extra `codec`).
         """
-        return cls(*files.read(path))
+        return files.read(path, cls)
 
     def _encode_vectors(self, z):
-        rows = z.reshape(-1, z.shape[-1])
-        shape = self.quantizer.code_shape
+        lead, shape = z.shape[:-1], self.quantizer.code_shape
         run = functools.partial(_encode, self.quantizer, self.params, self.state)
-        codes = _by_batch(run, rows, shape, np.int32)
-        return codes.reshape(*z.shape[:-1], *shape)
+        rows = z.reshape(math.prod(lead), z.shape[-1])
+        return _by_batch(run, rows, np.float32, shape, np.int32).reshape((*lead, *shape))
 
     def _check_vectors(self, z):
-        z = z if isinstance(z, np.ndarray) else np.asarray(z)
+        z = check_floating(z)
         if z.ndim < 1 or z.shape[-1] != self.dim:
             raise ValueError(
                 f'z must have {self.dim} features, those of this codec, got shape {z.shape}'
@@ -209,14 +208,36 @@ def batches(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield rows[first : first + BATCH]
 
 
-def _by_batch(run, rows, shape, dtype):
-    """run(part) of every part of the rows, one after the other: [n, *shape]."""
+def check_floating(z: Any) -> np.ndarray:
+    """z as an array of NumPy, if it is of floating point numbers.
+
+    Raises:
+      ValueError: for anything else: integers are codes or pixels, not vectors.
+    """
+    try:
+        z = np.asarray(z)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f'z must be vectors [..., D]: {error}') from None
+    # bfloat16 is floating point to JAX, not to NumPy.
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(
+            f'z must be floating point, got {z.dtype} of shape {z.shape}: codes go to decode, and '
+            "whole numbers that are vectors are made so by z.astype('float32')"
+        )
+    return z
+
+
+def _by_batch(run, rows, given, shape, dtype):
+    """run(part) of every part of the rows as dtype `given`, one after the other: [n, *shape].
+
+    The device takes bytes as they are, so other byte orders must not reach it.
+    """
     result = np.empty((len(rows), *shape), dtype)
     first = 0
     for part in batches(rows):
         # Padded to a power of two: few shapes, so few compilations.
         size = min(BATCH, 1 << (len(part) - 1).bit_length())
-        padded = np.zeros((size, *part.shape[1:]), part.dtype)
+        padded = np.zeros((size, *part.shape[1:]), given)
         padded[: len(part)] = part
         result[first : first + len(part)] = np.asarray(run(padded))[: len(part)]
         first += len(part)

@@ -1,62 +1,39 @@
 """Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
 
-from vqjax.quantizers.banked import Banked, BankedState
+from vqjax.quantizers import kinds
+from vqjax.quantizers.banked import BankedState
 from vqjax.quantizers.base import Quantized, Quantizer, stages
 from vqjax.quantizers.codebook import Codebook
-from vqjax.quantizers.fsq import FSQ
-from vqjax.quantizers.guarded import Guarded, GuardedState, count_refits, guard_codebooks
-from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax, GumbelState
-from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.guarded import GuardedState, count_refits, guard_codebooks
+from vqjax.quantizers.gumbel import GumbelParams, GumbelState
+from vqjax.quantizers.kinds import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.placement import device_mesh, shardings
-from vqjax.quantizers.product import Product
-from vqjax.quantizers.projected import Projected, ProjectedParams
-from vqjax.quantizers.random_projection import RandomProjection, RandomProjectionState
-from vqjax.quantizers.residual import Residual
-from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.projected import ProjectedParams
+from vqjax.quantizers.random_projection import RandomProjectionState
 from vqjax.quantizers.specs import make, to_spec
-from vqjax.quantizers.vq import VQ, Affine, VQState
-from vqjax.quantizers.vq_ema import VQEMA, VQEMAState
+from vqjax.quantizers.vq import Affine, VQState
+from vqjax.quantizers.vq_ema import VQEMAState
 
-# The name of a quantizer in a spec is that of its file.
-REGISTRY = {
-    'vq_ema': VQEMA,
-    'vq': VQ,
-    'sim_vq': SimVQ,
-    'fsq': FSQ,
-    'lfq': LFQ,
-    'gumbel': GumbelSoftmax,
-    'random_projection': RandomProjection,
-    'residual': Residual,
-    'product': Product,
-    'projected': Projected,
-    'banked': Banked,
-    'guarded': Guarded,
+# The name of a quantizer in a spec is that of its file. One of your own, outside this package, is
+# added to these before `make`, `to_spec` or `Codec.load` are to know it.
+REGISTRY: dict[str, type] = {
+    kind.__module__.rpartition('.')[-1]: kind
+    for kind in vars(kinds).values()
+    if isinstance(kind, type)
 }
 
 __all__ = [
-    'FSQ',
-    'LFQ',
     'REGISTRY',
-    'VQ',
-    'VQEMA',
     'Affine',
-    'Banked',
     'BankedState',
     'Codebook',
-    'Guarded',
     'GuardedState',
     'GumbelParams',
-    'GumbelSoftmax',
     'GumbelState',
-    'Product',
-    'Projected',
     'ProjectedParams',
     'Quantized',
     'Quantizer',
-    'RandomProjection',
     'RandomProjectionState',
-    'Residual',
-    'SimVQ',
     'VQEMAState',
     'VQState',
     'count_refits',
@@ -67,3 +44,4 @@ __all__ = [
     'stages',
     'to_spec',
 ]
+__all__ += [kind.__name__ for kind in REGISTRY.values()]

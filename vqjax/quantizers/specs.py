@@ -9,6 +9,8 @@ from typing import Any
 from vqjax import ops
 from vqjax.quantizers.base import ARGUMENTS, Base, Quantizer
 
+# Far more than any quantizer is nested.
+MAX_DEPTH = 32
 # Fields that hold functions, and the names a spec may use for them.
 _FUNCTIONS = {'start': ops.STARTS, 'gradient': ops.ESTIMATORS, 'source': ops.SOURCES}
 
@@ -27,14 +29,29 @@ def make(spec: Mapping[str, Any]) -> Quantizer:
     """
     from vqjax.quantizers import REGISTRY
 
+    _check_depth(spec)
     if not isinstance(spec, Mapping) or 'name' not in spec:
         raise ValueError(f"a quantizer's spec must be a mapping with a 'name', got {spec!r}")
     fields = dict(spec)
     name = fields.pop('name')
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise ValueError(f'name must be one of {sorted(REGISTRY)}, got {name!r}')
     known = [ARGUMENTS.get(f.name, f.name) for f in dataclasses.fields(REGISTRY[name])]
     return _build(REGISTRY[name], known, {k: _from_plain(k, v) for k, v in fields.items()})
+
+
+def _check_depth(spec):
+    """Refuse what is nested deeper than Python could follow."""
+    level, depth = [spec], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(
+                f'a spec may be nested {MAX_DEPTH} deep, through inner, lists and mappings; this '
+                'one is deeper'
+            )
+        inside = [x.values() if isinstance(x, Mapping) else x for x in level]
+        level = [x for values in inside for x in values if isinstance(x, Mapping | list | tuple)]
 
 
 def _build(kind, known, fields):
@@ -42,9 +59,11 @@ def _build(kind, known, fields):
         if field not in known:
             raise ValueError(f'{kind.__name__} has no field {field!r}; it has {sorted(known)}')
     try:
-        return kind(**fields)
+        made = kind(**fields)
+        hash(made)  # which jit will ask for
     except TypeError as error:
         raise ValueError(f'{kind.__name__}: {error}') from None
+    return made
 
 
 def _from_plain(field, value):

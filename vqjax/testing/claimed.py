@@ -11,7 +11,7 @@ from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.guarded import count_refits
 from vqjax.quantizers.residual import Residual
 from vqjax.testing import claims
-from vqjax.testing.parts import Leaf, leaf_vectors, take_apart
+from vqjax.testing.parts import Leaf, leaf_vectors, take_apart, unit
 from vqjax.testing.trial import KEY, MANY, OTHER_KEY, ROWS, Taken, Trial
 
 # Float32 rounding of a score, in units of its typical size.
@@ -235,7 +235,7 @@ def _check_moved(leaves: list[Leaf], new) -> None:
     if hasattr(old, 'sums'):
         codes = np.concatenate([leaf.codes for leaf in leaves])
         z = np.concatenate([leaf.z for leaf in leaves])
-        x = claims.unit(z) if q.metric == 'cosine' else z
+        x = unit(z) if q.metric == 'cosine' else z
         decay = _decay(q, codes)
         sums = decay * np.asarray(old.sums, np.float64)
         np.add.at(sums, codes[codes >= 0], (1 - decay) * x[codes >= 0])

@@ -1,0 +1,17 @@
+"""The quantizers, and the only list of them: one line registers one.
+
+Its class is then `vqjax.NAME` and `vqjax.quantizers.NAME`, and its name in a spec that of its file.
+"""
+
+from vqjax.quantizers.banked import Banked as Banked
+from vqjax.quantizers.fsq import FSQ as FSQ
+from vqjax.quantizers.guarded import Guarded as Guarded
+from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax
+from vqjax.quantizers.lfq import LFQ as LFQ
+from vqjax.quantizers.product import Product as Product
+from vqjax.quantizers.projected import Projected as Projected
+from vqjax.quantizers.random_projection import RandomProjection as RandomProjection
+from vqjax.quantizers.residual import Residual as Residual
+from vqjax.quantizers.sim_vq import SimVQ as SimVQ
+from vqjax.quantizers.vq import VQ as VQ
+from vqjax.quantizers.vq_ema import VQEMA as VQEMA

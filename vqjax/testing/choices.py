@@ -1,0 +1,146 @@
+"""Which code a quantizer claims to choose, and what comes back. See `claims`."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.fsq import FSQ
+from vqjax.quantizers.gumbel import GumbelSoftmax
+from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.product import Product
+from vqjax.quantizers.projected import Projected
+from vqjax.quantizers.random_projection import RandomProjection
+from vqjax.quantizers.residual import Residual
+from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, unit
+
+
+@functools.singledispatch
+def regret(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
+    """How much worse than the best each chosen code is, without a key: float64 [n], 0 at best.
+
+    In the units of what is minimised, relative to its typical size.
+    """
+    return None
+
+
+@regret.register
+def _(q: Codebook, leaf: Leaf):
+    cosine = q.metric == 'cosine'
+    x, codebook = (unit(v) if cosine else v for v in (leaf.z, codebook_of(leaf)))
+    squared = np.sum((x[:, None] - codebook) ** 2, axis=-1)
+    size = np.sum(x**2, axis=-1) + np.max(np.sum(codebook**2, axis=-1))
+    return _excess(squared, leaf.codes) / size
+
+
+@regret.register
+def _(q: RandomProjection, leaf: Leaf):
+    x = unit(leaf.z @ np.asarray(leaf.state.projection, np.float64))
+    return _excess(-x @ codebook_of(leaf).T, leaf.codes)
+
+
+@regret.register
+def _(q: GumbelSoftmax, leaf: Leaf):
+    scores = logits(leaf)
+    return _excess(-scores, leaf.codes) / np.max(np.abs(scores))
+
+
+@regret.register
+def _(q: LFQ, leaf: Leaf):
+    wrong = np.sign(leaf_vectors(leaf)) != np.where(leaf.z > 0, 1, -1)
+    return np.max(np.where(wrong, np.abs(leaf.z), 0), axis=-1)
+
+
+@regret.register
+def _(q: FSQ, leaf: Leaf):
+    bounded, _, spacing = grid(q, leaf.z)
+    off = np.abs(leaf_vectors(leaf) - bounded) / spacing
+    # At the ends the bound stands a little beyond the last level.
+    return np.max(np.maximum(off - 0.5, 0), axis=-1)
+
+
+def _excess(scores, codes):
+    """Scores [n, K] of the chosen less the smallest; 0 where nothing was chosen."""
+    chosen = np.take_along_axis(scores, np.maximum(codes, 0)[:, None], axis=-1)[:, 0]
+    return np.where(codes >= 0, chosen - np.min(scores, axis=-1), 0)
+
+
+def logits(leaf: Leaf) -> np.ndarray:
+    """Of a GumbelSoftmax, float64 [n, K]."""
+    kernel, bias = (np.asarray(x, np.float64) for x in leaf.params[:2])
+    return leaf.z @ kernel + bias
+
+
+def grid(q: FSQ, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bounded value, its slope, distance of neighbouring values) of FSQ's z [n, D]."""
+    levels = np.asarray(q.levels, np.float64)
+    if q.symmetric:
+        return np.tanh(z), 1 - np.tanh(z) ** 2, 2 / (levels - 1)
+    half, offset = (levels - 1) * (1 + 1e-3) / 2, np.where(levels % 2 == 0, 0.5, 0.0)
+    moved = np.tanh(z + np.arctanh(offset / half))
+    width = levels // 2
+    return (half * moved - offset) / width, half * (1 - moved**2) / width, 1 / width
+
+
+@functools.singledispatch
+def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
+    """What to quantize to get back the codes that decode to `vectors` [..., D]; None for no claim.
+
+    No claim for Residual (another sum may come nearer to what codes add up to), for Projected (the
+    kernels are learned apart, and out then in is no identity), for GumbelSoftmax (logits and
+    codebook are learned apart), and for RandomProjection (it decodes into another space).
+    """
+    return None
+
+
+@comes_back.register(Codebook)
+@comes_back.register(LFQ)
+def _(q, vectors):
+    return vectors
+
+
+@comes_back.register
+def _(q: FSQ, vectors):
+    # The values are those of the bounded z.
+    return q.unbound(vectors)
+
+
+@comes_back.register
+def _(q: Product, vectors):
+    parts = [comes_back(q.inner, part) for part in np.split(vectors, q.num_groups, axis=-1)]
+    return None if parts[0] is None else np.concatenate(parts, axis=-1)
+
+
+@functools.singledispatch
+def samples(q: Quantizer) -> bool | None:
+    """Whether codes depend on the key."""
+    return None
+
+
+@samples.register(Codebook)
+@samples.register(FSQ)
+@samples.register(LFQ)
+@samples.register(RandomProjection)
+def _(q):
+    return getattr(q, 'temperature', 0) > 0 or getattr(q, 'noise', 0) > 0
+
+
+@samples.register
+def _(q: GumbelSoftmax):
+    return True
+
+
+@samples.register(Product)
+@samples.register(Projected)
+@samples.register(Wrapped)
+def _(q):
+    return samples(q.inner)
+
+
+@samples.register
+def _(q: Residual):
+    inner = [samples(x) for x in (q.inner if isinstance(q.inner, tuple) else (q.inner,))]
+    return None if None in inner else q.dropout is not None or any(inner)

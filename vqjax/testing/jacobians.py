@@ -1,0 +1,140 @@
+"""What the task's gradient passes through, by each kind's formula. See `claims`."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+
+from vqjax import ops
+from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.fsq import FSQ
+from vqjax.quantizers.gumbel import GumbelSoftmax
+from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.product import Product
+from vqjax.quantizers.projected import Projected
+from vqjax.quantizers.random_projection import RandomProjection
+from vqjax.quantizers.residual import Residual
+from vqjax.testing.choices import grid, logits
+from vqjax.testing.parts import Leaf, take_apart, unit
+
+
+@functools.singledispatch
+def jacobian(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
+    """What dz_q/dz passes for, of the whole quantizer: float64 [n, D', D]."""
+    return None
+
+
+@jacobian.register
+def _(q: Codebook, leaf: Leaf):
+    return _estimated(q.gradient, getattr(q, 'metric', 'euclidean') == 'cosine', leaf)
+
+
+@jacobian.register
+def _(q: Wrapped, leaf: Leaf):
+    return jacobian(q.inner, leaf._replace(q=q.inner, state=leaf.state.inner))
+
+
+@jacobian.register
+def _(q: LFQ, leaf: Leaf):
+    return _estimated(ops.straight_through, q.spherical, leaf)
+
+
+@jacobian.register
+def _(q: FSQ, leaf: Leaf):
+    return grid(q, leaf.z)[1][..., None] * np.eye(leaf.z.shape[-1])
+
+
+@jacobian.register
+def _(q: RandomProjection, leaf: Leaf):
+    return np.zeros((len(leaf.z), q.dim, leaf.z.shape[-1]))
+
+
+@jacobian.register
+def _(q: GumbelSoftmax, leaf: Leaf):
+    scores = logits(leaf)
+    if leaf.key is not None:
+        places = np.cumsum(leaf.codes >= 0) - 1
+        scores = scores + ops.row_noise(jax.random.gumbel, leaf.key, places, q.num_codes)
+    temperature = q.temperature(leaf.state.step) if callable(q.temperature) else q.temperature
+    p = np.exp((scores - scores.max(-1, keepdims=True)) / float(temperature))
+    p /= p.sum(-1, keepdims=True)
+    slope = (p[:, :, None] * np.eye(q.num_codes) - p[:, :, None] * p[:, None]) / float(temperature)
+    codebook, kernel = (np.asarray(leaf.params[i], np.float64) for i in (2, 0))
+    return codebook.T @ slope @ kernel.T
+
+
+@jacobian.register
+def _(q: Residual, leaf: Leaf):
+    # One estimator around the whole, the first stage's: 1 and not the number of stages.
+    first = q.inner[0] if isinstance(q.inner, tuple) else q.inner
+    return _estimated(getattr(first, 'gradient', ops.straight_through), False, leaf)
+
+
+@jacobian.register
+def _(q: Projected, leaf: Leaf):
+    before, after = (np.asarray(x, np.float64).T for x in leaf.params[:2])
+    x = leaf.z @ before.T
+    within = leaf._replace(q=q.inner, params=leaf.params.inner, z=unit(x) if q.normalize else x)
+    found = jacobian(q.inner, within)
+    if found is None:
+        return None
+    return after @ found @ (_unit_slope(x) @ before if q.normalize else before)
+
+
+@jacobian.register
+def _(q: Product, leaf: Leaf):
+    keys = [None] * q.num_groups if leaf.key is None else jax.random.split(leaf.key, q.num_groups)
+    blocks = []
+    for group, z in enumerate(np.split(leaf.z, q.num_groups, axis=-1)):
+        trees = (leaf.params, leaf.state)
+        if not q.shared:
+            trees = jax.tree.map(lambda x, g=group: x[g], trees)
+        codes = leaf.codes[..., group]
+        blocks.append(jacobian(q.inner, Leaf(q.inner, *trees, z, codes, keys[group], 1, (), True)))
+        if blocks[-1] is None:
+            return None
+    rows, columns = blocks[0].shape[1:]
+    whole = np.zeros((len(leaf.z), rows * q.num_groups, columns * q.num_groups))
+    for group, block in enumerate(blocks):
+        at = slice(group * rows, (group + 1) * rows), slice(group * columns, (group + 1) * columns)
+        whole[:, *at] = block
+    return whole
+
+
+def _estimated(gradient, normalised, leaf):
+    """Of an estimator around z, or around z of unit length; None for a function of your own."""
+    x = unit(leaf.z) if normalised else leaf.z
+    value = take_apart(*leaf[:6])[1]
+    found = _estimator_slope(gradient, x, value)
+    if found is None:
+        return None
+    # A group or row without any code is zero, and so is its gradient.
+    alive = np.any(leaf.codes.reshape(len(x), -1) >= 0, axis=-1)
+    found = np.where(alive[:, None, None], found, 0)
+    return found @ _unit_slope(leaf.z) if normalised else found
+
+
+def _estimator_slope(gradient, x, value):
+    one = np.broadcast_to(np.eye(x.shape[-1]), (*x.shape, x.shape[-1]))
+    if gradient is ops.straight_through:
+        return one
+    if gradient is ops.rotate:
+        # The rotation that takes u to v, both of unit length, times |z_q| / |z|.
+        u, v, w = unit(x), unit(value), unit(unit(x) + unit(value))
+        turn = one - 2 * w[:, :, None] * w[:, None] + 2 * v[:, :, None] * u[:, None]
+        gain = np.linalg.norm(value, axis=-1) / np.linalg.norm(x, axis=-1)
+        usable = (gain < ops.gradients.MAX_GAIN) & (gain > 1e-12)
+        return np.where(usable[:, None, None], gain[:, None, None] * turn, one)
+    if gradient is ops.directional:
+        d = unit(value - x)
+        return one - d[:, :, None] * d[:, None]
+    return None
+
+
+def _unit_slope(x):
+    """d unit(x) / dx, float64 [n, D, D]."""
+    u, length = unit(x), np.linalg.norm(x, axis=-1)[:, None, None]
+    return (np.eye(x.shape[-1]) - u[:, :, None] * u[:, None]) / length

@@ -1,0 +1,144 @@
+"""What a quantizer's loss is made of, and what its terms train. See `claims`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from vqjax import ops
+from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.codebook import Wrapped
+from vqjax.quantizers.fsq import FSQ
+from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
+from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.product import Product
+from vqjax.quantizers.projected import Projected, ProjectedParams
+from vqjax.quantizers.random_projection import RandomProjection
+from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.vq import VQ
+from vqjax.quantizers.vq_ema import VQEMA
+from vqjax.testing.parts import Leaf, leaf_vectors, unit
+
+
+@functools.singledispatch
+def weights(q: Quantizer) -> dict[str, float] | None:
+    """The weight of each term in a leaf's loss."""
+    return None
+
+
+@weights.register
+def _(q: VQEMA):
+    return {'commitment': q.commitment}
+
+
+@weights.register
+def _(q: VQ):
+    names = ('commitment', 'codebook', 'orthogonality', 'diversity')
+    always = ('commitment', 'codebook')
+    return {name: w for name in names if (w := getattr(q, name)) or name in always}
+
+
+@weights.register
+def _(q: SimVQ):
+    return {'commitment': q.commitment, 'codebook': q.codebook}
+
+
+@weights.register
+def _(q: LFQ):
+    entropies = {'per_sample_entropy': q.entropy, 'batch_entropy': -q.gamma * q.entropy}
+    return {'commitment': q.commitment} | (entropies if q.entropy else {})
+
+
+@weights.register
+def _(q: GumbelSoftmax):
+    return {'diversity': q.diversity} if q.diversity else {}
+
+
+@weights.register(FSQ)
+@weights.register(RandomProjection)
+def _(q):
+    return {}
+
+
+def squared_errors(leaf: Leaf) -> dict[str, float]:
+    """What the terms that are squared errors must be: the mean over features and real vectors."""
+    names = {'commitment', 'codebook'} & (weights(leaf.q) or {}).keys()
+    normalised = getattr(leaf.q, 'metric', '') == 'cosine' or getattr(leaf.q, 'spherical', False)
+    x, real = unit(leaf.z) if normalised else leaf.z, leaf.codes >= 0
+    if not names:
+        return {}
+    error = np.mean((x - leaf_vectors(leaf))[real] ** 2) if real.any() else 0.0
+    return dict.fromkeys(names, error)
+
+
+@functools.singledispatch
+def trains(q: Quantizer, term: str, params: Any) -> tuple[bool, Any] | None:
+    """Whether a term's gradient reaches z, and which leaves of params: (bool, tree of bool).
+
+    'task' is the gradient that comes in through z_q.
+    """
+    return None
+
+
+def _all(params, value):
+    return jax.tree.map(lambda _: value, params)
+
+
+@trains.register(VQ)
+@trains.register(SimVQ)
+def _(q, term, params):
+    if term == 'task':
+        # Most estimators hand all of it to z.
+        return True, _all(params, q.gradient is ops.directional or getattr(q, 'sync_nu', 0) > 0)
+    return term in ('commitment', 'diversity'), _all(params, term != 'commitment')
+
+
+@trains.register(VQEMA)
+@trains.register(LFQ)
+@trains.register(FSQ)
+@trains.register(RandomProjection)
+def _(q, term, params):
+    return not q.targets_only, _all(params, False)
+
+
+@trains.register
+def _(q: GumbelSoftmax, term, params):
+    return True, GumbelParams(kernel=True, bias=True, codebook=term == 'task')
+
+
+@trains.register
+def _(q: Wrapped, term, params):
+    return trains(q.inner, term, params)
+
+
+@trains.register
+def _(q: Product, term, params):
+    return trains(q.inner, term, params)
+
+
+@trains.register
+def _(q: Residual, term, params):
+    if not isinstance(q.inner, tuple):
+        return trains(q.inner, term, params)
+    # A stage that lacks the term is not trained by it.
+    lacks = [term != 'task' and term not in (weights(inner) or {}) for inner in q.inner]
+    found = [
+        (False, _all(part, False)) if lack else trains(inner, term, part)
+        for inner, part, lack in zip(q.inner, params, lacks, strict=True)
+    ]
+    if None in found:
+        return None
+    return any(to_z for to_z, _ in found), tuple(tree for _, tree in found)
+
+
+@trains.register
+def _(q: Projected, term, params):
+    found = trains(q.inner, term, params.inner)
+    if found is None:
+        return None
+    # What reaches the projected z reaches what projected it.
+    return found[0], ProjectedParams(found[0], term == 'task', found[1])
