@@ -173,7 +173,7 @@ def normal(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
     z [..., D] (only its D is read) -> Start.
     """
     del mask, axis_name
-    return Start(jax.random.normal(key, (k, z.shape[-1])), jnp.ones(k))
+    return Start(jax.random.normal(key, (k, z.shape[-1]), jnp.float32), jnp.ones(k, jnp.float32))
 
 
 def unit_sphere(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
@@ -195,7 +195,7 @@ def batch_rows(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
     priority = jnp.where(valid, uniform_rows(key, valid, axis_name), -jnp.inf)
     chosen, ok = top_rows(rows, priority, k, axis_name)
     number = jnp.maximum(jnp.sum(ok), 1)
-    return Start(chosen[jnp.arange(k) % number], jnp.ones(k))
+    return Start(chosen[jnp.arange(k) % number], jnp.ones(k, jnp.float32))
 
 
 # What a spec may name, and those that read the data rather than only its size.

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -87,7 +88,8 @@ def automatic(out_specs: Callable | P) -> Callable:
         def call(*args, **kwargs):
             mesh = _explicit_mesh((args, kwargs))
             if mesh is None:
-                return function(*args, **kwargs)
+                with _default_promotion():
+                    return function(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             specs = out_specs(*bound.args, **bound.kwargs) if callable(out_specs) else out_specs
@@ -96,6 +98,16 @@ def automatic(out_specs: Callable | P) -> Callable:
         return call
 
     return decorate
+
+
+@contextmanager
+def _default_promotion():
+    """NumPy's promotion of ranks and dtypes, which this library relies on.
+
+    A user may forbid it (`jax_numpy_rank_promotion='raise'`) to find mistakes in code of their own.
+    """
+    with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
+        yield
 
 
 def _explicit_mesh(tree):
@@ -139,7 +151,8 @@ def _traced_automatic(static, *arrays):
         given = iter(arrays)
         leaves = [next(given) if ok else x for ok, x in zip(is_array, others, strict=True)]
         args, kwargs = jax.tree.unflatten(tree, leaves)
-        return _on_its_devices(function(*args, **kwargs), arrays)
+        with _default_promotion():
+            return _on_its_devices(function(*args, **kwargs), arrays)
 
     specs = jax.tree.unflatten(spec_tree, spec_leaves)
     return jax.sharding.auto_axes(run, axes=axes, out_sharding=specs)(*arrays)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -206,12 +205,11 @@ class Revival:
         Returns:
           Revived. The work is skipped (by `lax.cond`) where nothing is dead.
         """
-        return _revive(self, key, batch, codebook, counts, step, axis_name)
+        return _compiled(self, key, batch, codebook, counts, step, axis_name)
 
 
-# Compiled once for a Revival: outside jit, lax.cond would be compiled anew at every call.
-@functools.partial(jax.jit, static_argnames=('revival', 'axis_name'), inline=True)
-def _revive(revival, key, batch, codebook, counts, step, axis_name):
+def revive(revival, key, batch, codebook, counts, step, axis_name):
+    """What calling a Revival does, for a caller that is compiled anyway."""
     dead = counts < revival.below * jnp.mean(counts)
     # A batch of nothing but padding, on all replicas, is no reason to revive.
     held = psum(jnp.any(batch.valid).astype(jnp.int32), axis_name) > 0
@@ -222,3 +220,7 @@ def _revive(revival, key, batch, codebook, counts, step, axis_name):
         lambda: revival.source(key, batch, codebook, counts, dead, axis_name),
         lambda: same,
     )
+
+
+# Compiled once for a Revival: outside jit, lax.cond would be compiled anew at every call.
+_compiled = jax.jit(revive, static_argnames=('revival', 'axis_name'), inline=True)

@@ -43,7 +43,7 @@ def uniform_rows(key: jax.Array, valid: jax.Array, axis_name: AxisName = None) -
     """
     replicas = 1 if axis_name is None else lax.axis_size(axis_name)
     numbers = jax.random.uniform(
-        key, (replicas * valid.shape[0],), minval=jnp.finfo(jnp.float32).tiny
+        key, (replicas * valid.shape[0],), jnp.float32, minval=jnp.finfo(jnp.float32).tiny
     )
     return numbers[row_places(valid, axis_name)]
 
@@ -56,10 +56,10 @@ def gumbel_rows(key: jax.Array, valid: jax.Array, axis_name: AxisName = None) ->
 def row_noise(draw, key: jax.Array, places: jax.Array, num: int) -> jax.Array:
     """Noise for each row and each of `num` entries, by the row's place, float32 [N, num].
 
-    `draw` is a sampler of jax.random: (key, shape) -> float32 [num].
+    `draw` is a sampler of jax.random: (key, shape, dtype) -> float32 [num].
     """
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-    return jax.vmap(lambda row: draw(row, (num,)))(keys)
+    return jax.vmap(lambda row: draw(row, (num,), jnp.float32))(keys)
 
 
 def top_rows(

@@ -38,7 +38,11 @@ def _add_at(slots, values, num_codes):
     """Sums of values [N, ...] by slot [N], float32 [K, ...]."""
 
     def add(slots, values):
-        return jnp.zeros((num_codes, *values.shape[1:])).at[slots].add(values, mode='drop')
+        return (
+            jnp.zeros((num_codes, *values.shape[1:]), values.dtype)
+            .at[slots]
+            .add(values, mode='drop')
+        )
 
     if not partly_manual(slots, values):
         return add(slots, values)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.revival import revive
 from vqjax.quantizers.base import check, check_count, compiled_once, look_up
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ
@@ -27,6 +28,14 @@ class BankedState(NamedTuple):
     inner: Any
     bank: jax.Array
     seen: jax.Array
+
+
+class _FromBank(ops.Revival):
+    """A Revival whose source holds this step's bank: nothing compiled may be kept by it."""
+
+    def __call__(self, key, batch, codebook, counts, step, axis_name: AxisName = None):
+        """As Revival, but without its cache of programs, which would keep the bank alive."""
+        return revive(self, key, batch, codebook, counts, step, axis_name)
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +72,7 @@ class Banked(Wrapped):
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, BankedState) from the inner's start on z [..., D]; the bank is empty."""
         params, inner = self.inner.init(key, z, mask, axis_name)
-        bank = jnp.zeros((self.size, z.shape[-1]))
+        bank = jnp.zeros((self.size, z.shape[-1]), jnp.float32)
         return params, BankedState(inner, bank, jnp.zeros((), jnp.int32))
 
     @compiled_once
@@ -81,7 +90,8 @@ class Banked(Wrapped):
             remembered = ops.Batch(bank, chosen, held, codebook)
             return self.inner.revival.source(key, remembered, codebook, counts, dead, None)
 
-        revival = dataclasses.replace(self.inner.revival, source=source)
+        given = self.inner.revival
+        revival = _FromBank(given.below, given.every, source)
         inner = dataclasses.replace(self.inner, revival=revival)
         moved = inner.update(params, state.inner, z, codes, key, mask, axis_name, weights)
         return BankedState(moved, bank, seen)

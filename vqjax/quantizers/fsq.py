@@ -145,7 +145,10 @@ class FSQ(Base):
         codes = hide(jnp.where(finite, jnp.sum(index * self._strides, axis=-1), -1), mask)
         z_q = ops.graft(self._values(index), carrier)
         return Quantized(
-            blank(z_q, codes).astype(z.dtype), codes.astype(jnp.int32), jnp.zeros(()), {}
+            blank(z_q, codes).astype(z.dtype),
+            codes.astype(jnp.int32),
+            jnp.zeros((), jnp.float32),
+            {},
         )
 
     def decode(self, params, state, codes) -> jax.Array:

@@ -70,7 +70,7 @@ class Guarded(Wrapped):
         """(params, GuardedState) from the inner's start on z [..., D]."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         zero = jnp.zeros((), jnp.int32)
-        return params, GuardedState(inner, jnp.zeros(self.num_codes), zero, zero, zero)
+        return params, GuardedState(inner, jnp.zeros(self.num_codes, jnp.float32), zero, zero, zero)
 
     @compiled_once
     def update(

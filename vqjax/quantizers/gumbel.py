@@ -117,7 +117,7 @@ class GumbelSoftmax(Base):
         soft = jnp.matmul(weights, params.codebook, precision=lax.Precision.HIGHEST)
         vectors = look_up(params.codebook, codes)
         z_q = soft if key is not None and not self.hard else ops.graft(vectors, soft)
-        losses, loss = {}, jnp.zeros(())
+        losses, loss = {}, jnp.zeros((), jnp.float32)
         if self.diversity:
             losses['diversity'] = ops.diversity(jax.nn.softmax(logits), valid, axis_name)
             loss = self.diversity * losses['diversity']

@@ -42,7 +42,7 @@ def bit_entropy(logit: jax.Array) -> jax.Array:
 
 def _products(p):
     """Probabilities of all words of a few bits: [N, b] -> [N, 2^b], first bit most significant."""
-    words = jnp.ones((p.shape[0], 1))
+    words = jnp.ones((p.shape[0], 1), jnp.float32)
     for bit in range(p.shape[1]):
         pair = jnp.stack([1 - p[:, bit], p[:, bit]], axis=-1)
         words = (words[:, :, None] * pair[:, None, :]).reshape(p.shape[0], -1)

@@ -89,7 +89,7 @@ class Projected(Base):
         """(ProjectedParams, inner state); the inner starts from the projected z [..., D]."""
         check_start(self, z, mask)
         first, second = jax.random.split(key)
-        kernel = jax.nn.initializers.orthogonal()(first, (z.shape[-1], self.dim))
+        kernel = jax.nn.initializers.orthogonal()(first, (z.shape[-1], self.dim), jnp.float32)
         params, state = self.inner.init(second, self._project(kernel, z), mask, axis_name)
         return ProjectedParams(kernel, kernel.T, params), state
 

@@ -51,8 +51,10 @@ class RandomProjection(Base):
         del mask, axis_name
         first, second = jax.random.split(key)
         bound = np.sqrt(6 / (z.shape[-1] + self.dim))
-        projection = jax.random.uniform(first, (z.shape[-1], self.dim), minval=-bound, maxval=bound)
-        codes = ops.normalize(jax.random.normal(second, (self.num_codes, self.dim)))
+        shape = z.shape[-1], self.dim
+        projection = jax.random.uniform(first, shape, jnp.float32, minval=-bound, maxval=bound)
+        codes = jax.random.normal(second, (self.num_codes, self.dim), jnp.float32)
+        codes = ops.normalize(codes)
         return (), RandomProjectionState(projection, codes)
 
     def quantize(
@@ -64,7 +66,7 @@ class RandomProjection(Base):
         projected = jnp.matmul(x, state.projection, precision=lax.Precision.HIGHEST)
         codes = hide(ops.nearest_codes(projected, state.codes, 'cosine'), mask)
         z_q = lax.stop_gradient(look_up(state.codes, codes)).astype(z.dtype)
-        return Quantized(z_q, codes, jnp.zeros(()), {})
+        return Quantized(z_q, codes, jnp.zeros((), jnp.float32), {})
 
     def decode(self, params, state, codes) -> jax.Array:
         """Unit codes float32 [..., dim] of codes [...]; zeros for -1."""

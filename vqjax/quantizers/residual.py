@@ -205,7 +205,7 @@ class Residual(Base):
         shape = x.shape[:-1]
         key = jax.random.fold_in(key, self.num_stages)
         if self.dropout == 'batch' or not shape:
-            draw = jax.random.uniform(key)
+            draw = jax.random.uniform(key, dtype=jnp.float32)
         else:
             real = jnp.ones(shape, bool) if mask is None else mask
             real = jnp.any(real.reshape(shape[0], -1), axis=-1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vqjax import ops
@@ -63,8 +64,10 @@ class SimVQ(Codebook):
         dim = z.shape[-1]
         power = ops.masked_mean(jnp.sum(rows**2, axis=-1), valid, axis_name)
         scale = jnp.sqrt(ops.pmean(power, axis_name))
-        frozen = jax.random.normal(key, (self.num_codes, dim)) / jnp.sqrt(dim)
-        return jnp.eye(dim) * jnp.where(scale > 0, scale, 1.0), frozen
+        frozen = jax.random.normal(key, (self.num_codes, dim), jnp.float32) / np.sqrt(
+            dim, dtype=np.float32
+        )
+        return jnp.eye(dim, dtype=jnp.float32) * jnp.where(scale > 0, scale, 1.0), frozen
 
     def read_codebook(self, params, state) -> jax.Array:
         """C W, float32 [K, D]; differentiable in W."""

@@ -87,7 +87,7 @@ class VQ(Codebook):
         state = VQState(jnp.zeros_like(params), jnp.maximum(counts, 1e-5), jnp.zeros((), jnp.int32))
         if self.affine:
             dim = params.shape[-1:]
-            params = Affine(params, jnp.ones(dim), jnp.zeros(dim))
+            params = Affine(params, jnp.ones(dim, jnp.float32), jnp.zeros(dim, jnp.float32))
         return params, state
 
     def read_codebook(self, params, state) -> jax.Array:
