@@ -66,7 +66,7 @@ def test_a_method_is_named_as_a_folder_can_be(tmp_path, method):
         ({'epochs': 10**9}, 'more than a counter of steps holds'),
         ({'dataset': 'mnist:99.0.0', 'data_dir': '/nowhere'}, 'mnist:99.0.0'),
         ({'dataset': 'digits/1'}, 'digits/1'),
-        ({'writers': 'tensorboard,mlflow'}, "unknown writer 'mlflow'"),
+        ({'writers': 'tensorboard,mlflow'}, "writers names 'mlflow': there are"),
     ],
 )
 def test_what_no_run_can_be_made_of_is_one_sentence(tmp_path, changes, text):

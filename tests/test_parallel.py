@@ -118,7 +118,7 @@ def test_a_mesh_that_does_not_match_the_devices_is_refused(shape):
         ({'parallel': 'xmap'}, "parallel is 'xmap': choose one of pmap, jit"),
         ({'parallel': 'jit', 'mesh_shape': (3, 1)}, 'does not match the'),
         ({'parallel': 'jit', 'mesh_shape': (1, 2, 3)}, 'mesh_shape is (1, 2, 3)'),
-        ({'overrides': {'fsq': {'parallel': 'jit'}}}, "overrides.fsq has no field 'parallel'"),
+        ({'overrides': {'fsq': {'parallel': 'jit'}}}, "unknown field of overrides.fsq 'parallel'"),
     ],
 )
 def test_bad_forms_are_one_line_and_leave_nothing_behind(tmp_path, fields, message):

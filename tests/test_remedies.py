@@ -72,7 +72,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
         ({'seeds': 0}, 'seeds is 0'),
         ({'methods': 'weak,cure'}, "unknown method 'cure'"),
         ({'steps': 3}, "unknown config field 'steps'"),
-        ({'overrides': {'weak': {'decay': 0.5}}}, "overrides.weak has no field 'decay'"),
+        ({'overrides': {'weak': {'decay': 0.5}}}, "unknown field of overrides.weak 'decay'"),
         ({'quantizers': {'weak': {'name': 'vq_emu'}}, 'overrides': {}}, 'quantizers.weak: name'),
     ],
 )

@@ -71,7 +71,7 @@ def test_without_it_the_install_line_is_said_before_anything_is_trained(tmp_path
     with pytest.raises(RunError, match=r"not installed: pip install 'vqjax\[wandb\]'"):
         experiment.run(small_config(writers='wandb'), str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()
-    assert open_writers([], tmp_path, 'x', 0, 0, {}) == []
+    assert open_writers('', tmp_path, 'x', 0, 0, {}) == []
 
 
 def test_what_wandb_refuses_is_one_sentence(tmp_path, wandb):

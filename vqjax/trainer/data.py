@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import grain
 import numpy as np
 
-from vqjax.trainer.records import SPLIT_SEED, InMemory, Split, carve, whole
+from vqjax.trainer.records import SPLIT_SEED, InMemory, Split, carve, check_arrays, whole
 
 Batch = dict[str, np.ndarray]
 
@@ -124,30 +124,17 @@ def from_arrays(
     Raises:
         ValueError: a split missing or empty, or shapes and labels that do not fit together.
     """
-    found = {}
+    found, shape = {}, ()
     for split in ('train', 'validation', 'test'):
         if split not in splits:
             raise ValueError(f'splits has {list(splits)}: need train, validation and test')
         images, labels = (np.asarray(x) for x in splits[split])
-        if images.ndim != 4 or labels.shape != images.shape[:1] or not images.size:
+        check_arrays(split, images, labels, num_classes)
+        shape = shape or images.shape[1:]
+        if images.shape[1:] != shape:
             raise ValueError(
-                f'splits[{split!r}] has images {images.shape} and labels {labels.shape}: '
-                'need [n, H, W, C] and [n], none of them 0'
-            )
-        if images.dtype.kind not in 'buif' or labels.dtype.kind not in 'ui':
-            raise ValueError(
-                f'splits[{split!r}] has images of {images.dtype} and labels of {labels.dtype}: '
-                'need real numbers and integers'
-            )
-        if found and images.shape[1:] != found['train'].records.images.shape[1:]:
-            raise ValueError(
-                f'splits[{split!r}] has images of shape {images.shape[1:]}, train of '
-                f'{found["train"].records.images.shape[1:]}: need one shape'
-            )
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(
-                f'splits[{split!r}] has labels {labels.min()} to {labels.max()}: '
-                f'need 0 to {num_classes - 1}'
+                f'splits[{split!r}] has images of shape {images.shape[1:]}, train of {shape}: '
+                'need one shape'
             )
         good = np.isfinite(images).all((1, 2, 3))
         found[split] = Split(
@@ -155,7 +142,7 @@ def from_arrays(
             np.flatnonzero(good),
             set(np.flatnonzero(~good).tolist()),
         )
-    return _dataset(name, num_classes, images.shape[1:], found)
+    return _dataset(name, num_classes, shape, found)
 
 
 def _digits() -> Dataset:

@@ -138,7 +138,7 @@ FIELDS: dict[str, Field] = {
     'log_every': Field(10, 'steps between records of the training loss', least=1),
     'writers': Field(
         'tensorboard',
-        "where numbers go besides metrics.jsonl: 'tensorboard', 'wandb', both or ''",
+        "where numbers go besides metrics.jsonl: 'tensorboard', 'wandb', both with a comma, or ''",
         shared=True,
     ),
     'record': Field(False, 'every step tells all that vqjax.health reads, in records/'),

@@ -69,3 +69,26 @@ def carve(split: Split) -> tuple[Split, Split]:
         Split(split.records, np.sort(kept), split.corrupt),
         Split(split.records, np.sort(carved)),
     )
+
+
+def check_arrays(split: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Checks that a split given as arrays is one.
+
+    Raises:
+        ValueError: naming the split and what does not fit.
+    """
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not images.size:
+        raise ValueError(
+            f'splits[{split!r}] has images {images.shape} and labels {labels.shape}: '
+            'need [n, H, W, C] and [n], none of them 0'
+        )
+    if images.dtype.kind not in 'buif' or labels.dtype.kind not in 'ui':
+        raise ValueError(
+            f'splits[{split!r}] has images of {images.dtype} and labels of {labels.dtype}: '
+            'need real numbers and integers'
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f'splits[{split!r}] has labels {labels.min()} to {labels.max()}: '
+            f'need 0 to {num_classes - 1}'
+        )

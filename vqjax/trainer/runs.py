@@ -57,8 +57,7 @@ class Run:
         step, folder = origin.progress.step, context.workdir.path
         own, config = context.settings.methods[method], context.settings.config
         try:
-            names = context.settings.writers
-            writers = open_writers(names, folder, method, seed, step, config)
+            writers = open_writers(own.writers, folder, method, seed, step, config)
             recorder = logs.Recorder.open(folder, method, seed, step, own.record, writers)
         except BaseException:
             origin.checkpoints.close()

@@ -16,7 +16,7 @@ from vqjax.trainer.fields import (
     complete,
     config,
 )
-from vqjax.trainer.writers import WRITERS
+from vqjax.trainer.writers import check_names
 
 __all__ = [
     'FIELDS',
@@ -49,9 +49,8 @@ class Parts(NamedTuple):
 class Settings(types.SimpleNamespace):
     """A checked configuration: its fields as attributes.
 
-    `config` is the plain data, `writers` a list. `methods` maps the name of each to its own
-    Settings, with its overrides applied, and `quantizer` (None for no quantizer) and `bridge` in
-    place of `methods`.
+    `config` is the plain data. `methods` maps the name of each to its own Settings, with its
+    overrides applied, and `quantizer` (None for no quantizer) and `bridge` in place of `methods`.
     """
 
 
@@ -97,13 +96,13 @@ def check(config: dict[str, Any], parts: Parts = Parts()) -> Settings:  # noqa: 
     if not names:
         raise RunError('quantizers is empty: give at least one method, {"none": None} for example')
     _check_overrides(config)
-    writers = choose(config['writers'], WRITERS, 'writer') if config['writers'] else []
+    check_names(config['writers'])
     methods = {}
     for name in names:
         if name in methods:
             raise RunError(f'method {name!r} is named twice in methods: name it once')
         methods[name] = _method(config, name, parts)
-    return Settings(**(config | {'methods': methods, 'writers': writers, 'config': config}))
+    return Settings(**(config | {'methods': methods, 'config': config}))
 
 
 def _check_together(config: Mapping[str, Any]) -> None:
@@ -161,11 +160,7 @@ def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f'quantizers.{name}: {error}') from error
     bridge = None if quantizer is None else parts.bridge(quantizer)
-    own = {
-        field: value
-        for field, value in own.items()
-        if field not in ('methods', 'overrides', 'writers')
-    }
+    own = {field: value for field, value in own.items() if field not in ('methods', 'overrides')}
     return Settings(**own, quantizer=quantizer, bridge=bridge)
 
 

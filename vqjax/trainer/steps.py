@@ -187,7 +187,7 @@ def gradients(
         quantized = output.quantized
     else:
         grads, stats, measured, quantized = accumulate(
-            task, state, params, grad_fn, images, batch['label'], mask, key
+            task, state, params, grad_fn, (images, batch['label'], mask), key
         )
     all_finite = measured.pop('finite')
     if task.axis is not None:
@@ -207,14 +207,7 @@ def gradients(
 
 
 def accumulate(
-    task: Task,
-    state: TrainState,
-    params: Any,
-    grad_fn: Callable,
-    images: Any,
-    labels: Any,
-    mask: Any,
-    key: Any,
+    task: Task, state: TrainState, params: Any, grad_fn: Callable, batch: tuple[Any, ...], key: Any
 ) -> tuple[Any, Any, dict[str, jax.Array], Any]:
     """Gradient of task.accumulate micro-batches; the codebook moves once, from all their vectors.
 
@@ -225,7 +218,7 @@ def accumulate(
     # Each takes one row of every `accumulate`: rows that are split over devices stay there.
     micro = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(-1, task.accumulate, *x.shape[1:]), 0, 1),
-        (images, labels, mask),
+        batch,
     )
 
     def body(carry: Any, batch: Any) -> Any:
@@ -244,7 +237,7 @@ def accumulate(
             {'params': state.params, **stats},
             jnp.swapaxes(z, 0, 1).reshape(-1, *z.shape[2:]),
             train=True,
-            mask=mask,
+            mask=batch[2],
             mutable=list(stats),
             rngs={'quantizer': key},
             method='requantize',

@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,23 +154,37 @@ class Wandb:
 WRITERS = ('tensorboard', 'wandb')
 
 
+def check_names(text: str) -> list[str]:
+    """The writers that a comma-separated list names; none of ''.
+
+    Raises:
+      RunError: for a name that is not known.
+    """
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    for name in names:
+        if name not in WRITERS:
+            raise RunError(f'writers names {name!r}: there are {", ".join(WRITERS)}')
+    return names
+
+
 def open_writers(
-    names: Sequence[str],
+    names: str,
     workdir: pathlib.Path,
     method: str,
     seed: int,
     first_step: int,
     config: Mapping[str, Any],
 ) -> list[Writer]:
-    """The writers of these names for one run.
+    """The writers that a comma-separated list names, for one run.
 
     Raises:
       RunError, OSError: one cannot be opened.
     """
     found: list[Writer] = []
-    if 'tensorboard' in names:
+    chosen = check_names(names)
+    if 'tensorboard' in chosen:
         folder = workdir / 'tensorboard' / method / f'seed_{seed}'
         found.append(TensorBoard(folder, first_step))
-    if 'wandb' in names:
+    if 'wandb' in chosen:
         found.append(Wandb(workdir, method, seed, config))
     return found
