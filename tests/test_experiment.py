@@ -222,3 +222,12 @@ def test_a_configuration_states_only_what_it_varies():
 
 def test_report_reads_what_was_written(done):
     assert report.table(done[1]).row_count >= 2
+
+
+def test_the_command_is_told_without_folders_of_the_machine():
+    argv = ['/home/me/vqjax/train.py', '--config', 'configs/mnist.py', '--workdir', '/data/run']
+    argv += ['--config.data_dir=/data/tfds', '--config.methods=none,fsq', '--config.note=a b']
+    assert experiment.command(argv) == (
+        'python train.py --config configs/mnist.py --workdir FOLDER --config.data_dir=FOLDER '
+        "--config.methods=none,fsq '--config.note=a b'"
+    )

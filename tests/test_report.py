@@ -63,6 +63,7 @@ def method_of(bits, params, **kwargs):
 def results():
     return {
         'schema': 1,
+        'command': 'python train.py --config.seeds=5',
         'config': {'dataset': 'digits', 'epochs': 30, 'batch_size': 64, 'bottleneck': 'vector'},
         'environment': {'jax': '0.10.2', 'devices': '1 x cpu'},
         'methods': {
@@ -238,6 +239,10 @@ def test_a_table_reads_in_a_terminal_too():
     assert lines == [
         '| method |  bits |', '| ------ | ----: |', '| none   | 4,096 |', '| a\\|b   |     8 |'
     ]  # fmt: skip
+
+
+def test_the_report_names_the_command_that_made_it(results):
+    assert f'```\n{results["command"]}\n```' in report.markdown(results)
 
 
 def test_every_picture_of_the_report_is_there(workdir):

@@ -262,7 +262,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts += ['## Findings', '\n'.join(_finding(f) for f in results['findings'])]
     parts += [
         '## How it was made',
-        tables.made_by('python train.py', results['environment']),
+        tables.made_by(results.get('command'), results['environment']),
         'With the configuration that `results.json` holds.',
     ]
     return '\n\n'.join(parts) + '\n'

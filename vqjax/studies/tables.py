@@ -52,7 +52,7 @@ def points_range(difference: Interval | None) -> str:
     return f'{100 * difference.low:+.1f} to {100 * difference.high:+.1f}'
 
 
-def made_by(command: str, environment: Mapping[str, Any]) -> str:
-    """The command that made a report, and where it ran."""
+def made_by(command: str | None, environment: Mapping[str, Any]) -> str:
+    """The command that made a report, where it is known, and where it ran."""
     where = ', '.join(f'{k} {v}' for k, v in environment.items())
-    return f'```\n{command}\n```\n\nOn {where}.'
+    return f'```\n{command}\n```\n\nOn {where}.' if command else f'On {where}.'

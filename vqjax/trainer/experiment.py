@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import os
+import pathlib
 import platform
+import shlex
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -243,10 +246,21 @@ def collect(settings: Settings, folder: Workdir, parts: Parts) -> dict[str, Any]
         }
     return {
         'schema': 1,
+        'command': command(sys.argv),
         'config': settings.config,
         'environment': environment(),
         'methods': methods,
     }
+
+
+def command(argv: list[str]) -> str:
+    """What started this process, as a shell reads it; folders of this machine are FOLDER."""
+    program, *rest = argv
+    shown = ['python', pathlib.PurePath(program).name]
+    for word in rest:
+        flag, equals, value = word.rpartition('=')
+        shown.append(f'{flag}{equals}FOLDER' if os.path.isabs(value) else shlex.quote(word))
+    return ' '.join(shown)
 
 
 def environment() -> dict[str, Any]:
