@@ -65,7 +65,8 @@ def _two_devices():
         stdin=pipe,
         stdout=pipe,
     )
-    atexit.register(process.kill)
+    atexit.register(process.wait)
+    atexit.register(process.stdin.close)  # first: at the end of its input it ends
     return process
 
 

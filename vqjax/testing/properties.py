@@ -28,7 +28,7 @@ def codes_decode_to_z_q_to_the_bit(trial: Trial) -> None:
     assert out.codes.shape == (*MANY, *q.code_shape), out.codes.shape
     assert out.codes.dtype == jnp.int32, out.codes.dtype
     assert out.loss.shape == () and out.loss.dtype == jnp.float32, out.loss
-    assert q.bits > 0
+    assert q.bits > 0, f'bits is {q.bits}'
     codes = np.asarray(out.codes)
     assert codes.max() < q.num_codes and codes.min() >= 0
     decoded = trial.decode(trial.params, trial.state, out.codes)
@@ -48,9 +48,9 @@ def masked_vectors_count_nowhere(trial: Trial) -> None:
     garbage = garbage.at[3].set(jnp.inf).at[3, 0].set(1e6)
     taken = trial.run(z, jnp.asarray(mask))
     other = trial.run(garbage, jnp.asarray(mask))
-    assert (np.asarray(taken.out.codes)[~mask] == -1).all()
-    assert (np.asarray(taken.out.z_q)[~mask] == 0).all()
-    assert (np.asarray(taken.gradients.z)[~mask] == 0).all()
+    assert (np.asarray(taken.out.codes)[~mask] == -1).all(), 'a masked vector has a code'
+    assert (np.asarray(taken.out.z_q)[~mask] == 0).all(), 'a masked z_q is not zero'
+    assert (np.asarray(taken.gradients.z)[~mask] == 0).all(), 'a gradient reaches masked z'
     np.testing.assert_array_equal(np.asarray(taken.out.codes), np.asarray(other.out.codes))
     assert_same(taken.out.loss, other.out.loss, 'loss')
     assert_same(taken.gradients, other.gradients, 'gradients')
@@ -102,9 +102,12 @@ def gradients_reach_z_and_never_the_state(trial: Trial) -> None:
     assert_finite((slopes.params, slopes.z), 'gradient')
     for leaf in slopes.state:
         assert not np.asarray(leaf).any(), 'a gradient reaches the state'
-    assert np.asarray(slopes.z).any() != getattr(trial.q, 'targets_only', False)
+    reaches, targets = np.asarray(slopes.z).any(), getattr(trial.q, 'targets_only', False)
+    assert reaches != targets, f'a gradient reaches z: {reaches}, targets_only={targets}'
     leaves = jax.tree.leaves(slopes.params)
-    assert not leaves or any(np.asarray(leaf).any() for leaf in leaves)
+    assert not leaves or any(np.asarray(leaf).any() for leaf in leaves), (
+        'no gradient reaches params'
+    )
 
 
 def order_of_the_batch_does_not_matter(trial: Trial) -> None:
@@ -137,7 +140,7 @@ def non_finite_vectors_do_not_poison_the_state(trial: Trial) -> None:
     bad[0, 3] = bad[1, 4] = bad[2, 0] = True
     codes = np.asarray(taken.out.codes).reshape(*ROWS, -1)
     assert (codes[bad] == -1).any(axis=-1).all()
-    assert np.isfinite(np.asarray(taken.out.z_q)[~bad]).all()
+    assert np.isfinite(np.asarray(taken.out.z_q)[~bad]).all(), 'a bad vector spoils others'
     # The loss may show them; what others learn from does not.
     assert_finite((taken.gradients.params, taken.gradients.z[~bad]), 'gradients of the others')
     masked = trial.run(trial.batch(5), jnp.asarray(~bad))
@@ -200,10 +203,10 @@ def plain_data_and_back(trial: Trial) -> None:
     with _registered(q) as kinds:
         spec = to_spec(q)
         again = make(spec)
-        assert again == q and hash(again) == hash(q)
-        assert to_spec(again) == spec
+        assert again == q and hash(again) == hash(q), f'{spec} makes {again!r}'
+        assert to_spec(again) == spec, f'{spec} becomes {to_spec(again)}'
     if not any('<locals>' in kind.__qualname__ for kind in kinds.values()):
-        assert pickle.loads(pickle.dumps(q)) == q
+        assert pickle.loads(pickle.dumps(q)) == q, 'another comes out of its pickle'
     names = {**vars(vqjax), **vars(ops), **kinds}
     assert eval(repr(q), names) == q, repr(q)  # noqa: S307 - a repr of a frozen dataclass
 
