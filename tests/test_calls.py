@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support import table
 
-from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, ops
-from vqjax.quantizers import calls
+from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, SimVQ, ops
+from vqjax.quantizers import forms
 
 KEY = jax.random.key(0)
 Z = jax.random.normal(KEY, (64, 8))
@@ -54,6 +54,12 @@ REFUSED = {
     r'got z of shape \(0, 16\)': lambda: EMA.update((), STATE, jnp.zeros((0, 16)), CODES[:0]),
     r'key must be one random key.* got 3': lambda: quantize(key=3),
     r'key must be one random key': lambda: quantize(key=jax.random.split(KEY, 2)),
+    r'2147483647 codes of 1000 features take 8,589.9 GB, and the devices': lambda: jax.eval_shape(
+        VQEMA(2**31 - 1).init, KEY, jnp.ones((2, 1000))
+    ),
+    r'2147483647 codes of 1000 features take': lambda: jax.eval_shape(
+        SimVQ(2**31 - 1).init, KEY, jnp.ones((2, 1000))
+    ),
     # Another quantizer's state, and another number of features.
     r'do not fit VQEMA\(num_codes=32, .* z of 8 features: state.counts is float32\[16\] where '
     r'float32\[32\] is needed; state.sums is float32\[16, 8\]': lambda: quantize(state=SMALL),
@@ -151,7 +157,7 @@ def test_params_may_be_kept_in_half_precision(q):
 def test_the_check_neither_computes_nor_traces_twice(monkeypatch):
     """A quantizer is traced once for its form, and never where its init ran in this process."""
     traced = []
-    monkeypatch.setattr(calls, '_made', {})
+    monkeypatch.setattr(forms, '_made', {})
 
     def start(key, z, k, mask=None, axis_name=None):
         traced.append(z.shape)
@@ -163,7 +169,7 @@ def test_the_check_neither_computes_nor_traces_twice(monkeypatch):
     codes = q.quantize(params, state, Z).codes
     q.decode(params, state, codes)
     assert len(traced) == 1
-    calls._made.clear()
+    forms._made.clear()
     for _ in range(2):
         q.decode(params, state, codes)
         q.quantize(params, state, Z)

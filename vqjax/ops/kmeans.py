@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from vqjax.ops.rows import flat_rows, gumbel_rows, top_rows, uniform_rows
 from vqjax.ops.scores import normalize
 from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
 
+# Largest absolute value of a batch: sums of 10^6 squares, and reciprocals of such, fit float32.
+LARGEST = 1e16
 # Seeding draws this many times; with more centroids a draw takes several rows at once.
 _SEED_ROUNDS = 64
 
@@ -46,7 +49,8 @@ def check_distinct(z: jax.Array, mask: jax.Array | None = None) -> None:
       mask: bool [...], True = real.
 
     Raises:
-      ValueError: for a batch without real vectors, with a non-finite one, or of identical ones.
+      ValueError: for a batch without real vectors, with a non-finite one, of identical ones, or
+        of values whose squares float32 cannot hold.
     """
     rows = np.asarray(z, np.float32).reshape(-1, z.shape[-1])
     if mask is not None:
@@ -59,10 +63,33 @@ def check_distinct(z: jax.Array, mask: jax.Array | None = None) -> None:
         raise ValueError(
             f'the init batch z has {bad} of {len(rows)} vectors that are not finite; {advice}'
         )
+    largest = np.abs(rows).max(initial=0)
+    if largest and not 1 / LARGEST <= largest <= LARGEST:
+        raise ValueError(
+            f'the init batch z has values up to {largest:g}, whose squares float32 cannot hold: '
+            f'scale z, so that they lie between {1 / LARGEST:g} and {LARGEST:g}'
+        )
     if len(rows) > 1 and (rows == rows[0]).all():
         raise ValueError(
             f'all {len(rows)} vectors of the init batch z are identical '
             f'(first value {rows[0, 0]:g}); {advice}'
+        )
+
+
+def check_room(k: int, dim: int) -> None:
+    """Raise ValueError where [k, dim] float32 are more than all devices of this run can hold.
+
+    An allocation would fail with a traceback, or have the process killed.
+    """
+    memory = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+    if memory is None and hasattr(os, 'sysconf'):
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    # The devices of a CPU share its memory; the bound is then a generous one.
+    room = jax.device_count() * (memory or math.inf)
+    if 4 * k * dim > room:
+        raise ValueError(
+            f'{k} codes of {dim} features take {4 * k * dim / 1e9:,.1f} GB, and the devices of '
+            f'this run hold {room / 1e9:,.1f}: give fewer codes or features'
         )
 
 
@@ -128,6 +155,7 @@ def kmeans(
     """
     check_count('k', k)
     check_count('iters', iters, 0)
+    check_room(k, z.shape[-1])
     return _kmeans(key, *flat_rows(z, mask), k, iters, axis_name)
 
 
@@ -173,6 +201,7 @@ def normal(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
     z [..., D] (only its D is read) -> Start.
     """
     del mask, axis_name
+    check_room(k, z.shape[-1])
     return Start(jax.random.normal(key, (k, z.shape[-1]), jnp.float32), jnp.ones(k, jnp.float32))
 
 
@@ -191,6 +220,7 @@ def batch_rows(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
 
     z [..., D] -> Start.
     """
+    check_room(k, z.shape[-1])
     rows, valid = flat_rows(z, mask)
     priority = jnp.where(valid, uniform_rows(key, valid, axis_name), -jnp.inf)
     chosen, ok = top_rows(rows, priority, k, axis_name)

@@ -12,10 +12,12 @@ METRICS = ('euclidean', 'cosine')
 def normalize(x: jax.Array) -> jax.Array:
     """Scale vectors to unit length; vectors shorter than 1e-12 keep a finite gradient.
 
-    x [..., D] float -> float [..., D].
+    x [..., D] float -> float [..., D], NaN where the square of the length is beyond float32.
     """
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * lax.rsqrt(jnp.maximum(square, 1e-24))
+    # Through the reciprocal root of infinity it would be the zero vector, which has a code.
+    scale = jnp.where(square < jnp.inf, lax.rsqrt(jnp.maximum(square, 1e-24)), jnp.nan)
+    return x * scale
 
 
 def bias_and_codes(codebook: jax.Array, metric: str) -> tuple[jax.Array, jax.Array]:

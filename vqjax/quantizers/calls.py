@@ -20,8 +20,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.ops import AxisName
-
-PyTree = Any
+from vqjax.quantizers.forms import as_array, describe, fitting, grid_of, remember
 
 
 def checked(name: str, method: Callable, specs: Any) -> Callable:
@@ -50,7 +49,7 @@ def checked(name: str, method: Callable, specs: Any) -> Callable:
         with _inside.a_call():
             result = outermost(*bound.args, **bound.kwargs)
         if name == 'init':
-            _remember(quantizer, given['z'].shape[-1], result)
+            remember(quantizer, given['z'].shape[-1], result)
         return result
 
     return call
@@ -121,19 +120,19 @@ def _check_arguments(quantizer, name, given):
     check_axis(given.get('axis_name'))
     shape = None
     if 'z' in given:
-        z = given['z'] = _array('z', given['z'])
+        z = given['z'] = as_array('z', given['z'])
         _check_vectors(z)
         shape = z.shape[:-1]
     if given.get('mask') is not None:
-        mask = given['mask'] = _array('mask', given['mask'])
+        mask = given['mask'] = as_array('mask', given['mask'])
         if mask.dtype != bool or mask.shape != shape:
             raise ValueError(
                 f'mask must be bool of shape {shape}, one entry for each vector of z '
-                f'{z.shape}, got {_describe(mask)}'
+                f'{z.shape}, got {describe(mask)}'
             )
     if 'codes' in given:
         # What is quantized grid by grid has codes of a grid, not of a vector.
-        rows = None if shape is None else shape[: len(shape) - len(_grid(quantizer))]
+        rows = None if shape is None else shape[: len(shape) - len(grid_of(quantizer))]
         given['codes'] = _codes(given['codes'], rows, quantizer.code_shape)
     if given.get('weights') is not None:
         given['weights'] = _weights(given['weights'], shape)
@@ -142,12 +141,7 @@ def _check_arguments(quantizer, name, given):
     if 'params' in given and 'state' in given:
         trees = given['params'], given['state']
         dim = given['z'].shape[-1] if 'z' in given else None
-        given['params'], given['state'] = _fitting(quantizer, trees, dim)
-
-
-def _grid(quantizer):
-    """Axes of z that one entry of codes stands for together."""
-    return getattr(quantizer, 'grid', ())
+        given['params'], given['state'] = fitting(quantizer, trees, dim)
 
 
 def check_axis(axis_name: AxisName) -> None:
@@ -160,17 +154,6 @@ def check_axis(axis_name: AxisName) -> None:
             f'axis_name={axis_name!r} is no mapped axis here: give it to pmap, vmap or shard_map '
             'around this call, or leave it None under jit over sharded arrays'
         ) from None
-
-
-def _array(name, value):
-    """`value` as an array of JAX; NumPy's keep their values whatever their byte order."""
-    if isinstance(value, jax.Array):
-        return value
-    try:
-        value = np.asarray(value)
-        return jnp.asarray(value.astype(value.dtype.newbyteorder('='), copy=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{name} must be an array, got {value!r:.100}: {error}') from None
 
 
 def _check_vectors(z):
@@ -190,7 +173,7 @@ def _codes(codes, shape, code_shape):
     """Codes int32; where int32 cannot hold one, it is no code and stays none."""
     if isinstance(codes, np.ndarray) and codes.dtype.kind in 'iu':
         codes = np.clip(codes, -1, np.iinfo(np.int32).max).astype(np.int32)
-    codes = _array('codes', codes)
+    codes = as_array('codes', codes)
     if not jnp.issubdtype(codes.dtype, jnp.integer):
         raise ValueError(f'codes must be integers, got dtype {codes.dtype}')
     first = codes.ndim - len(code_shape)
@@ -216,11 +199,11 @@ def _weights(weights, shape):
         weights = np.asarray(weights)
         if weights.dtype.kind == 'f' and not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError(f'weights must be finite and not negative, got {weights!r:.200}')
-    weights = _array('weights', weights)
+    weights = as_array('weights', weights)
     if not jnp.issubdtype(weights.dtype, jnp.floating) or weights.shape != shape:
         raise ValueError(
             f'weights must be floating point of shape {shape}, one for each vector of z, got '
-            f'{_describe(weights)}'
+            f'{describe(weights)}'
         )
     return weights.astype(jnp.float32)
 
@@ -230,125 +213,3 @@ def _check_key(key):
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (typed and key.shape == () or dtype == jnp.uint32 and len(key.shape) == 1):
         raise ValueError(f'key must be one random key, such as jax.random.key(0), got {key!r:.100}')
-
-
-# params and state against those that `init` makes.
-
-
-# What init made, or would make: (quantizer, D, whether x64) -> shapes and dtypes of its trees.
-_made: dict[Any, PyTree] = {}
-
-
-def _remember(quantizer, dim, trees):
-    if len(_made) >= 1024:
-        _made.clear()
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tuple(trees))
-    _made[quantizer, dim, jax.config.jax_enable_x64] = shapes
-
-
-def _made_for(quantizer, dim):
-    """Shapes and dtypes of the (params, state) for D features; None where they cannot be told.
-
-    Traced once for a quantizer that was not started here, nothing is computed.
-    """
-    place = quantizer, dim, jax.config.jax_enable_x64
-    if place not in _made:
-        z = jax.ShapeDtypeStruct((1, *_grid(quantizer), dim), jnp.float32)
-        try:
-            with _inside.a_call():
-                made = jax.eval_shape(lambda z: quantizer.init(jax.random.key(0), z), z)
-        except jax.errors.JAXTypeError:  # a start of the user's that reads values
-            return None
-        _remember(quantizer, dim, made)
-    return _made[place]
-
-
-def _fitting(quantizer, trees, dim):
-    """(params, state) as arrays, which must have the form that `init` gives them for D features.
-
-    Params may be kept in any floating dtype, and are computed with in float32. Statistics may not:
-    half precision would lose counts. dim: None where z is not at hand.
-    """
-    trees = jax.tree.map(lambda x: _array('an array of params and state', x), tuple(trees))
-    wrong = None
-    for size in [dim] if dim else _possible_dims(quantizer, trees):
-        expected = _made_for(quantizer, size)
-        if expected is None:
-            return trees
-        found = _misfits(trees, expected)
-        if not found:
-            return tuple(map(_as_computed, trees, expected))
-        wrong = wrong or found
-    if wrong:
-        vectors = f' and z of {dim} features' if dim else ''
-        more = f', and {len(wrong) - 4} more' if len(wrong) > 4 else ''
-        raise ValueError(
-            f'params and state do not fit {quantizer!r}{vectors}: '
-            f'{"; ".join(wrong[:4])}{more}; both come from its own init'
-        )
-    return trees
-
-
-def _possible_dims(quantizer, trees):
-    """Numbers of features that params and state may be for, where only codes are known."""
-    known = [dim for made, dim, _ in list(_made) if made == quantizer]
-    leaves = sorted(jax.tree.leaves(trees), key=lambda x: -x.ndim)
-    groups, inner = 1, quantizer
-    while inner is not None and not isinstance(inner, tuple):
-        groups *= getattr(inner, 'num_groups', 1)
-        inner = getattr(inner, 'inner', None)
-    sizes = [size for leaf in leaves for size in leaf.shape[::-1]]
-    for dim in dict.fromkeys([*known, *(size * groups for size in sizes), *sizes, groups]):
-        try:
-            _made_for(quantizer, dim)
-        except ValueError:  # not divisible by the groups, or not the features of a grid
-            continue
-        yield dim
-
-
-def _misfits(trees, expected):
-    """What is wrong with the leaves of (params, state), a phrase each; [] where they fit."""
-    wrong = []
-    for name, tree, like in zip(('params', 'state'), trees, expected, strict=True):
-        given, needed = _leaves(name, tree), _leaves(name, like)
-        if not given and not needed:
-            continue
-        for leaf in needed | given:
-            if not _fits(name, given.get(leaf), needed.get(leaf)):
-                has, need = (
-                    _describe(x[leaf]) if leaf in x else 'nothing' for x in (given, needed)
-                )
-                wrong.append(f'{leaf} is {has} where {need} is needed')
-        if not wrong and jax.tree.structure(tree) != jax.tree.structure(like):
-            wrong.append(
-                f'{name} has the right arrays in other containers: it must be a '
-                f'{jax.tree.structure(like)}'
-            )
-    return wrong
-
-
-def _fits(name, leaf, like):
-    if leaf is None or like is None or leaf.shape != like.shape:
-        return False
-    kept = name == 'params' and jnp.issubdtype(like.dtype, jnp.floating)
-    return leaf.dtype == like.dtype or (kept and jnp.issubdtype(leaf.dtype, jnp.floating))
-
-
-def _as_computed(tree, like):
-    """The tree with dtypes as init makes them; a tree without arrays as it came."""
-    if not jax.tree.leaves(tree):
-        return tree
-    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)
-
-
-def _leaves(name, tree):
-    """Arrays by name, such as 'state.counts'."""
-    return {
-        name + ''.join('.' + jax.tree_util.keystr((part,), simple=True) for part in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _describe(x):
-    """Dtype and shape, such as 'float32[4, 8]'."""
-    return 'nothing' if x is None else f'{x.dtype}{list(x.shape)}'

@@ -105,6 +105,7 @@ class FSQ(Base):
 
     def unbound(self, z: jax.Array) -> jax.Array:
         """The inverse of the bound, cut off where it would be infinite. z [..., len(levels)]."""
+        check_features(z, len(self.levels), f'levels={self.levels}')
         if self.symmetric:
             return jnp.arctanh(jnp.clip(z, -0.999, 0.999))
         half, offset, shift = self._bound()

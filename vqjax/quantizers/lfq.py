@@ -132,7 +132,7 @@ class LFQ(Base):
             x = ops.normalize(x)
         powers = 1 << np.arange(self.num_bits - 1, -1, -1, dtype=np.int32)
         codes = jnp.sum(jnp.where(x > 0, powers, 0), axis=-1, dtype=jnp.int32)
-        codes = jnp.where(jnp.all(jnp.isfinite(z), axis=-1), codes, -1)
+        codes = jnp.where(jnp.all(jnp.isfinite(x), axis=-1), codes, -1)
         vectors = jnp.where(x > 0, self._scale, -self._scale)
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
         loss = self.commitment * losses['commitment']

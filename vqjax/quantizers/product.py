@@ -78,6 +78,11 @@ class Product(Base):
         return self.inner.starts_from_data
 
     @property
+    def targets_only(self) -> bool:
+        """The inner's."""
+        return self.inner.targets_only
+
+    @property
     def _axis(self):
         return None if self.shared else 0
 

@@ -18,6 +18,7 @@ from vqjax.quantizers.base import (
     Quantizer,
     check,
     check_count,
+    check_features,
     check_flag,
     check_inner,
     check_start,
@@ -117,7 +118,16 @@ class Residual(Base):
         scales = [np.float32(1)]
         for inner in self._by_stage[:-1]:
             scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
+        if len({scale.size for scale in scales if scale.ndim}) > 1:
+            raise ValueError(f'inner={self.inner!r} has grids of different numbers of features')
         return np.stack(np.broadcast_arrays(*scales))
+
+    def _scales_for(self, z):
+        """`_scales`, which z [..., D] must fit."""
+        scales = self._scales
+        if scales.ndim > 1:
+            check_features(z, scales.shape[1], f'inner={self.inner!r}')
+        return scales
 
     def _stages(self, body, carry, *xs, params=None, state=None):
         """(carry, outputs) of body(inner, carry, params, state, *x) run over the stages."""
@@ -153,7 +163,7 @@ class Residual(Base):
             return residual, (params, state)
 
         keys = jax.random.split(key, self.num_stages)
-        _, started = self._stages(start, z, keys, self._scales)
+        _, started = self._stages(start, z, keys, self._scales_for(z))
         if isinstance(self.inner, tuple):
             return tuple(p for p, _ in started), tuple(s for _, s in started)
         return started
@@ -181,7 +191,7 @@ class Residual(Base):
         keys = None if key is None else jax.random.split(key, self.num_stages)
         used = self._used(key, x, mask, axis_name)
         chosen = self._chosen(params, state, x)
-        xs = (keys, used, chosen, self._scales)
+        xs = (keys, used, chosen, self._scales_for(x))
         begin = Sums.nothing(x, learns, ahead)
         sums, outputs = self._stages(stage, begin, *xs, params=params, state=state)
         codes, loss, losses = _merge(outputs) if isinstance(outputs[0], tuple) else outputs
@@ -231,7 +241,9 @@ class Residual(Base):
             moved = inner.update(params, state, scaled, codes, key, mask, axis_name, weights)
             return residual - value, moved
 
-        _, outputs = self._stages(stage, z, codes, keys, self._scales, params=params, state=state)
+        _, outputs = self._stages(
+            stage, z, codes, keys, self._scales_for(z), params=params, state=state
+        )
         if not self.shared:
             return outputs
         # Vectors of all stages in one update: the averages decay once a step, not S times. The

@@ -60,6 +60,7 @@ class SimVQ(Codebook):
           ValueError: for a batch of identical, zero or non-finite vectors (outside jit).
         """
         check_start(self, z, mask)
+        ops.check_room(self.num_codes, z.shape[-1])
         rows, valid = ops.flat_rows(z, mask)
         dim = z.shape[-1]
         power = ops.masked_mean(jnp.sum(rows**2, axis=-1), valid, axis_name)
