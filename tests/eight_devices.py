@@ -10,7 +10,18 @@ from jax.sharding import AxisType, PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from vqjax import LFQ, VQ, VQEMA, Banked, Guarded, GumbelSoftmax, Product, Residual, ops  # noqa: E402
+from vqjax import (  # noqa: E402
+    LFQ,
+    VQ,
+    VQEMA,
+    Banked,
+    Guarded,
+    GumbelSoftmax,
+    MultiScale,
+    Product,
+    Residual,
+    ops,
+)
 
 EAGER = ops.Revival(below=0.9, every=1)
 STEPS = 20
@@ -24,13 +35,15 @@ QUANTIZERS = [
     Guarded(VQEMA(24, decay=0.9, init='normal', revival=None), least=32.0, cooldown=2),
     GumbelSoftmax(8, diversity=0.1),
     LFQ(4),
+    MultiScale(VQEMA(8, decay=0.9, revival=EAGER), (1, 2, (2, 4)), phi=(0.5,)),
 ]
 
 
 def program(q, axis_name):
-    """k-means start and 20 training steps: z [20, n, 4] and mask [20, n] to codes, state, loss."""
+    """k-means start and 20 training steps: z [20, n, 4] and mask [20, n] to codes, loss, state."""
 
     def run(z, mask):
+        z, mask = (x.reshape(STEPS, -1, *q.grid, *x.shape[2:]) for x in (z, mask))
         params, state = q.init(jax.random.key(0), z[0], mask[0], axis_name)
 
         def step(carry, inputs):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import re
 import sys
@@ -24,6 +25,7 @@ from vqjax import (  # noqa: E402
     Banked,
     Guarded,
     GumbelSoftmax,
+    MultiScale,
     Product,
     Projected,
     RandomProjection,
@@ -76,6 +78,7 @@ NESTINGS = [
     Residual(Product(VQ(K, init=ops.batch_rows, revival=EAGER), 2), 2),
     Product(Residual(BLOCK, 2, dropout='sample'), 2),
     Projected(Product(SimVQ(K), 2, shared=True), 4),
+    MultiScale(BLOCK, (1, 2, 4, 8), phi=(0.5, 0.5)),
 ]
 MOVES = ('all-gather', 'all-to-all', 'collective-permute')
 COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(MOVES)}|all-reduce|reduce-scatter)(?:-start)?\(')
@@ -187,11 +190,11 @@ def search():
 
 def steps(cases, kind):
     """Start and step of these quantizers, rows over both axes, against one device."""
-    on, z = mesh(kind), batch()
-    split = jax.device_put(z, NamedSharding(on, P(('data', 'model'))))
-    single = jax.device_put(z, jax.devices()[0])
-    rows = {}
+    on, rows = mesh(kind), {}
     for q in cases:
+        z = batch().reshape(-1, *q.grid, D)
+        split = jax.device_put(z, NamedSharding(on, P(('data', 'model'))))
+        single = jax.device_put(z, jax.devices()[0])
         run = compiled(train(q), split)
         got = run(split)
         rows[repr(q)] = {
@@ -282,8 +285,9 @@ def refusals():
 def explicit_traces():
     """Every entry of the contract table over Explicit axes: what does not trace, and says what."""
     on, failed = mesh(AxisType.Explicit), {}
-    z = jax.device_put(batch(64, 8), NamedSharding(on, P('data')))
     for name, q in table().items():
+        z = batch(64 * math.prod(q.grid), 8).reshape(64, *q.grid, 8)
+        z = jax.device_put(z, NamedSharding(on, P('data')))
         try:
             out = jax.jit(train(q)).trace(z).out_info
             assert jax.typeof(z).sharding.spec[0] == out[0].sharding.spec[0], out[0].sharding

@@ -180,6 +180,8 @@ def table():
         Banked,
         Guarded,
         GumbelSoftmax,
+        Levels,
+        MultiScale,
         Product,
         Projected,
         RandomProjection,
@@ -224,6 +226,11 @@ def table():
         Product(vq, 2, shared=True),
         Projected(FSQ((8, 5, 5)), 3),
         Projected(VQEMA(8, metric='cosine', revival=eager), 4, normalize=True),
+        Levels((ema, VQ(4), FSQ((3,) * 8)), (8, 1, 15)),
+        Levels((Product(SimVQ(8), 2),), (24,)),
+        MultiScale(ema, (1, (2, 3), (4, 6))),
+        MultiScale(vq, (1, (3, 4), (4, 6)), phi=(0.5, 0.25)),
+        MultiScale(FSQ((5,) * 8, noise=1.0), ((2, 3), (4, 6)), phi=(1.0,)),
         # Nestings of two combinators.
         Residual(Residual(ema, 2), 2),
         Residual(Product(vq, 2), 2),
@@ -234,5 +241,6 @@ def table():
         Projected(Residual(GumbelSoftmax(4), 2), 4),
         Projected(Product(SimVQ(4), 2, shared=True), 4),
         Projected(Projected(ema, 4), 4),
+        Projected(MultiScale(SimVQ(8), ((2, 3), (4, 6)), phi=(0.5,)), 4),
     ]
     return {repr(q).replace('num_codes=', ''): q for q in entries}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqjax import encoders
+from vqjax import encoders, ops
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -43,7 +43,7 @@ def test_the_product_with_patches_is_the_convolution_forward_and_backward(
 
     @jax.jit
     def compare(x, w):
-        return both(encoders.convolve)(x, w), both(jax.lax.conv_general_dilated)(x, w)
+        return both(ops.convolve)(x, w), both(jax.lax.conv_general_dilated)(x, w)
 
     ours, theirs = compare(x, w)
     assert ours[0][1].shape == theirs[0][1].shape
@@ -145,4 +145,4 @@ def test_unknown_names_are_errors_that_list_the_known_ones(field, value):
 @pytest.mark.parametrize('options', [{'rhs_dilation': (2, 2)}, {'feature_group_count': 3}])
 def test_patches_of_other_convolutions_are_refused(options):
     with pytest.raises(ValueError, match='use lax.conv_general_dilated'):
-        encoders.convolve(images(1, 8, 8, 3), jnp.zeros((3, 3, 3, 6)), (1, 1), 'SAME', **options)
+        ops.convolve(images(1, 8, 8, 3), jnp.zeros((3, 3, 3, 6)), (1, 1), 'SAME', **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import SMALL, small_config, trained_steps
 
-from vqjax.codec import Codec
+from vqjax.codec import Codec, fit
 from vqjax.trainer import data, experiment, settings, training
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.settings import RunError
@@ -27,6 +27,7 @@ def config(**changes):
             'uncommitted': SMALL | {'commitment': 0.0},
             'warmed_up': SMALL,
             'tokenizer': SMALL,
+            'scales': {'name': 'multi_scale', 'scales': (1, 2), 'phi': (0.5,), 'inner': SMALL},
         },
         'methods': 'all',
         'weight_decay': 0.0,
@@ -38,6 +39,7 @@ def config(**changes):
                 'standardize': False,
                 'learning_rate': 1e-2, 'learning_rate_schedule': 'constant', 'warmup_epochs': 0,
             },
+            'scales': {'bottleneck': 'grid', 'reconstruction_weight': 1.0},
         },
     } | changes)  # fmt: skip
 
@@ -102,6 +104,31 @@ def test_the_codec_of_a_tokenizer_gives_the_codes_it_counted(done):
     assert codes.shape == (360, 2, 2)
     counted = read_counts(done[1]['methods']['tokenizer']['seeds'][0])
     np.testing.assert_array_equal(np.bincount(codes.ravel(), minlength=16), counted)
+
+
+def test_a_quantizer_of_grids_trains_and_its_codec_takes_images(done, tmp_path):
+    method = done[1]['methods']['scales']
+    [measured] = method['seeds']
+    # One codebook, counted over all scales; the bits are those of a grid, which is an image.
+    counts = read_counts(measured)
+    assert counts.shape == (16,) and counts.sum() == 5 * 360
+    assert method['bits'] == 5 * 4 and measured['tokens'] == 5 * 360
+    codec = Codec.from_workdir(done[0], 'scales')
+    images = data.load('digits').splits['test'].read(np.arange(360))[0]
+    codes = codec.encode(images)
+    assert codes.shape == (360, 5)
+    np.testing.assert_array_equal(np.bincount(codes.ravel(), minlength=16), counts)
+    assert codec.decode(codes[:7]).shape == (7, 2, 2, codec.dim)
+    assert codec.pack(codes[:7]).nbytes == -(-7 * 20 // 8)
+    codec.save(tmp_path / 'codec')
+    assert (Codec.load(tmp_path / 'codec').encode(images[:7]) == codes[:7]).all()
+    z = codec.encoder(images[:7])
+    z[3, 0, 1, 2] = np.nan
+    assert codec.error(z) < codec.error(np.where(np.isfinite(z), z, 9.0))
+    with pytest.raises(ValueError, match=r'features on a grid \(2, 2\).*\(3, 16\)'):
+        Codec(codec.quantizer, codec.params, codec.state).encode(z[0, 0, :1].repeat(3, 0))
+    with pytest.raises(ValueError, match='fit takes vectors'):
+        fit(codec.quantizer, jax.random.key(0), z)
 
 
 def test_the_best_tokenizer_is_the_one_of_least_error(done):

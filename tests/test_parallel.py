@@ -24,11 +24,17 @@ quantizers = {
     'vq': {'name': 'vq', 'num_codes': 64},
     'sim_vq': {'name': 'sim_vq', 'num_codes': 32},
     'lfq': {'name': 'projected', 'dim': 4, 'inner': {'name': 'lfq', 'num_bits': 4}},
+    'two': {'name': 'vq_ema', 'num_codes': 32},
+    'scales': {'name': 'multi_scale', 'scales': (1, 2), 'phi': (0.5,),
+               'inner': {'name': 'vq_ema', 'num_codes': 16}},
 }
 config = digits.get_config().to_dict() | {
     'seeds': 1, 'methods': sys.argv[2], 'width': 8, 'features': 16, 'epochs': 5, 'batch_size': 256,
     'log_every': 1, 'eval_every': 5.0, 'checkpoint_every': 2, 'keep_checkpoints': 9,
-    'quantizers': quantizers, 'overrides': {'rvq': {'accumulate': 2}},
+    'quantizers': quantizers, 'overrides': {
+        'rvq': {'accumulate': 2}, 'two': {'bottleneck': 'two_level'},
+        'scales': {'bottleneck': 'grid'},
+    },
 }
 experiment.run(config, str(workdir / 'pmap'))
 shutil.copytree(workdir / 'pmap', workdir / 'rows')
@@ -59,13 +65,14 @@ def records(folder):
     return {(r['method'], r['step']): r for r in lines if r.get('split') == 'train'}
 
 
-def same_steps(expected, found, num_steps):
-    """Every number of every step to 1e-5."""
+def same_steps(expected, found, num_steps, **looser):
+    """Every number of every step to 1e-5, or those of a method to what is said of it."""
     assert found.keys() == expected.keys() and len(found) == num_steps
     for at, record in expected.items():
         for name, value in record.items():
             if isinstance(value, float):
-                assert found[at][name] == pytest.approx(value, rel=1e-5, abs=1e-5), (at, name)
+                close = looser.get(at[0], 1e-5)
+                assert found[at][name] == pytest.approx(value, rel=close, abs=close), (at, name)
 
 
 def test_jit_with_codes_split_equals_pmap_at_every_step(trained):
@@ -93,9 +100,10 @@ def test_what_is_reported_of_the_test_split_is_the_same(trained, form):
 
 @pytest.mark.long
 def test_other_quantizers_train_alike_under_every_form(tmp_path):
-    train(tmp_path, 'vq,sim_vq,lfq')
+    # The norm of two levels' gradient feels rounding most: their loss agrees to 5e-6.
+    train(tmp_path, 'vq,sim_vq,lfq,two,scales')
     for form in ('rows', 'codes'):
-        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 60)
+        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 100, two=2e-3)
 
 
 def test_reading_what_was_placed_gives_it_back():

@@ -13,10 +13,17 @@ from jax import export, lax
 from support import SHIPPED, run_on
 
 import vqjax
-from vqjax import FSQ, VQ, VQEMA, Product, Projected, Residual, ops
+from vqjax import FSQ, VQ, VQEMA, MultiScale, Product, Projected, Residual, ops
 
 HERE = pathlib.Path(__file__).parent
-QUANTIZERS = [VQEMA(8), VQ(8), FSQ((3,) * 8), Residual(VQEMA(8), 3), Product(VQEMA(8), 2)]
+QUANTIZERS = [
+    VQEMA(8),
+    VQ(8),
+    FSQ((3,) * 8),
+    Residual(VQEMA(8), 3),
+    Product(VQEMA(8), 2),
+    MultiScale(VQEMA(8), (1, 2, 4), phi=(0.5,)),
+]
 
 
 def normal(seed, *shape):
@@ -26,7 +33,7 @@ def normal(seed, *shape):
 @pytest.mark.parametrize('q', QUANTIZERS, ids=repr)
 def test_encode_and_decode_export_and_run(q):
     """jax.export: serialise, load, run; the batch size is left symbolic."""
-    z = normal(0, 16, 8)
+    z = normal(0, 16, *q.grid, 8)
     params, state = q.init(jax.random.key(0), z)
     batch = export.symbolic_shape('batch, 8')
     encode = export.export(jax.jit(lambda z: q.quantize(params, state, z).codes))(
@@ -88,11 +95,11 @@ class Model(nn.Module):
     'q', [*QUANTIZERS, Projected(FSQ((3, 4)), 2), Residual((VQ(4), FSQ((3,) * 8)))], ids=repr
 )
 def test_linen_keeps_statistics_in_their_collection(q):
-    x = normal(0, 64, 5)
+    x = normal(0, 64, *q.grid, 5)
     model = Model(q)
     variables = model.init(jax.random.key(0), x, train=True)
     has_state = bool(jax.tree.leaves(variables.get('codebook_stats', {})))
-    params, state = q.init(jax.random.key(1), normal(1, 64, 8))
+    params, state = q.init(jax.random.key(1), normal(1, 64, *q.grid, 8))
     assert has_state == bool(jax.tree.leaves(state))
     inside = [name for name in variables['params'] if name.startswith('Quantize')]
     assert bool(inside) == bool(jax.tree.leaves(params))

@@ -1,5 +1,6 @@
 """Networks between images and vectors: encoders with standardised output, and a decoder."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import lax
 from vqjax import ops
 
 ENCODERS = ('conv', 'resnet18')
-BOTTLENECKS = ('vector', 'grid')
+BOTTLENECKS = ('vector', 'grid', 'two_level')
 _SMALL = 144  # pixels of an image
 
 
@@ -70,54 +71,7 @@ def are_small(image_shape: Sequence[int]) -> bool:
 
 def convolution(image_shape: Sequence[int]) -> Any:
     """What nn.Conv computes with, in a network for images (H, W, C)."""
-    return convolve if are_small(image_shape) else lax.conv_general_dilated
-
-
-def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Any,
-) -> jax.Array:
-    """`lax.conv_general_dilated` of [B, H, W, C] as a product of patches with the kernel.
-
-    On a CPU the gradient is two to four times faster so on 8 x 8 images, and in a loop, where the
-    trainer takes its steps, 45 times (jax-ml/jax#12868). Large images have too many patches.
-
-    Args:
-      x: float [B, H, W, C]; kernel: float [h, w, C, F]; padding: 'SAME', 'VALID' or pairs;
-        options: those of `lax.conv_general_dilated` that nn.Conv gives.
-
-    Returns:
-      float [B, H', W', F], of the dtype of the product.
-
-    Raises:
-      ValueError: for a convolution in groups or dilated.
-    """
-    height, width, channels, features = kernel.shape
-    dilation = (*(options.get('lhs_dilation') or ()), *(options.get('rhs_dilation') or ()))
-    if options.get('feature_group_count', 1) != 1 or any(d != 1 for d in dilation):
-        raise ValueError(
-            f'feature_group_count={options.get("feature_group_count", 1)} with dilations '
-            f'{dilation}: patches are of plain convolutions, use lax.conv_general_dilated'
-        )
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], (height, width), window_strides, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    strides = (1, *window_strides, 1)
-    rows, columns = (
-        (size - side) // stride * stride + 1
-        for size, side, stride in zip(x.shape[1:3], (height, width), window_strides, strict=True)
-    )
-    patches = [
-        lax.slice(x, (0, i, j, 0), (len(x), i + rows, j + columns, channels), strides)
-        for i in range(height)
-        for j in range(width)
-    ]
-    precision = options.get('precision')
-    kernel = kernel.reshape(-1, features)
-    return jnp.matmul(jnp.concatenate(patches, axis=-1), kernel, precision=precision)
+    return ops.convolve if are_small(image_shape) else lax.conv_general_dilated
 
 
 class ConvTrunk(nn.Module):
@@ -219,25 +173,110 @@ class Encoder(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool, mask: jax.Array | None = None
     ) -> jax.Array:
-        if self.kind == 'conv':
-            x = ConvTrunk(self.width, self.dtype)(images, train=train)
-        elif self.kind == 'resnet18':
-            x = ResNet18(axis_name=self.axis_name, dtype=self.dtype)(images, train=train)
-        else:
-            raise ValueError(f'encoder is {self.kind!r}: choose one of {", ".join(ENCODERS)}')
+        x = _trunk(self)(images, train=train)
         if self.bottleneck == 'vector':
             x = jnp.mean(x, axis=(1, 2), keepdims=True)
         elif self.bottleneck != 'grid':
             raise ValueError(
-                f'bottleneck is {self.bottleneck!r}: choose one of {", ".join(BOTTLENECKS)}'
+                f'bottleneck is {self.bottleneck!r}: choose one of {", ".join(BOTTLENECKS)}; '
+                'two_level is TwoLevelEncoder'
             )
         # No bias before the mean is taken off: noise is all that such a bias would follow.
         z = nn.Dense(self.features, use_bias=not self.standardize, dtype=self.dtype)(x)
-        if not self.standardize:
-            return z.astype(jnp.float32)
-        if mask is not None:
-            mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
-        return Standardize(self.axis_name, name='standardize')(z, train=train, mask=mask)
+        normalize = Standardize(self.axis_name, name='standardize') if self.standardize else None
+        return _standardized(normalize, z, train, mask)
+
+
+def _trunk(encoder: Any) -> nn.Module:
+    """The convolutions of an encoder: images to a feature map."""
+    if encoder.kind == 'conv':
+        return ConvTrunk(encoder.width, encoder.dtype)
+    if encoder.kind == 'resnet18':
+        return ResNet18(axis_name=encoder.axis_name, dtype=encoder.dtype)
+    raise ValueError(f'encoder is {encoder.kind!r}: choose one of {", ".join(ENCODERS)}')
+
+
+def _standardized(
+    normalize: Standardize | None, z: jax.Array, train: bool, mask: jax.Array | None
+) -> jax.Array:
+    """z [B, h, w, D] as an encoder gives it, float32; mask bool [B]."""
+    if normalize is None:
+        return z.astype(jnp.float32)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
+    return normalize(z, train=train, mask=mask)
+
+
+Size = tuple[int, int]
+
+
+def two_level_grids(kind: str, image_shape: Sequence[int]) -> tuple[Size, Size]:
+    """(height, width) of the top and of the bottom grid of images (H, W, C)."""
+    steps = {'conv': 2, 'resnet18': 3}[kind]
+    sizes = [tuple(-(-side // 2**n) for side in image_shape[:2]) for n in (steps + 1, steps)]
+    return sizes[0], sizes[1]
+
+
+def repeat_to(x: jax.Array, size: Size) -> jax.Array:
+    """A grid made larger, each vector repeated: [B, h, w, D] -> [B, H, W, D]."""
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'nearest')
+
+
+class TwoLevelEncoder(nn.Module):
+    """The encoder of VQ-VAE-2 (arXiv:1906.00446 algorithm 1): a bottom grid and a top one.
+
+    The top grid is half as high and wide; the bottom's vectors know the decoded top. So it runs in
+    parts: `__call__` gives the feature map and the top, which is quantized, then `bottom`.
+
+    Attributes:
+      kind, features, axis_name, dtype, width, standardize: as in Encoder.
+    """
+
+    kind: str = 'conv'
+    features: int = 128
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    width: int = 32
+    standardize: bool = True
+
+    def setup(self) -> None:
+        self.trunk = _trunk(self)
+        channels, small = 4 * self.width, jax.default_backend() == 'cpu'
+        # Feature maps are small: products of patches on a CPU, as `convolution` has it.
+        conv = functools.partial(
+            nn.Conv,
+            channels,
+            (3, 3),
+            dtype=self.dtype,
+            conv_general_dilated=ops.convolve if small else lax.conv_general_dilated,
+        )
+        head = functools.partial(
+            nn.Dense, self.features, use_bias=not self.standardize, dtype=self.dtype
+        )
+        self.deepen, self.lift = conv(strides=(2, 2)), conv()
+        self.top_head, self.bottom_head = head(), head()
+        if self.standardize:
+            self.normalize_top = Standardize(self.axis_name)
+            self.normalize_bottom = Standardize(self.axis_name)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Images [B, H, W, C] -> a feature map [B, h, w, F], and z of the top [B, h', w', D]."""
+        x = self.trunk(images, train=train)
+        z = self.top_head(nn.relu(self.deepen(x)))
+        return x, _standardized(self._of('top'), z, train, mask)
+
+    def bottom(
+        self, x: jax.Array, top: jax.Array, *, train: bool, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """z of the bottom [B, h, w, D] from the feature map and the top's quantized vectors."""
+        lifted = nn.relu(self.lift(repeat_to(top.astype(self.dtype), x.shape[1:3])))
+        z = self.bottom_head(jnp.concatenate([x, lifted], axis=-1))
+        return _standardized(self._of('bottom'), z, train, mask)
+
+    def _of(self, level):
+        return getattr(self, f'normalize_{level}') if self.standardize else None
 
 
 class Decoder(nn.Module):
@@ -265,10 +304,10 @@ class Decoder(nn.Module):
         for factor, scale in ((4, 1), (2, 2), (1, 2)):
             size = (x.shape[1] * scale, x.shape[2] * scale)
             # Nearest-neighbour upsampling: a transposed convolution leaves a chequerboard.
-            x = jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'nearest')
+            x = repeat_to(x, size)
             conv = nn.Conv(
                 factor * self.width, (3, 3), dtype=self.dtype, conv_general_dilated=compute
             )
             x = nn.relu(conv(x))
-        x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), 'nearest')
+        x = repeat_to(x, (height, width))
         return nn.Conv(channels, (3, 3), dtype=jnp.float32, conv_general_dilated=compute)(x)

@@ -7,6 +7,7 @@ import jax
 
 from vqjax.ops import AxisName
 from vqjax.quantizers import Quantized, Quantizer
+from vqjax.quantizers.base import PyTree
 
 COLLECTION = 'codebook_stats'
 
@@ -53,21 +54,41 @@ class Quantize(nn.Module):
         start = None
         if self.is_initializing():
             start = self.quantizer.init(self.make_rng('params'), z, mask)
-        # Without leaves there is nothing to keep: no empty entry in params or statistics.
-        params = self._kept(start, 'params', 'quantizer')
-        state = self._kept(start, COLLECTION, 'state')
+        params, state = self.held(start)
         axis_name = None if self.is_initializing() else self.axis_name
-        key = None
-        if not self.is_initializing() and self.has_rng('quantizer'):
-            key = self.make_rng('quantizer')
-        quantize_key, update_key = (None, None) if key is None else jax.random.split(key)
+        quantize_key, update_key = self.keys()
         out = self.quantizer.quantize(params, state, z, quantize_key, mask, axis_name)
-        if train and not self.is_initializing() and self.has_variable(COLLECTION, 'state'):
+        if train:
+            self.learn(z, out.codes, update_key, mask, weights)
+        return out
+
+    def held(self, start: tuple[PyTree, PyTree] | None = None) -> tuple[PyTree, PyTree]:
+        """(params, state); `start`, where given, is kept as them first."""
+        # Without leaves there is nothing to keep: no empty entry in params or statistics.
+        return self._kept(start, 'params', 'quantizer'), self._kept(start, COLLECTION, 'state')
+
+    def keys(self) -> tuple[jax.Array | None, jax.Array | None]:
+        """Keys for `quantize` and `update`, from the stream `quantizer` where there is one."""
+        if self.is_initializing() or not self.has_rng('quantizer'):
+            return None, None
+        first, second = jax.random.split(self.make_rng('quantizer'))
+        return first, second
+
+    def learn(
+        self,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None,
+        mask: jax.Array | None,
+        weights: jax.Array | None = None,
+    ) -> None:
+        """Update the statistics, where there are any; not while initialising."""
+        if not self.is_initializing() and self.has_variable(COLLECTION, 'state'):
+            params, state = self.held()
             state = self.quantizer.update(
-                params, state, z, out.codes, update_key, mask, axis_name, weights
+                params, state, z, codes, key, mask, self.axis_name, weights
             )
             self.put_variable(COLLECTION, 'state', state)
-        return out
 
     def _kept(self, start, collection, name):
         if start is not None:

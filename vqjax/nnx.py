@@ -186,7 +186,7 @@ def _without_data(quantizer, key, z):
         raise ValueError(
             f'z must be a batch [..., D] of encoder outputs or the number of features D, got {z!r}'
         )
-    batch = jnp.zeros((1, z))
+    batch = jnp.zeros((1, *quantizer.grid, z))
     if not quantizer.starts_from_data:
         return quantizer.init(key, batch)
     shapes = jax.eval_shape(lambda z: quantizer.init(key, z), batch)

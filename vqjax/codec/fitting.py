@@ -70,12 +70,17 @@ def fit(
       (mean squared error a feature over that sample) and `relative_error` (over its variance).
 
     Raises:
-      ValueError: for steps or batch_size out of range, vectors of different sizes, or a sample
-        that cannot start a codebook.
+      ValueError: for steps or batch_size out of range, a quantizer of grids, vectors of different
+        sizes, or a sample that cannot start a codebook.
     """
     if steps < 0 or batch_size < 1:
         raise ValueError(
             f'need steps >= 0 and batch_size >= 1, got steps={steps}, batch_size={batch_size}'
+        )
+    if quantizer.grid:
+        raise ValueError(
+            f'fit takes vectors, and {quantizer!r} quantizes whole grids: train it in a model, or '
+            'fit its inner quantizer'
         )
     start_key, order_key, step_key = jax.random.split(key, 3)
     size = min(max(_START_PER_CODE * quantizer.num_codes, _START_LEAST), _START_MOST)

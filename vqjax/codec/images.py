@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from vqjax.codec.structure import structure
 from vqjax.encoders import Encoder
 from vqjax.quantizers import Quantizer, guard_codebooks, make
 
@@ -157,6 +158,11 @@ def read_run(
         )
     raw = read_checkpoint(workdir / 'checkpoints' / method / f'seed_{seed}')
     config |= config['overrides'].get(method, {})
+    if config['bottleneck'] == 'two_level':
+        raise ValueError(
+            f'{method} has bottleneck two_level: its bottom codes depend on the top ones, which a '
+            'codec of one quantizer cannot follow; use a method with bottleneck vector or grid'
+        )
     finished = json.loads(record.read_text())
     images = finished['images']
     params = raw['ema_params'] if config['ema_decay'] else raw['params']
@@ -179,14 +185,12 @@ def read_run(
     quantizer = make(config['quantizers'][method])
     if config['guard']:
         quantizer = guard_codebooks(quantizer, least=float(images['num_classes']))
-    like = jax.eval_shape(
-        lambda: quantizer.init(jax.random.key(0), jnp.zeros((1, config['features'])))
-    )
+    like = structure(quantizer, config['features'])
     parts = (
         params.get('quantize', {}).get('quantizer', ()),
         raw['stats'].get('codebook_stats', {}).get('quantize', {}).get('state', ()),
     )
-    params, state = (_filled(*pair) for pair in zip(like, parts, strict=True))
+    params, state = (filled(*pair) for pair in zip(like, parts, strict=True))
     result = finished['result']
     info = {'dataset': config['dataset'], 'method': method, 'seed': seed}
     return encoder, quantizer, params, state, info | {'test_accuracy': result['accuracy']}
@@ -210,7 +214,7 @@ def read_checkpoint(directory: pathlib.Path) -> dict[str, Any]:
             ) from error
 
 
-def _filled(like, raw):
+def filled(like: Any, raw: Any) -> Any:
     """The tree `like` with the arrays that stand at its paths in nested dicts and lists."""
 
     def pick(path, _):

@@ -29,7 +29,8 @@ def code_numbers(quantizer: Quantizer) -> np.ndarray:
     if inner is None:
         return np.asarray(quantizer.num_codes, np.int64)
     if isinstance(inner, tuple):
-        return np.stack([code_numbers(stage) for stage in inner], axis=-1)
+        stages = np.stack([code_numbers(stage) for stage in inner], axis=-1)
+        return np.repeat(stages, getattr(quantizer, 'sizes', 1), axis=-1)
     numbers = code_numbers(inner)
     added = quantizer.code_shape[numbers.ndim :]
     shape = numbers.shape + added

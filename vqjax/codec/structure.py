@@ -13,7 +13,7 @@ from vqjax.quantizers import Quantizer
 
 def structure(quantizer: Quantizer, dim: int) -> tuple[Any, Any]:
     """Shapes and dtypes of (params, state) for vectors of `dim` features; computes nothing."""
-    z = jax.ShapeDtypeStruct((1, dim), jnp.float32)
+    z = jax.ShapeDtypeStruct((1, *quantizer.grid, dim), jnp.float32)
     return jax.eval_shape(lambda z: quantizer.init(jax.random.key(0), z), z)
 
 

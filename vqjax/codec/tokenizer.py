@@ -86,11 +86,16 @@ class Codec:
             raise ValueError(f'params and state do not fit {self.quantizer!r}: {given}') from error
         return vector.shape[-1]
 
+    @property
+    def _at_once(self):
+        return max(BATCH // math.prod(self.quantizer.grid), 1)
+
     def encode(self, z: np.ndarray) -> np.ndarray:
         """Codes of vectors: z [..., D] -> int32 [..., *code_shape], -1 where not finite.
 
         z is floating point of any width and byte order, an array of NumPy (mapped files too) or
-        JAX, or lists. With an encoder it takes images, see `encode_images`.
+        JAX, or lists; of a quantizer of grids z is [..., H, W, D], and so is what decode returns.
+        With an encoder it takes images, see `encode_images`.
 
         Raises:
           ValueError: for vectors (or images) of another shape, or of integers.
@@ -116,11 +121,12 @@ class Codec:
           ValueError: for codes of another shape, type or range.
         """
         codes = packing.check_codes(self.quantizer, codes)
-        shape, dim = self.quantizer.code_shape, self.decoded_dim
+        shape, one = self.quantizer.code_shape, (*self.quantizer.grid, self.decoded_dim)
         lead = codes.shape[: codes.ndim - len(shape)]
         run = functools.partial(_decode, self.quantizer, self.params, self.state)
         rows = codes.reshape(math.prod(lead), *shape)
-        return _by_batch(run, rows, np.int32, (dim,), np.float32).reshape((*lead, dim))
+        vectors = _by_batch(run, rows, np.int32, one, np.float32, self._at_once)
+        return vectors.reshape((*lead, *one))
 
     def error(self, z: np.ndarray) -> float:
         """Mean squared error of decode(encode(z)), over vectors and features: z [..., D].
@@ -130,20 +136,20 @@ class Codec:
         Raises:
           ValueError: for vectors of another shape, or a quantizer that decodes into other spaces.
         """
-        z = self._check_vectors(z)
-        rows = z.reshape(math.prod(z.shape[:-1]), self.dim)
+        z, one = self._check_vectors(z), (*self.quantizer.grid, self.dim)
+        rows = z.reshape(math.prod(z.shape[: z.ndim - len(one)]), *one)
         if self.decoded_dim != self.dim:
             raise ValueError(
                 f'{self.quantizer!r} decodes to {self.decoded_dim} features, not the {self.dim} '
                 'of z: it has no reconstruction error'
             )
         total, number = 0.0, 0
-        for first in range(0, len(rows), BATCH):
-            part = np.asarray(rows[first : first + BATCH], np.float32)
-            part = part[np.isfinite(part).all(-1)]
-            restored = self.decode(self._encode_vectors(part))
-            total += float(np.sum((part - restored).astype(np.float64) ** 2))
-            number += part.size
+        for part in batches(rows, self._at_once):
+            part = np.asarray(part, np.float32)
+            finite = np.isfinite(part).all(-1)
+            difference = (part - self.decode(self._encode_vectors(part)))[finite]
+            total += float(np.sum(difference.astype(np.float64) ** 2))
+            number += difference.size
         return total / number if number else float('nan')
 
     def pack(self, codes: np.ndarray) -> np.ndarray:
@@ -178,16 +184,19 @@ class Codec:
         return files.read(path, cls)
 
     def _encode_vectors(self, z):
-        lead, shape = z.shape[:-1], self.quantizer.code_shape
+        first = z.ndim - 1 - len(self.quantizer.grid)
+        lead, shape = z.shape[:first], self.quantizer.code_shape
         run = functools.partial(_encode, self.quantizer, self.params, self.state)
-        rows = z.reshape(math.prod(lead), z.shape[-1])
-        return _by_batch(run, rows, np.float32, shape, np.int32).reshape((*lead, *shape))
+        rows = z.reshape(math.prod(lead), *z.shape[first:])
+        codes = _by_batch(run, rows, np.float32, shape, np.int32, self._at_once)
+        return codes.reshape((*lead, *shape))
 
     def _check_vectors(self, z):
-        z = check_floating(z)
-        if z.ndim < 1 or z.shape[-1] != self.dim:
+        z, one = check_floating(z), (*self.quantizer.grid, self.dim)
+        if z.shape[max(z.ndim - len(one), 0) :] != one:
+            grid = f' on a grid {self.quantizer.grid}' * bool(self.quantizer.grid)
             raise ValueError(
-                f'z must have {self.dim} features, those of this codec, got shape {z.shape}'
+                f'z must have {self.dim} features{grid}, those of this codec, got shape {z.shape}'
             )
         return z
 
@@ -202,10 +211,10 @@ def _decode(quantizer, params, state, codes):
     return quantizer.decode(params, state, codes)
 
 
-def batches(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Slices of at most BATCH rows."""
-    for first in range(0, len(rows), BATCH):
-        yield rows[first : first + BATCH]
+def batches(rows: np.ndarray, most: int = BATCH) -> Iterator[np.ndarray]:
+    """Slices of at most so many rows."""
+    for first in range(0, len(rows), most):
+        yield rows[first : first + most]
 
 
 def check_floating(z: Any) -> np.ndarray:
@@ -227,16 +236,16 @@ def check_floating(z: Any) -> np.ndarray:
     return z
 
 
-def _by_batch(run, rows, given, shape, dtype):
-    """run(part) of every part of the rows as dtype `given`, one after the other: [n, *shape].
+def _by_batch(run, rows, given, shape, dtype, most):
+    """run(part) of every part of at most `most` rows, of dtype `given`: [n, *shape].
 
     The device takes bytes as they are, so other byte orders must not reach it.
     """
     result = np.empty((len(rows), *shape), dtype)
     first = 0
-    for part in batches(rows):
+    for part in batches(rows, most):
         # Padded to a power of two: few shapes, so few compilations.
-        size = min(BATCH, 1 << (len(part) - 1).bit_length())
+        size = min(most, 1 << (len(part) - 1).bit_length())
         padded = np.zeros((size, *part.shape[1:]), given)
         padded[: len(part)] = part
         result[first : first + len(part)] = np.asarray(run(padded))[: len(part)]

@@ -2,6 +2,7 @@
 
 from vqjax.ops.candidates import mean_assignment, nearest_candidates, sample_codes, smallest
 from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
+from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
 from vqjax.ops.kmeans import (
     BLIND_STARTS,
     STARTS,
@@ -67,12 +68,16 @@ __all__ = [
     'Schedule',
     'Start',
     'anchors',
+    'area_cover',
+    'area_means',
     'automatic',
     'batch_rows',
+    'bicubic',
     'check_distinct',
     'check_room',
     'code_counts',
     'code_sums',
+    'convolve',
     'directional',
     'diversity',
     'entropy',

@@ -7,6 +7,7 @@ from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.guarded import GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelState
 from vqjax.quantizers.kinds import *  # noqa: F403 - the quantizers
+from vqjax.quantizers.multi_scale import MultiScaleParams
 from vqjax.quantizers.placement import device_mesh, shardings
 from vqjax.quantizers.projected import ProjectedParams
 from vqjax.quantizers.random_projection import RandomProjectionState
@@ -30,6 +31,7 @@ __all__ = [
     'GuardedState',
     'GumbelParams',
     'GumbelState',
+    'MultiScaleParams',
     'ProjectedParams',
     'Quantized',
     'Quantizer',

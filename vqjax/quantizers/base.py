@@ -119,7 +119,7 @@ class Quantizer(Protocol):
 
 
 def stages(quantizer: Quantizer) -> int:
-    """Codes of one vector: 1 of a leaf, S of stages, G of groups, their product when nested."""
+    """Codes of one vector (or one grid): 1 of a leaf, S of stages, G of groups, products nested."""
     return math.prod(quantizer.code_shape)
 
 
@@ -130,7 +130,7 @@ def compiled_once(method: Callable) -> Callable:
 
 
 def _quantized_specs(quantizer, params, state, z, *_):
-    rows = ops.rows_spec(z)
+    rows = ops.spec_of(z)[: z.ndim - 1 - len(quantizer.grid)]
     trailing = [None] * len(quantizer.code_shape)
     z_q = ops.rows_spec(z, None) if quantizer.targets_only else ops.spec_of(z)
     return Quantized(z_q, P(*rows, *trailing), P(), P())
@@ -138,7 +138,8 @@ def _quantized_specs(quantizer, params, state, z, *_):
 
 def _decoded_specs(quantizer, params, state, codes, *_):
     rows = ops.spec_of(codes)
-    return P(*rows[: codes.ndim - len(quantizer.code_shape)], None)
+    trailing = [None] * (len(quantizer.grid) + 1)
+    return P(*rows[: codes.ndim - len(quantizer.code_shape)], *trailing)
 
 
 # How what the methods return is sharded over Explicit axes: codes and z_q as z is, statistics as
@@ -164,6 +165,8 @@ class Base:
     """What quantizers share: a repr that reads as the call, and the defaults of one untracked."""
 
     code_shape: tuple[int, ...] = ()
+    # (H, W) where z [..., H, W, D] is quantized grid by grid; codes and `bits` are then a grid's.
+    grid: tuple[int, ...] = ()
     # What a further stage of `Residual` scales its grid by. A learned codebook finds its own
     # scale; a fixed grid needs one below 1, and a power of two, so that scaling is exact.
     stage_scale: float | tuple[float, ...] = 1.0
@@ -189,6 +192,15 @@ class Base:
     def bits(self) -> float:
         """Bits that one code takes: log2 K."""
         return math.log2(self.num_codes)
+
+    def by_codebook(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., *code_shape] in rows [..., N] of those that are counted together.
+
+        A row for each entry of `code_shape`, but one for all places of a grid that share a
+        codebook; short rows are filled up with -1.
+        """
+        columns = codes.reshape(-1, math.prod(self.code_shape))
+        return jnp.moveaxis(columns, 1, 0).reshape(*self.code_shape, -1)
 
     def unbound(self, z: jax.Array) -> jax.Array:
         """What to quantize instead of z so that a fixed grid meets it without its bound.
@@ -232,9 +244,14 @@ def check_inner(outer: str, inner: Any) -> None:
             f'inner={inner!r} cannot stand in {outer}: its z_q is not in the space of z; '
             'use it alone, on targets'
         )
-    if outer == 'Residual' and not getattr(inner, 'hard', True):
+    if inner.grid and outer != 'Projected':
         raise ValueError(
-            f'inner={inner!r} cannot stand in Residual: with hard=False z_q is no code, so the '
+            f'inner={inner!r} cannot stand in {outer}: it quantizes whole grids; put {outer} in '
+            'its place, around its inner quantizer'
+        )
+    if outer in ('Residual', 'MultiScale') and not getattr(inner, 'hard', True):
+        raise ValueError(
+            f'inner={inner!r} cannot stand in {outer}: with hard=False z_q is no code, so the '
             'next stage would not see what decode leaves; use hard=True'
         )
 

@@ -7,7 +7,9 @@ from vqjax.quantizers.banked import Banked as Banked
 from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
 from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax
+from vqjax.quantizers.levels import Levels as Levels
 from vqjax.quantizers.lfq import LFQ as LFQ
+from vqjax.quantizers.multi_scale import MultiScale as MultiScale
 from vqjax.quantizers.product import Product as Product
 from vqjax.quantizers.projected import Projected as Projected
 from vqjax.quantizers.random_projection import RandomProjection as RandomProjection

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vqjax.quantizers.base import PyTree, Quantizer
+from vqjax.quantizers.multi_scale import MultiScale, MultiScaleParams
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.residual import Residual
 
@@ -70,12 +71,16 @@ def shardings(
             raise ValueError(
                 f'axis={name!r} is no axis of the mesh: give one of {tuple(mesh.shape)} or None'
             )
-    if isinstance(quantizer, Residual) and isinstance(quantizer.inner, tuple):
+    if isinstance(getattr(quantizer, 'inner', None), tuple):
         stages = [
             shardings(inner, params[s] if params else (), state[s] if state else (), mesh, axis)
             for s, inner in enumerate(quantizer.inner)
         ]
         return tuple(p for p, _ in stages), tuple(s for _, s in stages)
+    if isinstance(quantizer, MultiScale) and quantizer.phi:
+        inner, placed = shardings(quantizer.inner, params.inner, state, mesh, axis)
+        whole = NamedSharding(mesh, P())
+        return MultiScaleParams(whole, whole, inner), placed
     parts = math.prod(mesh.shape[name] for name in axes)
     first = _stacked(quantizer)
 

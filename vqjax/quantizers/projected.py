@@ -68,6 +68,15 @@ class Projected(Base):
         return self.inner.code_shape
 
     @property
+    def grid(self) -> tuple[int, ...]:
+        """The inner's."""
+        return self.inner.grid
+
+    def by_codebook(self, codes: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.by_codebook(codes)
+
+    @property
     def bits(self) -> float:
         """The inner's."""
         return self.inner.bits

@@ -74,7 +74,12 @@ def _from_plain(field, value):
     if isinstance(value, Mapping) and 'schedule' in value:
         arguments = {k: v for k, v in value.items() if k != 'schedule'}
         return ops.Schedule(value['schedule'], **arguments)
-    return tuple(value) if isinstance(value, list) else value
+    return _hashable(value)
+
+
+def _hashable(value):
+    """Lists, and lists in them, as tuples."""
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def to_spec(quantizer: Quantizer) -> dict[str, Any]:

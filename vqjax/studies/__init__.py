@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-STUDIES = ('comparison', 'remedies', 'tokenizer', 'autopsy')
+STUDIES = ('comparison', 'remedies', 'tokenizer', 'vqvae2', 'autopsy')
 
 
 def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:

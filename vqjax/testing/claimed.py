@@ -12,7 +12,7 @@ from vqjax.quantizers.guarded import count_refits
 from vqjax.quantizers.residual import Residual
 from vqjax.testing import claims
 from vqjax.testing.parts import Leaf, leaf_vectors, take_apart, unit
-from vqjax.testing.trial import KEY, MANY, OTHER_KEY, ROWS, Taken, Trial
+from vqjax.testing.trial import KEY, OTHER_KEY, Taken, Trial
 
 # Float32 rounding of a score, in units of its typical size.
 ROUNDING = 1e-5
@@ -20,7 +20,7 @@ ROUNDING = 1e-5
 
 def codes_are_the_nearest(trial: Trial) -> None:
     """By brute force in float64, at every stage and in every group, and without a key."""
-    z = trial.batch(6, MANY)
+    z = trial.batch(6, trial.many)
     leaves, _ = _apart(trial, z, trial.plain(z).codes)
     for leaf in leaves:
         regret = claims.regret(leaf.q, leaf)
@@ -76,13 +76,13 @@ def ties_go_to_the_lowest_index(trial: Trial) -> None:
     codebook = np.asarray(trial.q.decode(*twice, jnp.arange(num_codes)))
     if not np.array_equal(*np.split(codebook, 2)):
         twice = (trial.params, jax.tree.map(doubled, trial.state))
-    codes = trial.plain(trial.batch(6, MANY), twice).codes
+    codes = trial.plain(trial.batch(6, trial.many), twice).codes
     assert int(codes.max()) < num_codes // 2, 'ties do not go to the lowest index'
 
 
 def decoded_codes_come_back(trial: Trial) -> None:
     """quantize(decode(c)) is c, where a kind claims it: see `claims.comes_back`."""
-    shape = (*MANY, *trial.q.code_shape)
+    shape = trial.codes_of(trial.many)
     codes = np.random.default_rng(0).integers(trial.q.num_codes, size=shape).astype(np.int32)
     vectors = np.asarray(trial.decode(trial.params, trial.state, codes))
     given = claims.comes_back(trial.q, vectors)
@@ -96,7 +96,7 @@ def codes_depend_on_the_key_as_claimed(trial: Trial) -> None:
     if claimed is None:
         return
     z = trial.batch(6)
-    without = trial.plain(jnp.resize(z, (*MANY, trial.dim))).codes
+    without = trial.plain(jnp.resize(z, (*trial.many, trial.dim))).codes
     without = np.asarray(without).reshape(-1, *trial.q.code_shape)[: z[..., 0].size]
     # Several keys: dropout of a whole batch may well draw the same twice.
     found = [trial.run(z, key=jax.random.key(seed)).out.codes for seed in range(8)]
@@ -147,10 +147,13 @@ def loss_is_the_weighted_sum_of_losses(trial: Trial) -> None:
     weights = [claims.weights(leaf.q) for leaf in leaves]
     if None in weights:
         return
-    assert set(taken.out.losses) == {name for terms in weights for name in terms}
-    total = 0.0
+    own, total = claims.own_terms(trial.q), 0.0
+    assert set(taken.out.losses) == {name for terms in (*weights, own) for name in terms}
     for name, value in taken.out.losses.items():
         assert value.dtype == jnp.float32, (name, value.dtype)
+        if name in own:
+            total += own[name] * np.mean(np.asarray(value, np.float64))
+            continue
         for leaf, terms, part in zip(
             leaves, weights, np.asarray(value, np.float64).ravel(), strict=True
         ):
@@ -201,7 +204,8 @@ def revival_draws_with_the_key(trial: Trial) -> None:
 def _told(trial, key) -> tuple[Taken, list[Leaf], jax.Array]:
     """A step whose update is told codes that it would not choose by itself."""
     z = trial.batch(1)
-    told = trial.run(z).out.codes[:, np.arange(ROWS[1]) // 3 * 3]
+    codes = trial.run(z).out.codes
+    told = codes[:, np.arange(codes.shape[1]) // 3 * 3]
     return trial.run(z, key=key, given=told), _apart(trial, z, told)[0], told
 
 
@@ -243,7 +247,7 @@ def _check_moved(leaves: list[Leaf], new) -> None:
 
 
 def _arguments(trial, z, codes, key=None, state=None):
-    rows = np.asarray(z, np.float64).reshape(-1, z.shape[-1])
+    rows = np.asarray(z, np.float64).reshape(-1, *getattr(trial.q, 'grid', ()), z.shape[-1])
     codes = np.asarray(codes).reshape(-1, *trial.q.code_shape)
     return trial.q, trial.params, trial.state if state is None else state, rows, codes, key
 

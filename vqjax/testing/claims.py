@@ -6,11 +6,12 @@ kind it is derived from, and others by `claim.register(MyQuantizer)`. One that r
 
 from vqjax.testing.choices import comes_back, regret, samples
 from vqjax.testing.jacobians import jacobian
-from vqjax.testing.losses import squared_errors, trains, weights
+from vqjax.testing.losses import own_terms, squared_errors, trains, weights
 
 __all__ = [
     'comes_back',
     'jacobian',
+    'own_terms',
     'regret',
     'samples',
     'squared_errors',

@@ -14,6 +14,7 @@ from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
 from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.random_projection import RandomProjection
@@ -62,6 +63,22 @@ def _(q: GumbelSoftmax):
 @weights.register(RandomProjection)
 def _(q):
     return {}
+
+
+@functools.singledispatch
+def own_terms(q: Quantizer) -> dict[str, float]:
+    """Terms that a combinator adds to its inner's: the weight of the mean of their entries."""
+    return {}
+
+
+@own_terms.register
+def _(q: Projected):
+    return own_terms(q.inner)
+
+
+@own_terms.register
+def _(q: MultiScale):
+    return {'phi': 1.0} if q.phi else {}
 
 
 def squared_errors(leaf: Leaf) -> dict[str, float]:

@@ -15,6 +15,8 @@ import numpy as np
 
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.codebook import Wrapped
+from vqjax.quantizers.levels import Levels
+from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.residual import Residual
@@ -64,7 +66,7 @@ def take_apart(
 
     Args:
       q, params, state: a quantizer.
-      z: [n, D].
+      z: [n, D], or [n, *grid, D] of a quantizer of grids.
       codes: int [n, *code_shape], as q gave them to z.
       key: as q was given it.
 
@@ -132,6 +134,94 @@ def _(q: Residual, whole: Leaf):
         total = total + values * scale
         scale = scale * np.asarray(inner.stage_scale, np.float64)
     return found, total
+
+
+@parts.register
+def _(q: Levels, whole: Leaf):
+    keys = [None] * len(q.inner) if whole.key is None else jax.random.split(whole.key, len(q.inner))
+    ends, found, vectors = np.cumsum((0, *q.sizes)), [], []
+    for i, inner in enumerate(q.inner):
+        at = slice(ends[i], ends[i + 1])
+        params, state = (
+            tree[i] if jax.tree.leaves(tree) else () for tree in (whole.params, whole.state)
+        )
+        part = whole._replace(
+            params=params, state=state, key=keys[i], place=(*whole.place, i), q=inner
+        )
+        leaves, values = parts(inner, _rows(part, whole.z[:, at], whole.codes[..., at]))
+        found += leaves
+        vectors.append(values.reshape(len(whole.z), q.sizes[i], -1))
+    return found, np.concatenate(vectors, axis=1)
+
+
+@parts.register
+def _(q: MultiScale, whole: Leaf):
+    keys = [None] * len(q.sizes) if whole.key is None else jax.random.split(whole.key, len(q.sizes))
+    places = np.cumsum([0, *(h * w for h, w in q.sizes)])
+    # The finest scale says which vectors are real.
+    finest = whole.codes[..., places[-2] :].reshape(len(whole.z), -1, *q.grid, 1)
+    real = np.any(finest >= 0, axis=1).astype(np.float64)
+    inner = whole._replace(
+        q=q.inner,
+        params=whole.params.inner if q.phi else whole.params,
+        share=whole.share / len(keys),
+    )
+    found, total = [], 0.0
+    for k, size in enumerate(q.sizes):
+        areas = [_areas(*sides) for sides in zip(size, q.grid, strict=True)]
+        sums, number = (_along(areas, x) for x in (real * (whole.z - total), real))
+        means = np.asarray(q.inner.unbound(jnp.asarray(sums / np.maximum(number, 1), jnp.float32)))
+        codes = whole.codes[..., places[k] : places[k + 1]]
+        rows = _rows(inner._replace(key=keys[k]), means.astype(np.float64), codes)
+        leaves, values = parts(q.inner, rows)
+        found += leaves
+        grown = values.reshape(len(whole.z), *size, -1)
+        if size != q.grid:
+            grown = _along([_cubic(*sides) for sides in zip(size, q.grid, strict=True)], grown)
+        if q.phi:
+            grown = _phi(q, whole.params, k, grown)
+        total = total + grown
+    return found, real * total
+
+
+def _rows(leaf, z, codes):
+    """A leaf of all vectors z [n, ..., D] and codes [n, *code_shape, places], as rows."""
+    codes = np.moveaxis(codes, -1, 1).reshape(-1, *leaf.q.code_shape)
+    return leaf._replace(z=z.reshape(-1, z.shape[-1]), codes=codes)
+
+
+def _along(matrices, x):
+    """Two matrices [h, H], [w, W] applied to x [n, H, W, d]."""
+    return np.einsum('hH,wW,nHWd->nhwd', *matrices, x)
+
+
+def _areas(coarse, fine):
+    """Which places of a finer axis lie in each of a coarser one, adaptive pooling's windows."""
+    places, ends = np.arange(fine), np.arange(coarse + 1) * fine / coarse
+    return (places >= np.floor(ends[:-1, None])) & (places < np.ceil(ends[1:, None]))
+
+
+def _cubic(coarse, fine):
+    """Bicubic weights [fine, coarse], a = -0.75, the border repeated."""
+    weights = np.zeros((fine, coarse))
+    for i, at in enumerate((np.arange(fine) + 0.5) * coarse / fine - 0.5):
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            t = abs(at - j)
+            far = -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+            weights[i, np.clip(j, 0, coarse - 1)] += far if t > 1 else 1.25 * t**3 - 2.25 * t**2 + 1
+    return weights
+
+
+def _phi(q, params, k, x):
+    """The convolution of scale k, mixed with x [n, H, W, D] itself."""
+    margin = (1 / 3 if len(q.phi) == 4 else 1 / 2) / len(q.phi)
+    places = np.linspace(margin, 1 - margin, len(q.phi))
+    p = np.argmin(np.abs(places - k / max(len(q.sizes) - 1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)
+    )
+    moved = np.einsum('nhwdij,ijde->nhwe', windows, np.asarray(params.kernels[p], np.float64))
+    return (1 - q.phi[p]) * x + q.phi[p] * (moved + np.asarray(params.biases[p], np.float64))
 
 
 def _inner(whole: Leaf, inner: Quantizer, shared: bool, entry: int, tuples: bool = False) -> Leaf:

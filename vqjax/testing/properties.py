@@ -15,7 +15,7 @@ import numpy as np
 import vqjax
 from vqjax import ops
 from vqjax.quantizers import REGISTRY, make, to_spec
-from vqjax.testing.trial import KEY, MANY, ROWS, Trial, assert_finite, assert_same
+from vqjax.testing.trial import KEY, Trial, assert_finite, assert_same
 
 # What draws random numbers in a traced program.
 _DRAWS = ('random_', 'threefry', 'rng_')
@@ -24,8 +24,8 @@ _DRAWS = ('random_', 'threefry', 'rng_')
 def codes_decode_to_z_q_to_the_bit(trial: Trial) -> None:
     """`decode(codes)` is `z_q`, under jit and not, beside a training step or alone."""
     q = trial.q
-    out = trial.plain(trial.batch(6, MANY))
-    assert out.codes.shape == (*MANY, *q.code_shape), out.codes.shape
+    out = trial.plain(trial.batch(6, trial.many))
+    assert out.codes.shape == trial.codes_of(trial.many), out.codes.shape
     assert out.codes.dtype == jnp.int32, out.codes.dtype
     assert out.loss.shape == () and out.loss.dtype == jnp.float32, out.loss
     assert q.bits > 0, f'bits is {q.bits}'
@@ -35,20 +35,21 @@ def codes_decode_to_z_q_to_the_bit(trial: Trial) -> None:
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(out.z_q))
     taken = trial.run(trial.batch(1))
     np.testing.assert_array_equal(np.asarray(taken.decoded), np.asarray(taken.out.z_q))
-    bare = q.decode(trial.params, trial.state, taken.out.codes)
+    bare = trial.on_rows.decode(trial.params, trial.state, taken.out.codes)
     np.testing.assert_array_equal(np.asarray(bare), np.asarray(taken.out.z_q))
 
 
 def masked_vectors_count_nowhere(trial: Trial) -> None:
     """Code -1 and zeros where the mask hides; what stands there changes nothing."""
-    z, mask = trial.batch(1), np.ones(ROWS, bool)
+    z, mask = trial.batch(1), np.ones(trial.rows, bool)
     mask[1:3, 5:] = False
     mask[3] = False
     garbage = jnp.where(jnp.asarray(mask)[..., None], z, jnp.nan)
     garbage = garbage.at[3].set(jnp.inf).at[3, 0].set(1e6)
     taken = trial.run(z, jnp.asarray(mask))
     other = trial.run(garbage, jnp.asarray(mask))
-    assert (np.asarray(taken.out.codes)[~mask] == -1).all(), 'a masked vector has a code'
+    hidden = np.asarray(trial.by_vector(taken.out.codes))[~mask]
+    assert (hidden == -1).all(), 'a masked vector has a code'
     assert (np.asarray(taken.out.z_q)[~mask] == 0).all(), 'a masked z_q is not zero'
     assert (np.asarray(taken.gradients.z)[~mask] == 0).all(), 'a gradient reaches masked z'
     np.testing.assert_array_equal(np.asarray(taken.out.codes), np.asarray(other.out.codes))
@@ -60,8 +61,8 @@ def masked_vectors_count_nowhere(trial: Trial) -> None:
 
 def a_masked_batch_equals_the_batch_without_those_rows(trial: Trial) -> None:
     """Half the batch masked is the other half alone."""
-    q, z = trial.q, trial.batch(1)
-    masked = jnp.broadcast_to(jnp.arange(ROWS[0])[:, None] < 2, ROWS)
+    q, z = trial.on_rows, trial.batch(1)
+    masked = jnp.broadcast_to(jnp.arange(trial.rows[0])[:, None] < 2, trial.rows)
 
     def step(z):
         out = q.quantize(trial.params, trial.state, z, KEY)
@@ -111,20 +112,22 @@ def gradients_reach_z_and_never_the_state(trial: Trial) -> None:
 
 
 def order_of_the_batch_does_not_matter(trial: Trial) -> None:
-    """Rows in another order: their codes in that order, and the same state."""
-    z = trial.batch(6, MANY)
-    order = np.random.default_rng(0).permutation(MANY[1])
-    codes, shuffled = trial.plain(z).codes, trial.plain(z[:, order]).codes
+    """Rows (or grids) in another order: their codes in that order, and the same state."""
+    z = trial.batch(6, trial.many)
+    codes = trial.plain(z).codes
+    order = np.random.default_rng(0).permutation(codes.shape[1])
+    rows = (order[:, None] * trial.places + np.arange(trial.places)).ravel()
+    shuffled = trial.plain(z[:, rows]).codes
     np.testing.assert_array_equal(np.asarray(shuffled), np.asarray(codes[:, order]))
     after = trial.update(trial.params, trial.state, z, codes)
-    other = trial.update(trial.params, trial.state, z[:, order], shuffled)
+    other = trial.update(trial.params, trial.state, z[:, rows], shuffled)
     assert_same(after, other, 'state', exact=False)
 
 
 def half_precision_inputs(trial: Trial) -> None:
     """The codes of the same values in float32, z_q in the input's dtype, the loss in float32."""
-    z = trial.batch(4, MANY).astype(jnp.bfloat16)
-    out = jax.jit(trial.q.quantize)(trial.params, trial.state, z)
+    z = trial.batch(4, trial.many).astype(jnp.bfloat16)
+    out = jax.jit(trial.on_rows.quantize)(trial.params, trial.state, z)
     full = trial.plain(z.astype(jnp.float32))
     np.testing.assert_array_equal(np.asarray(out.codes), np.asarray(full.codes))
     assert out.z_q.dtype == z.dtype and out.loss.dtype == jnp.float32, out
@@ -136,9 +139,9 @@ def non_finite_vectors_do_not_poison_the_state(trial: Trial) -> None:
     z = trial.batch(5).at[0, 3, 2].set(jnp.nan).at[1, 4].set(jnp.inf).at[2, 0, 0].set(-jnp.inf)
     taken = trial.run(z)
     assert_finite(taken.after, 'state')
-    bad = np.zeros(ROWS, bool)
+    bad = np.zeros(trial.rows, bool)
     bad[0, 3] = bad[1, 4] = bad[2, 0] = True
-    codes = np.asarray(taken.out.codes).reshape(*ROWS, -1)
+    codes = np.asarray(trial.by_vector(taken.out.codes)).reshape(*trial.rows, -1)
     assert (codes[bad] == -1).any(axis=-1).all()
     assert np.isfinite(np.asarray(taken.out.z_q)[~bad]).all(), 'a bad vector spoils others'
     # The loss may show them; what others learn from does not.
@@ -152,8 +155,8 @@ def only_a_key_draws(trial: Trial) -> None:
     """No random number is drawn without a key: programs are traced, not run."""
     if _fits_by_kmeans(trial.q):
         return  # whose seeding has a key of its own
-    z = trial.batch(6, MANY)
-    codes = jax.ShapeDtypeStruct((*MANY, *trial.q.code_shape), jnp.int32)
+    z = trial.batch(6, trial.many)
+    codes = jax.ShapeDtypeStruct(trial.codes_of(trial.many), jnp.int32)
     traced = {
         'quantize': trial.quantize.trace(trial.params, trial.state, z),
         'update': trial.update.trace(trial.params, trial.state, z, codes),
@@ -167,8 +170,8 @@ def the_same_call_gives_the_same_program(trial: Trial) -> None:
     """Traced again after all that, with another state: nothing was kept from the calls before."""
 
     def step(params, state, z, key):
-        out = trial.q.quantize(params, state, z, key)
-        return out, trial.q.update(params, state, z, out.codes, key)
+        out = trial.on_rows.quantize(params, state, z, key)
+        return out, trial.on_rows.update(params, state, z, out.codes, key)
 
     programs = [
         jax.make_jaxpr(lambda *args: step(*args))(trial.params, trial.state, trial.batch(1), KEY)
@@ -189,7 +192,7 @@ def replicas_agree_with_one_device(trial: Trial) -> None:
     z, mask = jnp.round(4 * trial.batch(2)), trial.all.at[2].set(False).at[3, 1:].set(False)
     whole = trial.run(z, mask)
     split = [x.reshape(2, -1, *x.shape[1:]) for x in (z, mask)]
-    codes, loss, after = trial.replicate(trial.q, trial.params, trial.state, *split)
+    codes, loss, after = trial.replicate(trial.on_rows, trial.params, trial.state, *split)
     np.testing.assert_array_equal(codes.reshape(whole.out.codes.shape), np.asarray(whole.out.codes))
     for replica in range(2):
         np.testing.assert_allclose(loss[replica], whole.out.loss, rtol=1e-4, atol=1e-5)

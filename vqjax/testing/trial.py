@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import numpy as np
 from vqjax import ops
 from vqjax.quantizers.base import Quantized, Quantizer
 
-# Batches [4, 24, D]; and without randomness [4, 512, D], where one vector in a hundred shows.
+# Batches [4, 24, D]; and without randomness [4, 512, D], where one vector in a hundred shows. (Of
+# a quantizer of grids as many vectors as make whole grids.)
 ROWS, MANY = (4, 24), (4, 512)
 KEY, OTHER_KEY = jax.random.key(7), jax.random.key(8)
 # The weights of an objective: the task's, the loss's, and those of its terms in order of name.
@@ -54,9 +56,16 @@ class Trial:
         replicate: Callable[..., Any] | None = None,
     ):
         self.q, self.dim = q, dim
+        grid = getattr(q, 'grid', ())
+        # How many vectors one entry of codes stands for.
+        self.places = math.prod(grid)
+        self.rows = ROWS[0], -(-ROWS[1] // self.places) * self.places
+        self.many = MANY[0], max(MANY[1] // self.places, 1) * self.places
+        # The quantizer as it is called here, on vectors one after the other.
+        self.on_rows = q = OverRows(q) if grid else q
         self.traces = 0
         params, state = jax.jit(q.init)(jax.random.key(0), self.batch(0))
-        self.all = jnp.ones(ROWS, bool)
+        self.all = jnp.ones(self.rows, bool)
         self.replicate = replicated if replicate is None else replicate
         self._run = jax.jit(self._step)
         # As users compile, each on its own: what is fused differs, what they compute may not.
@@ -68,9 +77,22 @@ class Trial:
         self.params = jax.tree.map(_moved, params)
         self.state = self.run(self.batch(9), key=OTHER_KEY, state=state).after
 
-    def batch(self, seed: int, rows: tuple[int, ...] = ROWS) -> jax.Array:
-        """Normal vectors [*rows, D]."""
+    def batch(self, seed: int, rows: tuple[int, ...] | None = None) -> jax.Array:
+        """Normal vectors [*rows, D]; by default [*self.rows, D]."""
+        rows = self.rows if rows is None else rows
         return jax.random.normal(jax.random.key(seed), (*rows, self.dim))
+
+    def codes_of(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the codes of vectors [*rows, D]."""
+        return (*rows[:-1], rows[-1] // self.places, *self.q.code_shape)
+
+    def by_vector(self, codes: jax.Array) -> jax.Array:
+        """The codes that say which vectors are real, [*rows, ...]: of a grid its last ones."""
+        if self.on_rows is self.q:
+            return codes
+        last = jnp.moveaxis(codes[..., -self.places :], -1, codes.ndim - len(self.q.code_shape))
+        shape = last.shape[: codes.ndim - len(self.q.code_shape) - 1]
+        return last.reshape(*shape, -1, *self.q.code_shape[:-1])
 
     def run(
         self,
@@ -83,10 +105,10 @@ class Trial:
         loss: float = 1.0,
         **terms: float,
     ) -> Taken:
-        """A training step on z [*ROWS, D]: quantize, gradients, decode, update; compiled once.
+        """A training step on z [*rows, D]: quantize, gradients, decode, update; compiled once.
 
         The objective is `task` times sum(cotangent z_q), plus `loss` times the loss, plus the
-        terms of `losses` with the weights given by name. `given` [*ROWS, *code_shape] are codes
+        terms of `losses` with the weights given by name. `given` are codes
         that update is told instead of those just chosen.
         """
         weights = np.zeros(2 + MOST_TERMS, np.float32)
@@ -94,7 +116,7 @@ class Trial:
         for name, weight in terms.items():
             weights[2 + self.terms.index(name)] = weight
         if given is None:
-            given = jnp.full((*ROWS, *self.q.code_shape), -2, jnp.int32)
+            given = jnp.full(self.codes_of(self.rows), -2, jnp.int32)
         state = self.state if state is None else state
         mask = self.all if mask is None else mask
         return Taken(*self._run(self.params, state, z, mask, key, weights, given))
@@ -113,7 +135,7 @@ class Trial:
 
     def _step(self, params, state, z, mask, key, weights, given):
         self.traces += 1
-        q = self.q
+        q = self.on_rows
         leaves, structure = jax.tree.flatten(state)
         learnable = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
@@ -136,9 +158,47 @@ class Trial:
         return Gradients(*slopes), out, decoded, q.update(params, state, z, told, key, mask)
 
     def plain(self, z: jax.Array, trees: tuple[Any, Any] | None = None) -> Quantized:
-        """What z [*MANY, D] becomes without mask and key; params and state its own or `trees`."""
+        """What z [*many, D] becomes without mask and key; params and state its own or `trees`."""
         params, state = (self.params, self.state) if trees is None else trees
         return self.quantize(params, state, z)
+
+
+class OverRows:
+    """A quantizer of grids over vectors one after the other, [..., n, D] for whole grids of them.
+
+    Its codes are those of the grids.
+    """
+
+    def __init__(self, of_grids: Quantizer):
+        self.of_grids = of_grids
+
+    def init(self, key, z, mask=None, axis_name=None):
+        """(params, state) of the quantizer of grids."""
+        return self.of_grids.init(key, *self._as_grids(z, mask), axis_name)
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None) -> Quantized:
+        """Its Quantized, z_q in rows."""
+        z, mask = self._as_grids(z, mask)
+        out = self.of_grids.quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=self._as_rows(out.z_q))
+
+    def update(self, params, state, z, codes, key=None, mask=None, axis_name=None, weights=None):
+        """Its new state."""
+        weights = self._as_grids(z, weights)[1]
+        z, mask = self._as_grids(z, mask)
+        return self.of_grids.update(params, state, z, codes, key, mask, axis_name, weights)
+
+    def decode(self, params, state, codes) -> jax.Array:
+        """Its vectors, in rows."""
+        return self._as_rows(self.of_grids.decode(params, state, codes))
+
+    def _as_grids(self, z, mask):
+        shape = (*z.shape[:-2], -1, *self.of_grids.grid)
+        return z.reshape(*shape, z.shape[-1]), None if mask is None else mask.reshape(shape)
+
+    def _as_rows(self, z):
+        lead = z.ndim - 2 - len(self.of_grids.grid)
+        return z.reshape(*z.shape[:lead], -1, z.shape[-1])
 
 
 def replicated(q: Quantizer, params: Any, state: Any, z: jax.Array, mask: jax.Array) -> Any:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
 import vqjax
-from vqjax import health, quantizers
-from vqjax.trainer import data, logs, models, pretrained, sizes, training
+from vqjax import encoders, health, quantizers
+from vqjax.trainer import data, levels, logs, models, pretrained, sizes, training
 from vqjax.trainer.checkpoints import CheckpointError
 from vqjax.trainer.files import cannot_write
 from vqjax.trainer.parallel import Pmap, make_form
@@ -62,7 +62,7 @@ def run(
     dataset = load_dataset(settings.dataset, settings.data_dir)
     try:
         form = make_form(settings.parallel, tuple(settings.mesh_shape))
-        _guard(settings, dataset.info.num_classes)
+        fit_quantizers(settings, dataset)
         num_steps = {n: plan(m, dataset).num_steps for n, m in settings.methods.items()}
         for name in settings.methods:
             _check_method(settings, name, dataset, form)
@@ -123,10 +123,20 @@ def _check_method(settings: Settings, name: str, dataset: data.Dataset, form: An
         sizes.check_memory(own, task, dataset.info.image_shape)
 
 
-def _guard(settings: Settings, num_classes: int) -> None:
+def fit_quantizers(settings: Settings, dataset: data.Dataset) -> None:
+    """Gives the methods the quantizers that this dataset makes of their specs.
+
+    Two levels become one quantizer over both grids; codebooks are guarded where that is asked for.
+    """
     for method in settings.methods.values():
-        if method.guard and method.quantizer is not None:
-            method.quantizer = quantizers.guard_codebooks(method.quantizer, float(num_classes))
+        if method.quantizer is None:
+            continue
+        if method.bottleneck == 'two_level':
+            shape = dataset.info.image_shape
+            method.quantizer = levels.over(method.quantizer, method.encoder, shape)
+        if method.guard:
+            least = float(dataset.info.num_classes)
+            method.quantizer = quantizers.guard_codebooks(method.quantizer, least)
 
 
 def _claim(settings: Settings, dataset: data.Dataset, workdir: str) -> Workdir:
@@ -207,6 +217,7 @@ def make_task(
             own.standardize,
             tuple(dataset.info.image_shape) if own.reconstruction_weight else None,
             own.bridge,
+            _grids(own, dataset),
         ),
         training.make_optimizer(
             own.learning_rate,
@@ -227,6 +238,12 @@ def make_task(
         frozen=schedule.frozen < 0,
         record=own.record,
     )
+
+
+def _grids(own: Settings, dataset: data.Dataset) -> tuple[encoders.Size, ...]:
+    if own.bottleneck != 'two_level':
+        return ()
+    return encoders.two_level_grids(own.encoder, dataset.info.image_shape)
 
 
 def collect(settings: Settings, folder: Workdir, parts: Parts) -> dict[str, Any]:

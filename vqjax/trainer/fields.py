@@ -46,7 +46,7 @@ class Field(NamedTuple):
 FIELDS: dict[str, Field] = {
     'study': Field(
         'comparison',
-        'what is reported: comparison, remedies, tokenizer or autopsy',
+        'what is reported: comparison, remedies, tokenizer, vqvae2 or autopsy',
         shared=True,
     ),
     'parallel': Field(
@@ -74,7 +74,7 @@ FIELDS: dict[str, Field] = {
     ),
     'bottleneck': Field(
         'vector',
-        "'vector' (one an image) or 'grid' (one a place)",
+        "'vector' (one an image), 'grid' (one a place) or 'two_level' grids",
         choices=tuple(encoders.BOTTLENECKS),
     ),
     'features': Field(128, 'D, size of the vectors that are quantized', least=1),

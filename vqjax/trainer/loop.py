@@ -91,7 +91,7 @@ class Evaluation(NamedTuple):
 
     probs: float32 [N, classes]
     labels: int32 [N]
-    counts: float64 [*code_shape, K] or None without a quantizer
+    counts: float64 [..., K], see `steps.count_codes`, or None without a quantizer
     means: of an average image nll, input_norm and, where there are such parts, code_norm,
       quantizer_loss and reconstruction_error; quantization_error, mean |z_q - z|^2 as a share of
       mean |z|^2; max_code_norm

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from vqjax import nn as vq_nn
-from vqjax.encoders import Decoder, Encoder, Standardize
+from vqjax.encoders import Decoder, Encoder, Size, Standardize, TwoLevelEncoder
 from vqjax.quantizers import base
+from vqjax.trainer import levels
 
 # Attributes of a Classifier, under whose names its variables stand.
 ENCODER, QUANTIZER, HEAD = 'encode', 'quantize', ('normalize', 'hidden', 'logits')
@@ -49,6 +50,8 @@ class Classifier(nn.Module):
       standardize: z, and what the head reads, have mean 0 and variance 1.
       decoded_shape: (H, W, C) of a decoder's images; None for no decoder.
       bridge: the Linen module around the quantizer.
+      grids: (height, width) of top and bottom, where the bottleneck is `two_level`. Both are then
+        packed in one: z is [B, 1, L, D], and the quantizer a `Levels`; see `levels.pack`.
     """
 
     num_classes: int
@@ -62,19 +65,17 @@ class Classifier(nn.Module):
     standardize: bool = True
     decoded_shape: tuple[int, int, int] | None = None
     bridge: Any = vq_nn.Quantize
+    grids: tuple[Size, ...] = ()
 
     def setup(self) -> None:
-        self.encode = Encoder(
-            self.encoder,
-            self.features,
-            self.bottleneck,
-            self.axis_name,
-            self.dtype,
-            self.width,
-            self.standardize,
-        )
+        common = (self.axis_name, self.dtype, self.width, self.standardize)
+        if self.grids:
+            self.encode = TwoLevelEncoder(self.encoder, self.features, *common)
+        else:
+            self.encode = Encoder(self.encoder, self.features, self.bottleneck, *common)
         if self.quantizer is not None:
-            self.quantize = self.bridge(self.quantizer, self.axis_name)
+            bridge = levels.QuantizeLevels if self.grids else self.bridge
+            self.quantize = bridge(self.quantizer, self.axis_name)
         if self.standardize:
             self.normalize = Standardize(self.axis_name)
         self.hidden = nn.Dense(self.features, dtype=self.dtype)
@@ -101,19 +102,39 @@ class Classifier(nn.Module):
           continuous: head and decoder read z; nothing is quantized.
           frozen: the encoder is as in evaluation, its batch statistics stand still.
         """
-        z = self.encode(images, train=train and not frozen, mask=mask)
-        if frozen:
-            z = jax.lax.stop_gradient(z)
-        quantized, read = None, z
-        if self.quantizer is not None and not continuous:
-            quantized = self.requantize(z, train=train if update is None else update, mask=mask)
-            read = quantized.z_q
+        quantizes = self.quantizer is not None and not continuous
+        update = train if update is None else update
+        quantized = None
+        if self.grids:
+            z, quantized = self._two_levels(images, train, update, mask, quantizes, frozen)
+        else:
+            z = self.encode(images, train=train and not frozen, mask=mask)
+            if frozen:
+                z = jax.lax.stop_gradient(z)
+            if quantizes:
+                quantized = self.requantize(z, train=update, mask=mask)
+        read = z if quantized is None else quantized.z_q
         logits = self.classify(read, train=train, mask=mask)
         decoded = None if self.decoded_shape is None else self.decode(read)
         return Output(logits, z, quantized, decoded)
 
+    def _two_levels(self, images, train, update, mask, quantizes, frozen):
+        """z and Quantized (or None) of top and bottom, packed."""
+        stop = jax.lax.stop_gradient if frozen else lambda x: x
+        how = {'train': train and not frozen, 'mask': mask}
+        x, top = self.encode(images, **how)
+
+        def bottom(read: jax.Array) -> jax.Array:
+            return stop(self.encode.bottom(x, read, **how))
+
+        if quantizes:
+            return self.quantize.in_order(stop(top), bottom, update, mask)
+        return levels.pack([stop(top), bottom(top)]), None
+
     def classify(self, z_q: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Logits float32 [B, classes] of quantized vectors [B, h, w, D]."""
+        if self.grids:
+            z_q = levels.side_by_side(z_q, self.grids)
         pooled = jnp.mean(z_q, axis=(1, 2))
         if self.standardize:
             # Quantizers differ in the scale of what they return, and a head learns at that scale.
@@ -122,10 +143,14 @@ class Classifier(nn.Module):
 
     def decode(self, z_q: jax.Array) -> jax.Array:
         """Images float32 [B, H, W, C], standardised as the input is, of vectors [B, h, w, D]."""
+        if self.grids:
+            z_q = levels.side_by_side(z_q, self.grids)
         return self.decoder(z_q)
 
     def represent(self, images: jax.Array) -> jax.Array:
         """Vectors z [B, h, w, D] of images [B, H, W, C], as in evaluation."""
+        if self.grids:
+            return self._two_levels(images, False, False, None, False, False)[0]
         return self.encode(images, train=False)
 
     def requantize(

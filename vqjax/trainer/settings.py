@@ -1,5 +1,6 @@
 """The check that the fields of a configuration make sense together, and what comes of them."""
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vqjax import nn, ops, quantizers
-from vqjax.trainer import data
+from vqjax.trainer import data, levels
 from vqjax.trainer.fields import (
     FIELDS,
     RunError,
@@ -156,7 +157,9 @@ def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:
     except RunError as error:
         raise RunError(f'overrides.{name}: {error}' if changed else str(error)) from None
     try:
-        quantizer = None if spec is None else parts.make(spec)
+        two = own['bottleneck'] == 'two_level'
+        make = functools.partial(levels.both, make=parts.make) if two else parts.make
+        quantizer = None if spec is None else make(spec)
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f'quantizers.{name}: {error}') from error
     bridge = None if quantizer is None else parts.bridge(quantizer)

@@ -278,10 +278,11 @@ def read_codebook(task: Task, params: Any, stats: Any) -> Any:
 
 
 def count_codes(codes: jax.Array, quantizer: Any) -> jax.Array:
-    """Uses of each code: int32 [..., *code_shape] -> float32 [*code_shape, K]."""
-    columns = codes.reshape(-1, quantizers.stages(quantizer)).T
-    counts = jax.vmap(lambda column: ops.code_counts(column, quantizer.num_codes))(columns)
-    return counts.reshape(*quantizer.code_shape, quantizer.num_codes)
+    """Uses of each code: int32 [..., *code_shape] -> float32 [..., K], see `by_codebook`."""
+    rows = quantizer.by_codebook(codes)
+    flat = rows.reshape(-1, rows.shape[-1])
+    counts = jax.vmap(lambda row: ops.code_counts(row, quantizer.num_codes))(flat)
+    return counts.reshape(*rows.shape[:-1], quantizer.num_codes)
 
 
 def mean_norm(x: jax.Array, mask: jax.Array, total: Any) -> jax.Array:

@@ -256,7 +256,7 @@ def eval_step(
     Returns:
       The codebook statistics that evaluation leaves, where steps are recorded (a faulty model
       moves them), else (). And of all replicas together: probs [B, classes], label and mask [B],
-      counts float32 [*code_shape, K] (no entry where nothing is quantized), and sums over real
+      counts float32 [..., K] (no entry where nothing is quantized), and sums over real
       images of nll, quantizer_loss, input_norm, code_norm, reconstruction_error, squared_error
       (of z_q) and squared_norm (of z); max_code_norm, length of the longest code.
     """

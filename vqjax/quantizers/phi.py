@@ -1,0 +1,38 @@
+"""The convolutions phi of `MultiScale`, which follow a grid made larger (VAR, arXiv:2404.02905)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqjax import ops
+
+
+def start(number: int, features: int) -> tuple[jax.Array, jax.Array]:
+    """Kernels float32 [number, 3, 3, D, D] and biases [number, D] that change nothing."""
+    identity = jnp.zeros((3, 3, features, features)).at[1, 1].set(jnp.eye(features))
+    return jnp.stack([identity] * number), jnp.zeros((number, features))
+
+
+def at_scale(k: int, num_scales: int, number: int) -> int:
+    """Which of the convolutions scale k has, as in FoundationVision/VAR: the nearest in 0..1.
+
+    The scales lie evenly from 0 to 1, the convolutions within, a margin from the ends.
+    """
+    margin = 1 / (3 if number == 4 else 2) / number
+    places = np.linspace(margin, 1 - margin, number)
+    return int(np.argmin(np.abs(places - k / max(num_scales - 1, 1))))
+
+
+def mix(h: jax.Array, kernel: jax.Array, bias: jax.Array, ratio: float) -> jax.Array:
+    """(1 - ratio) h + ratio (h * kernel + bias): float32 [..., H, W, D] -> the same.
+
+    The same bits in any program: every product is rounded by itself.
+    """
+    ratio = np.float32(ratio)
+    flat = h.reshape(-1, *h.shape[-3:])
+    moved = ops.convolve(flat, kernel, (1, 1), 'SAME', precision=lax.Precision.HIGHEST)
+    moved = (ops.rounded(moved) + bias).reshape(h.shape)
+    return ops.rounded((1 - ratio) * h) + ops.rounded(ratio * moved)

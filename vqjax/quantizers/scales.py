@@ -1,0 +1,46 @@
+"""Sizes of grids, and grids as rows: what `MultiScale` is made of beside its algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from vqjax import ops
+from vqjax.quantizers.base import check, check_count
+
+Size = tuple[int, int]
+
+
+def size_of(scale: int | Size) -> Size:
+    """(h, w) of a scale."""
+    pair = (scale, scale) if not isinstance(scale, tuple | list) else tuple(scale)
+    check(len(pair) == 2, 'scales', scale, 'a size s or a pair (h, w)')
+    for side in pair:
+        check_count('scales', side)
+    return int(pair[0]), int(pair[1])
+
+
+def real_vectors(z: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Which vectors count: bool [..., H, W]."""
+    finite = jnp.all(jnp.isfinite(z), axis=-1)
+    return finite if mask is None else finite & mask
+
+
+def one_after_another(grids: Sequence[jax.Array]) -> jax.Array:
+    """Grids [..., h, w, D] one after the other: [..., L, D]."""
+    flat = [grid.reshape(*grid.shape[:-3], -1, grid.shape[-1]) for grid in grids]
+    return jnp.concatenate(flat, axis=-2)
+
+
+def real_by_codes(coded: Sequence[jax.Array], size: Size) -> jax.Array:
+    """Which vectors are real by the finest scale that has a code, bool [..., H, W].
+
+    coded: which places of each scale have one, bool [..., h, w]; size: (H, W).
+    """
+    real = ops.area_cover(coded[0], size)
+    for grid in coded[1:]:
+        used = jnp.any(grid, axis=(-2, -1), keepdims=True)
+        real = jnp.where(used, ops.area_cover(grid, size), real)
+    return real

@@ -1,0 +1,168 @@
+"""The table and the pictures of two levels of codes against one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax import quantizers
+from vqjax.studies.tables import made_by, markdown
+from vqjax.trainer.levels import NAMES
+
+COMMAND = 'python train.py --config configs/vqvae2.py --config.data_dir=FOLDER'
+SHOWN = 10  # images of the picture
+
+HEADINGS = ('', 'bits an image', 'parameters', 'error', 'perplexity', 'seconds a seed')
+
+
+def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of the table, the headings first; a two-level method has a row a level below it."""
+    found = [HEADINGS]
+    for name, method in results['methods'].items():
+        seeds = method['seeds']
+        error = _over_seeds(seeds, 'reconstruction_error')
+        use = [_mean(seeds, f'perplexity_{part}') for part in NAMES]
+        told = ' + '.join(filter(None, use)) or _mean(seeds, 'perplexity')
+        seconds = f'{method["seconds"] / len(seeds):.0f}'
+        found.append((name, f'{method["bits"]:.0f}', f'{method["params"]:,}', error, told, seconds))
+        for i, part in enumerate(NAMES):
+            if f'error_{part}' in seeds[0]:
+                bits = f'{method["spec"]["sizes"][i] * level_bits(method["spec"])[i]:.0f}'
+                error = _over_seeds(seeds, f'error_{part}')
+                found.append((f'{name}, {part} alone', bits, '', error, use[i], ''))
+    return found
+
+
+def level_bits(spec: Mapping[str, Any] | None) -> list[float]:
+    """Bits of one vector of each level of a method; none without levels."""
+    if spec is None or spec['name'] != 'levels':
+        return []
+    return [quantizers.make(inner).bits for inner in spec['inner']]
+
+
+def _mean(seeds, name):
+    return f'{np.mean([seed[name] for seed in seeds]):.0f}' if name in seeds[0] else ''
+
+
+def _over_seeds(seeds, name):
+    values = [seed[name] for seed in seeds]
+    if len(values) == 1:
+        return f'{values[0]:.4f}'
+    return f'{np.mean(values):.4f} ({min(values):.4f}, {max(values):.4f})'
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """For the terminal."""
+    config = results['config']
+    drawn = Table(
+        title=f'{config["dataset"]}: two levels of codes against one, {_length(config)}',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    headings, *body = rows(results)
+    for i, heading in enumerate(headings):
+        drawn.add_column(heading, justify='right' if i else 'left', style=None if i else 'bold')
+    for row in body:
+        drawn.add_row(*map(escape, row))
+    return drawn
+
+
+def _length(config):
+    epochs = f'{config["epochs"]} epoch' + 's' * (config['epochs'] != 1)
+    return f'{epochs}, {config["seeds"]} seed' + 's' * (config['seeds'] != 1)
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """What makes the report again."""
+    if config['dataset'] == 'cifar10':
+        return COMMAND
+    return (
+        f'python train.py --config configs/vqvae2.py --config.dataset={config["dataset"]} '
+        f'--config.epochs={config["epochs"]} --config.seeds={config["seeds"]} '
+        f'--config.eval_every={config["eval_every"]:g}'
+    )
+
+
+def text(results: Mapping[str, Any]) -> str:
+    """The content of report.md."""
+    config = results['config']
+    parts = [
+        f'# Two levels of codes on {config["dataset"]}',
+        made_by(command(config), results['environment']),
+        f'VQ-VAE-2 (arXiv:1906.00446): the top grid is quantized first, and the bottom, twice as '
+        f'high and wide, knows its vectors. {_length(config)}, batches of '
+        f'{config["batch_size"]} images; the error is the mean square of standardised pixels on '
+        'the test split, so that 1 is a grey image; in brackets the lowest and the highest seed. '
+        'Perplexity is that of top + bottom. "Alone": the same decoder, with every vector of the '
+        'other level at its mean.',
+        markdown(rows(results)),
+        *_at_equal_bits(results['methods']),
+        '![reconstructions](reconstructions.png)',
+        f'The first {SHOWN} images of the test split, seed 0.',
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _at_equal_bits(methods):
+    """A sentence on each pair of methods, of two levels and of one, that have the same bits."""
+    said = []
+    for name, method in methods.items():
+        for other, single in methods.items():
+            if not level_bits(method['spec']) or level_bits(single['spec']):
+                continue
+            if method['bits'] != single['bits'] or single['spec'] is None:
+                continue
+            pairs = zip(method['seeds'], single['seeds'], strict=True)
+            apart = [a['reconstruction_error'] - b['reconstruction_error'] for a, b in pairs]
+            listed = ', '.join(f'{x:+.4f}' for x in apart)
+            said.append(
+                f'{name} less {other}, {method["bits"]:.0f} bits each: {np.mean(apart):+.4f} of '
+                f'error on average, seed by seed {listed}.'
+            )
+    return said
+
+
+def figure(pictures: Mapping[tuple[str, str], np.ndarray]) -> Any:
+    """Rows of reconstructions: {(method, part): [n, H, W, C]}, pixels as the dataset has them."""
+    from vqjax.studies import plots
+
+    return plots.styled(_draw)(pictures, plots)
+
+
+def _draw(pictures, plots):
+    pictures = {key: x for key, x in pictures.items() if key[1] != 'bottom'}
+    originals = np.asarray(next(iter(pictures.values())))
+    least, most = originals.min(), originals.max()
+    number = min(SHOWN, len(originals))
+    drawn = plots.new_figure(number + 1.3, 1.02 * len(pictures))
+    axes = drawn.subplots(len(pictures), number, squeeze=False)
+    for row, ((name, part), images) in zip(axes, pictures.items(), strict=True):
+        for axis, image in zip(row, images, strict=False):
+            image = np.clip((np.asarray(image) - least) / (most - least), 0, 1)
+            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray',
+                        vmin=0, vmax=1, interpolation='nearest')  # fmt: skip
+            axis.set(xticks=[], yticks=[])
+            axis.grid(visible=False)
+            axis.spines[:].set_visible(False)
+        label = name if part == 'all' else f'{name},\n{part} alone'
+        row[0].set_ylabel(label.replace('_', ' '), rotation=0, ha='right', va='center')
+    return drawn
+
+
+def write(
+    workdir: str | Path,
+    results: Mapping[str, Any],
+    pictures: Mapping[tuple[str, str], np.ndarray],
+) -> None:
+    """Writes report.md and reconstructions.png."""
+    from vqjax.studies import plots
+
+    workdir = Path(workdir)
+    (workdir / 'report.md').write_text(text(results))
+    plots.save(figure(pictures), workdir / 'reconstructions.png')
