@@ -54,6 +54,9 @@ def _quantizers(steps: int) -> dict:
         'revival_kmeans_bank': {
             'name': 'banked', 'size': 2048, 'fresh': 64, 'inner': revival(source='kmeans_rows'),
         },
+        # The choice of codes.
+        'balanced_assignment': _leaf(assignment={'epsilon': 0.1, 'iters': 5}),
+        # A guard.
         'reset_on_collapse': {'name': 'guarded', 'inner': _leaf()},
         # The loss.
         'commitment_quarter': _leaf(commitment=0.25),

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from vqjax import (  # noqa: E402
+    IBQ,
     LFQ,
     VQ,
     VQEMA,
@@ -33,6 +34,7 @@ QUANTIZERS = [
     Product(VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.split)), 2),
     Banked(VQEMA(8, decay=0.9, revival=ops.Revival(0.9, 1, ops.kmeans_rows)), 96, 24),
     Guarded(VQEMA(24, decay=0.9, init='normal', revival=None), least=32.0, cooldown=2),
+    VQ(8, decay=0.9, assignment=ops.Sinkhorn()),
     GumbelSoftmax(8, diversity=0.1),
     LFQ(4),
     MultiScale(VQEMA(8, decay=0.9, revival=EAGER), (1, 2, (2, 4)), phi=(0.5,)),
@@ -67,6 +69,30 @@ def compare(name, q, expected, codes, loss, state):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f'{name} {q}')
 
 
+def compare_index_gradients(mesh, z, mask):
+    """IBQ's own backward pass: its gradient to the codes is summed over replicas."""
+    q = IBQ(12, entropy=0.1, inv_temperature=1.0)
+    codebook, _ = q.init(jax.random.key(0), z, mask)
+
+    def gradients(codebook, z, mask, axis_name=None):
+        def loss(codebook, z):
+            out = q.quantize(codebook, (), z, None, mask, axis_name)
+            return ops.pmean(jnp.mean(jnp.sin(out.z_q)) + out.loss, axis_name)
+
+        return jax.grad(loss, (0, 1))(codebook, z)
+
+    rows, whole = PartitionSpec('i'), PartitionSpec()
+    sharded = jax.shard_map(
+        lambda *args: gradients(*args, 'i'),
+        mesh=mesh,
+        in_specs=(whole, rows, rows),
+        out_specs=(whole, rows),
+    )
+    expected, got = (jax.jit(f)(codebook, z, mask) for f in (gradients, sharded))
+    for a, b in zip(expected, got, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=repr(q))
+
+
 def main():
     assert jax.device_count() == 8
     z = jnp.round(6 * jax.random.normal(jax.random.key(3), (STEPS, 64, 4)))
@@ -94,6 +120,7 @@ def main():
             out_specs=(split, PartitionSpec(), PartitionSpec()),
         )
         compare('shard_map', q, expected, *jax.jit(sharded)(z, mask))
+    compare_index_gradients(mesh, z[0], mask[0])
     print(f'agree: {len(QUANTIZERS)} quantizers, {STEPS} steps, 8 devices')
 
 

@@ -19,6 +19,7 @@ from support import table  # noqa: E402
 
 from vqjax import (  # noqa: E402
     FSQ,
+    IBQ,
     LFQ,
     VQ,
     VQEMA,
@@ -66,6 +67,8 @@ QUANTIZERS = [
         revival=ops.Revival(0.9, 1, ops.error_rows),
     ),
     SimVQ(K),
+    SimVQ(K, assignment=ops.Sinkhorn()),
+    IBQ(K, init=ops.batch_rows, entropy=0.1),
     FSQ((3,) * D),
     LFQ(D),
     GumbelSoftmax(K, diversity=0.1),

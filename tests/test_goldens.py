@@ -1,4 +1,7 @@
-"""The arrays that vector-quantize-pytorch 1.32.0 wrote: codes equal, everything else to 1e-5."""
+"""The arrays that vector-quantize-pytorch 1.32.0 wrote: codes equal, everything else to 1e-5.
+
+Those of `ibq` are of the authors' code (TencentARC/SEED-Voken, IndexPropagationQuantize).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,7 @@ import numpy as np
 import pytest
 from support import golden
 
-from vqjax import FSQ, LFQ, VQEMA, Residual, SimVQ, ops
+from vqjax import FSQ, IBQ, LFQ, VQEMA, Residual, SimVQ, ops
 from vqjax.quantizers import VQEMAState
 
 FSQS = ['3x4', '7x5x5x5x5', '8x5x5x5', '8x8x8x5x5x5']
@@ -154,6 +157,29 @@ def test_lfq(spherical):
         close(out.losses[name], g[name])
     close(out.loss, g['aux'])
     close(q.decode((), (), out.codes), g['z_q'])
+
+
+@pytest.mark.parametrize('name', ['plain', 'entropy'])
+def test_ibq(name):
+    arrays = golden('ibq').items()
+    g = {key.removeprefix(name + '_'): x for key, x in arrays if key.startswith(name)}
+    q = IBQ(len(g['codebook']), entropy=0.5 if name == 'entropy' else 0.0, inv_temperature=10.0)
+
+    def loss(codebook, z):
+        out = q.quantize(codebook, (), z)
+        return jnp.vdot(out.z_q, g['cotangent']) + out.loss, out
+
+    (to_codebook, to_z), out = jax.grad(loss, (0, 1), has_aux=True)(g['codebook'], g['z'])
+    assert (np.asarray(out.codes) == g['codes']).all()
+    close(out.z_q, g['z_q'])
+    # Theirs adds 1e-5 inside two logarithms.
+    tolerance = 1e-5 if name == 'plain' else 5e-4
+    close(out.loss, g['loss'], tolerance)
+    close(to_codebook, g['codebook_grad'], tolerance)
+    close(to_z, g['z_grad'], tolerance)
+    if name == 'entropy':
+        close(out.losses['per_sample_entropy'], g['single'], 1e-4)
+        close(out.losses['batch_entropy'], g['batch'], 5e-4)
 
 
 def test_orthogonality():

@@ -32,7 +32,7 @@ def config():
 
 def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(config):
     given, dataset = settings.check(config), data.load('digits')
-    assert len(given.methods) == 40
+    assert len(given.methods) == 41
     weak = given.methods['weak']
     assert weak.quantizer == VQEMA(
         256, decay=0.99, commitment=1.0, init='normal', revival=None

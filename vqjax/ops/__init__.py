@@ -1,8 +1,18 @@
 """What quantizers are made of: pure functions on arrays, and no quantizer."""
 
-from vqjax.ops.candidates import mean_assignment, nearest_candidates, sample_codes, smallest
+from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
+from vqjax.ops.bridges import BRIDGES, Bridge, Linear, LowRank, VQBridge
+from vqjax.ops.candidates import (
+    Assignments,
+    mean_assignment,
+    nearest_candidates,
+    sample_codes,
+    smallest,
+    soft_assignments,
+)
 from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
 from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
+from vqjax.ops.index_gradient import soft_index
 from vqjax.ops.kmeans import (
     BLIND_STARTS,
     STARTS,
@@ -38,9 +48,17 @@ from vqjax.ops.revival import (
     random_rows,
     split,
 )
-from vqjax.ops.rows import flat_rows, gumbel_rows, row_noise, row_places, top_rows, uniform_rows
+from vqjax.ops.rows import (
+    flat_rows,
+    gumbel_noise,
+    gumbel_rows,
+    row_places,
+    top_rows,
+    uniform_noise,
+    uniform_rows,
+)
 from vqjax.ops.schedules import Schedule
-from vqjax.ops.scores import METRICS, normalize
+from vqjax.ops.scores import DISTANCES, METRICS, normalize
 from vqjax.ops.statistics import (
     AxisName,
     code_counts,
@@ -55,18 +73,27 @@ from vqjax.ops.statistics import (
 from vqjax.ops.tiles import map_tiles
 
 __all__ = [
+    'ASSIGNMENTS',
     'BLIND_STARTS',
+    'BRIDGES',
+    'DISTANCES',
     'ESTIMATORS',
     'METRICS',
     'SOURCES',
     'STARTS',
+    'Assignments',
     'AxisName',
     'Batch',
+    'Bridge',
     'KMeans',
+    'Linear',
+    'LowRank',
     'Revival',
     'Revived',
     'Schedule',
+    'Sinkhorn',
     'Start',
+    'VQBridge',
     'anchors',
     'area_cover',
     'area_means',
@@ -85,6 +112,7 @@ __all__ = [
     'flat_rows',
     'function_name',
     'graft',
+    'gumbel_noise',
     'gumbel_rows',
     'imbalance',
     'kmeans',
@@ -95,6 +123,7 @@ __all__ = [
     'mean_assignment',
     'mean_probabilities',
     'named_function',
+    'nearest_assignment',
     'nearest_candidates',
     'nearest_codes',
     'normal',
@@ -106,16 +135,18 @@ __all__ = [
     'rotate',
     'rounded',
     'rows_spec',
-    'row_noise',
     'row_places',
     'sample_codes',
     'smallest',
     'smoothed',
+    'soft_assignments',
+    'soft_index',
     'spec_of',
     'split',
     'squared_error',
     'straight_through',
     'top_rows',
+    'uniform_noise',
     'uniform_rows',
     'unit_rows',
     'unit_sphere',

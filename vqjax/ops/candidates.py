@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from vqjax.ops.meshes import automatic, mesh_size, rows_spec
-from vqjax.ops.rows import flat_rows, row_noise, row_places
+from vqjax.ops.losses import entropy
+from vqjax.ops.meshes import automatic, mesh_size, rows_spec, varying_as
+from vqjax.ops.rows import flat_rows, gumbel_noise, row_places
 from vqjax.ops.scores import normalize
 from vqjax.ops.statistics import AxisName, pmean
-from vqjax.ops.tiles import in_lanes, map_tiles, row_lanes
+from vqjax.ops.tiles import in_lanes, map_tiles, row_lanes, row_tiles
 
-_TILE_ROWS = 1024
+# A tile: at most so many rows, and scores (16 MB) unless that leaves fewer than 8 rows.
+_ROWS, _SCORES = 1024, 2**22
 
 
-def _squared_distances(rows, codebook, metric):
-    """[n, D], [K, D] -> [n, K]: squared distance, for cosine that of the unit vectors."""
+def tile_rows(codebook: jax.Array) -> int:
+    """Rows of a tile that holds the scores of all codes [K, D]."""
+    return max(min(_ROWS, _SCORES // codebook.shape[0]), 8)
+
+
+def pairwise_costs(rows: jax.Array, codebook: jax.Array, metric: str) -> jax.Array:
+    """[n, D], [K, D] -> [n, K]: squared distance, of the unit vectors for 'cosine'.
+
+    For 'dot' the product's negative.
+    """
     if metric == 'cosine':
         rows, codebook = normalize(rows), normalize(codebook)
     dots = jnp.matmul(rows, codebook.T, precision=lax.Precision.HIGHEST)
+    if metric == 'dot':
+        return -dots
     norms = jnp.sum(rows * rows, axis=-1)[:, None] + jnp.sum(codebook * codebook, axis=-1)
     return norms - 2 * dots
 
@@ -56,9 +70,9 @@ def nearest_candidates(
     rows, _ = flat_rows(z)
 
     def tile(rows):
-        return smallest(_squared_distances(rows, codebook, metric), num)[1].astype(jnp.int32)
+        return smallest(pairwise_costs(rows, codebook, metric), num)[1].astype(jnp.int32)
 
-    return map_tiles(tile, [rows], _TILE_ROWS).reshape(*z.shape[:-1], num)
+    return map_tiles(tile, [rows], tile_rows(codebook)).reshape(*z.shape[:-1], num)
 
 
 @automatic(lambda key, z, *_: rows_spec(z))
@@ -80,15 +94,71 @@ def sample_codes(
     places = row_places(valid, axis_name)
 
     def tile(rows, places):
-        logits = -_squared_distances(rows, codebook, metric) / temperature
-        noise = row_noise(jax.random.gumbel, key, places, codebook.shape[0])
+        logits = -pairwise_costs(rows, codebook, metric) / temperature
+        noise = gumbel_noise(key, places, codebook.shape[0])
         return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
-    codes = map_tiles(tile, [rows, places], _TILE_ROWS)
+    codes = map_tiles(tile, [rows, places], tile_rows(codebook))
     return jnp.where(valid, codes, -1).reshape(z.shape[:-1])
 
 
+class Assignments(NamedTuple):
+    """Soft assignments of a batch: their mean float32 [K], the mean entropy [] in nats."""
+
+    mean: jax.Array
+    entropy: jax.Array
+
+
 @automatic(P())
+def soft_assignments(
+    z: jax.Array,
+    codebook: jax.Array,
+    temperature: float = 1.0,
+    metric: str = 'euclidean',
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+) -> Assignments:
+    """What softmax(-squared distance / temperature) is on average: differentiable usage.
+
+    ('dot': softmax(product / temperature).) Under `axis_name` the mean over the vectors of all
+    replicas, the same on each. z [..., D], codebook [K, D], mask bool [...] -> `Assignments`,
+    gradients to both. Vectors that are not finite count nowhere. The tiles are recomputed in the
+    backward pass, so memory stays O(N + K).
+    """
+    valid = flat_rows(z, mask)[1]
+    rows = jnp.where(valid[:, None], z.astype(jnp.float32).reshape(-1, z.shape[-1]), 0.0)
+    weights = valid.astype(jnp.float32)
+    lanes, whole = row_lanes(rows.shape[0], rows, codebook)
+    rows, weights = in_lanes(rows, lanes), in_lanes(weights, lanes)
+    most = max(tile_rows(codebook) * whole // lanes, 1)
+
+    @jax.checkpoint
+    def tile(inputs):
+        rows, weights = inputs
+        costs = pairwise_costs(rows.reshape(-1, rows.shape[-1]), codebook, metric)
+        probabilities = jax.nn.softmax(-costs / temperature)
+        real = weights.reshape(-1, 1) > 0
+        entropies = in_lanes(jnp.where(real[:, 0], entropy(probabilities), 0.0), lanes)
+        probabilities = jnp.where(real, probabilities, 0.0)
+        # Without the axis of one lane XLA's sum is twice as fast on CPU.
+        total = (
+            jnp.sum(in_lanes(probabilities, lanes), axis=1)
+            if lanes > 1
+            else jnp.sum(probabilities, axis=0)[None]
+        )
+        return total, jnp.sum(entropies, axis=1)
+
+    def add(totals, inputs):
+        return jax.tree.map(jnp.add, totals, tile(inputs)), None
+
+    # Of tiles first, of lanes last: one collective.
+    zeros = varying_as(jnp.zeros((lanes, codebook.shape[0]), jnp.float32), rows, codebook)
+    tiles = (row_tiles(rows, most), row_tiles(weights, most))
+    totals, _ = lax.scan(add, (zeros, zeros[:, 0]), tiles)
+    number = jnp.maximum(pmean(jnp.sum(weights), axis_name), 1e-30)
+    return Assignments(*(pmean(jnp.sum(x, axis=0), axis_name) / number for x in totals))
+
+
 def mean_assignment(
     z: jax.Array,
     codebook: jax.Array,
@@ -97,33 +167,5 @@ def mean_assignment(
     mask: jax.Array | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """Mean over real vectors of softmax(-squared distance / temperature): differentiable usage.
-
-    z [..., D], codebook [K, D], mask bool [...] -> float32 [K], gradients to both. Vectors that
-    are not finite count nowhere. The tiles are recomputed in the backward pass, so memory stays
-    O(N + K N / 1024).
-    """
-    valid = flat_rows(z, mask)[1]
-    rows = jnp.where(valid[:, None], z.astype(jnp.float32).reshape(-1, z.shape[-1]), 0.0)
-    weights = valid.astype(jnp.float32)
-    lanes, whole = row_lanes(rows.shape[0], rows, codebook)
-    rows, weights = in_lanes(rows, lanes), in_lanes(weights, lanes)
-    size = min(max(_TILE_ROWS * whole // lanes, 1), rows.shape[1])
-
-    def tiles(x):
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(lanes, -1, size, *x.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def tile(inputs):
-        rows, weights = inputs
-        distances = _squared_distances(rows.reshape(-1, rows.shape[-1]), codebook, metric)
-        probabilities = jax.nn.softmax(-distances / temperature)
-        real = jnp.where(weights.reshape(-1, 1) > 0, probabilities, 0.0)
-        # Without the axis of one lane XLA's sum is twice as fast on CPU.
-        return jnp.sum(in_lanes(real, lanes), axis=1) if lanes > 1 else jnp.sum(real, 0)[None]
-
-    # Of tiles first, of lanes last: one collective.
-    total = jnp.sum(lax.map(tile, (tiles(rows), tiles(weights))), axis=(0, 1))
-    number = pmean(jnp.sum(weights), axis_name)
-    return pmean(total, axis_name) / jnp.maximum(number, 1e-30)
+    """`soft_assignments` without the entropies: float32 [K]."""
+    return soft_assignments(z, codebook, temperature, metric, mask, axis_name).mean

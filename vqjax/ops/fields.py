@@ -37,6 +37,11 @@ def check_weight(field: str, value: Any) -> None:
     check(is_number(value) and value >= 0, field, value, 'finite and not negative')
 
 
+def check_positive(field: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a finite number above 0."""
+    check(is_number(value) and value > 0, field, value, 'finite and above 0')
+
+
 def check_flag(field: str, value: Any) -> None:
     """Raise ValueError unless `value` is True or False: the text 'false' would count as true."""
     check(isinstance(value, bool), field, value, 'True or False')

@@ -50,6 +50,22 @@ def whole_features(x: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(x, NamedSharding(mesh, P(P.UNCONSTRAINED, None)))
 
 
+def varying_as(x: jax.Array, *others: jax.Array) -> jax.Array:
+    """x, said to differ between the replicas of a shard_map as these arrays do.
+
+    For what a loop starts from, whose type must be that of what it ends with; and for what is
+    read by all, whose gradient is then summed over them. Elsewhere x itself.
+    """
+    axes = frozenset().union(*map(_varying_axes, others)) - _varying_axes(x)
+    return lax.pcast(x, tuple(axes), to='varying') if axes else x
+
+
+def _varying_axes(x):
+    kind = jax.typeof(x)
+    # The second name is that of JAX before 0.10.2.
+    return kind.manual_axis_type.varying if hasattr(kind, 'manual_axis_type') else kind.vma
+
+
 def _free_size(mesh):
     return math.prod(
         size

@@ -41,7 +41,7 @@ def nearest_codes(
     Args:
       z: [..., D] any float dtype.
       codebook: [K, D] any float dtype.
-      metric: 'euclidean' (smallest distance) or 'cosine' (largest cosine).
+      metric: 'euclidean' (smallest distance), 'cosine' (largest cosine) or 'dot' (largest product).
       precision: of the product z.c; sums and comparisons are float32 always. 'highest': float32,
         so a choice differs from the exact one only within float32 rounding. 'default': the
         platform's fast product (float32 on CPU, TF32 on GPU, bfloat16 on TPU). 'bfloat16': both

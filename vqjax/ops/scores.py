@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-METRICS = ('euclidean', 'cosine')
+DISTANCES = ('euclidean', 'cosine')
+METRICS = (*DISTANCES, 'dot')
 
 
 def normalize(x: jax.Array) -> jax.Array:
@@ -30,6 +31,8 @@ def bias_and_codes(codebook: jax.Array, metric: str) -> tuple[jax.Array, jax.Arr
     usable = jnp.isfinite(square)
     if metric == 'cosine':
         return jnp.where(usable, 0.0, jnp.inf), normalize(codebook)
+    if metric == 'dot':
+        return jnp.where(usable, 0.0, jnp.inf), codebook
     # argmin |z - c|^2 = argmin |c|^2 / 2 - z.c: the norm of z changes no order.
     return jnp.where(usable, 0.5 * square, jnp.inf), codebook
 

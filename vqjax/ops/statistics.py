@@ -21,6 +21,11 @@ def psum(x, axis_name: AxisName):
     return x if axis_name is None else lax.psum(x, axis_name)
 
 
+def pmax(x, axis_name: AxisName):
+    """`lax.pmax`, or x itself without an axis."""
+    return x if axis_name is None else lax.pmax(x, axis_name)
+
+
 def pmean(x, axis_name: AxisName):
     """`lax.pmean`, or x itself without an axis."""
     return x if axis_name is None else lax.pmean(x, axis_name)

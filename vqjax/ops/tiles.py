@@ -68,6 +68,16 @@ def cut(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
     return tile.reshape(-1, *x.shape[2:])
 
 
+def row_tiles(x: jax.Array, most: int) -> jax.Array:
+    """An array in lanes [lanes, n, ...] cut for a scan: [tiles, lanes, size, ...].
+
+    At most `most` rows of each lane a tile; the last is filled up with zeros.
+    """
+    lanes, size = x.shape[0], min(most, x.shape[1])
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(lanes, -1, size, *x.shape[2:]), 1, 0)
+
+
 def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax.Array:
     """`function` over tiles of rows, one after the other; the result in the rows' order.
 

@@ -3,6 +3,7 @@
 from vqjax.quantizers import kinds
 from vqjax.quantizers.banked import BankedState
 from vqjax.quantizers.base import Quantized, Quantizer, stages
+from vqjax.quantizers.bridged import BridgedParams
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.guarded import GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelState
@@ -27,6 +28,7 @@ __all__ = [
     'REGISTRY',
     'Affine',
     'BankedState',
+    'BridgedParams',
     'Codebook',
     'GuardedState',
     'GumbelParams',

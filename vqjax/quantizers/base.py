@@ -21,6 +21,7 @@ from vqjax.ops.fields import MAX_CODES as MAX_CODES
 from vqjax.ops.fields import check as check
 from vqjax.ops.fields import check_count as check_count
 from vqjax.ops.fields import check_flag as check_flag
+from vqjax.ops.fields import check_positive as check_positive
 from vqjax.ops.fields import check_weight as check_weight
 from vqjax.ops.fields import is_number as is_number
 from vqjax.ops.fields import make_plain

@@ -22,13 +22,14 @@ from vqjax.quantizers.base import (
 
 
 class Codebook(Base):
-    """A leaf with a codebook [K, D], and fields metric, temperature and start.
+    """A leaf with a codebook [K, D], and fields metric, temperature, assignment and start.
 
     Subclasses give `read_codebook` and `read`.
     """
 
     metric = 'euclidean'
     temperature = 0.0
+    assignment = staticmethod(ops.nearest_assignment)
 
     @property
     def starts_from_data(self) -> bool:
@@ -66,17 +67,21 @@ class Codebook(Base):
         """The `num` nearest codes of z [..., D], nearest first, int32 [..., num]."""
         return ops.nearest_candidates(z, self.read_codebook(params, state), num, self.metric)
 
+    def choose(self, codebook, z, key, mask=None, axis_name: AxisName = None) -> jax.Array:
+        """A code of the codebook [K, D] for each vector of z [..., D], int32 [...]."""
+        if key is None:
+            return ops.nearest_codes(z, codebook, self.metric)
+        if self.temperature > 0:
+            return ops.sample_codes(
+                key, z, codebook, self.temperature, self.metric, mask, axis_name
+            )
+        return self.assignment(key, z, codebook, self.metric, mask, axis_name)
+
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
-        """Nearest code of z [..., D], or with a key and a temperature a sampled one."""
-        codebook = self.read_codebook(params, state)
-        if key is not None and self.temperature > 0:
-            codes = ops.sample_codes(
-                key, z, codebook, self.temperature, self.metric, mask, axis_name
-            )
-        else:
-            codes = ops.nearest_codes(z, codebook, self.metric)
+        """Nearest code of z [..., D]; with a key the assignment's, or at a temperature a sample."""
+        codes = self.choose(self.read_codebook(params, state), z, key, mask, axis_name)
         return self.read(params, state, z, hide(codes, mask), mask, axis_name)
 
     def decode(self, params, state, codes) -> jax.Array:
@@ -136,23 +141,36 @@ class Wrapped(Codebook):
         return self.inner.decode(params, state.inner, codes)
 
 
+def check_assignment(quantizer: Codebook) -> None:
+    """Check the field `assignment`, and put a function where its name was given."""
+    given = quantizer.assignment
+    function = ops.named_function('assignment', given, ops.ASSIGNMENTS)
+    if function is not ops.nearest_assignment and quantizer.temperature > 0:
+        raise ValueError(
+            f'temperature={quantizer.temperature!r} draws codes, assignment={function!r} chooses '
+            'them: only one of the two can, leave the other at its default'
+        )
+    object.__setattr__(quantizer, 'assignment', function)
+
+
 def check_codebook_fields(quantizer: Codebook, init) -> None:
     """Check the fields that VQEMA and VQ share, and put functions where names were given."""
     check_count('num_codes', quantizer.num_codes)
     decay = quantizer.decay
     check(is_number(decay) and 0 <= decay < 1, 'decay', decay, 'in [0, 1)')
-    check(quantizer.metric in ops.METRICS, 'metric', quantizer.metric, f'one of {ops.METRICS}')
+    check(quantizer.metric in ops.DISTANCES, 'metric', quantizer.metric, f'one of {ops.DISTANCES}')
     check_weight('temperature', quantizer.temperature)
+    check_assignment(quantizer)
     revival = quantizer.revival
     check(
         revival is None or isinstance(revival, ops.Revival), 'revival', revival, 'a Revival or None'
     )
     gradient = ops.named_function('gradient', quantizer.gradient, ops.ESTIMATORS)
     object.__setattr__(quantizer, 'gradient', gradient)
-    object.__setattr__(quantizer, 'start', _given_start(quantizer, init))
+    object.__setattr__(quantizer, 'start', given_start(quantizer, init))
 
 
-def _given_start(quantizer, init):
+def given_start(quantizer, init):
     """The start function that the argument `init` of a constructor means.
 
     `init` names both that argument and the method of the protocol, so the argument is an InitVar:

@@ -133,7 +133,7 @@ class FSQ(Base):
         noisy = bounded
         if key is not None and self.noise > 0:
             places = ops.row_places(ops.flat_rows(z, mask)[1], axis_name)
-            noise = ops.row_noise(jax.random.uniform, key, places, z.shape[-1])
+            noise = ops.uniform_noise(key, places, z.shape[-1])
             noisy = bounded + self.noise * (noise.reshape(z.shape) - 0.5)
         levels = np.asarray(self.levels, np.int32)
         if self.symmetric:

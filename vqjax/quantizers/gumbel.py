@@ -107,7 +107,7 @@ class GumbelSoftmax(Base):
         noisy, temperature = logits, self._temperature(state)
         if key is not None:
             places = ops.row_places(valid.reshape(-1), axis_name)
-            noise = ops.row_noise(jax.random.gumbel, key, places, self.num_codes)
+            noise = ops.gumbel_noise(key, places, self.num_codes)
             noisy += noise.reshape(logits.shape)
         codes = jnp.argmax(lax.stop_gradient(noisy), axis=-1).astype(jnp.int32)
         codes = hide(codes, valid)

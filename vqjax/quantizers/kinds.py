@@ -4,9 +4,11 @@ Its class is then `vqjax.NAME` and `vqjax.quantizers.NAME`, and its name in a sp
 """
 
 from vqjax.quantizers.banked import Banked as Banked
+from vqjax.quantizers.bridged import Bridged as Bridged
 from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
 from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax
+from vqjax.quantizers.ibq import IBQ as IBQ
 from vqjax.quantizers.levels import Levels as Levels
 from vqjax.quantizers.lfq import LFQ as LFQ
 from vqjax.quantizers.multi_scale import MultiScale as MultiScale

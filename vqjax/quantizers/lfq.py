@@ -16,13 +16,12 @@ from vqjax.quantizers.base import (
     Base,
     Quantized,
     blank,
-    check,
     check_count,
     check_features,
     check_flag,
+    check_positive,
     check_weight,
     hide,
-    is_number,
     only_codes,
 )
 
@@ -102,8 +101,7 @@ class LFQ(Base):
         check_count('num_bits', self.num_bits, 1, 30)
         for name in ('entropy', 'commitment', 'gamma'):
             check_weight(name, getattr(self, name))
-        ok = is_number(self.inv_temperature) and self.inv_temperature > 0
-        check(ok, 'inv_temperature', self.inv_temperature, 'finite and above 0')
+        check_positive('inv_temperature', self.inv_temperature)
         check_flag('spherical', self.spherical)
 
     @property

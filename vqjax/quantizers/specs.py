@@ -12,7 +12,15 @@ from vqjax.quantizers.base import ARGUMENTS, Base, Quantizer
 # Far more than any quantizer is nested.
 MAX_DEPTH = 32
 # Fields that hold functions, and the names a spec may use for them.
-_FUNCTIONS = {'start': ops.STARTS, 'gradient': ops.ESTIMATORS, 'source': ops.SOURCES}
+_FUNCTIONS = {
+    'start': ops.STARTS,
+    'gradient': ops.ESTIMATORS,
+    'source': ops.SOURCES,
+    'assignment': ops.ASSIGNMENTS,
+}
+# Fields that may hold a frozen dataclass, and a spec then a mapping of its fields.
+_PARTS = {'revival': ops.Revival, 'assignment': ops.Sinkhorn}
+_BRIDGE_NAMES = {kind: name for name, kind in ops.BRIDGES.items()}
 
 
 def make(spec: Mapping[str, Any]) -> Quantizer:
@@ -22,7 +30,9 @@ def make(spec: Mapping[str, Any]) -> Quantizer:
 
     Args:
       spec: 'name', the quantizer's file name, and its fields; functions by name, `inner` as a
-        spec (or a list of them), `revival` as a mapping of its fields or None.
+        spec (or a list of them), `revival` as a mapping of its fields or None, a balanced
+        `assignment` as a mapping of the fields of `ops.Sinkhorn`, a `bridge` as one of its name
+        (`ops.BRIDGES`) and fields.
 
     Raises:
       ValueError: for an unknown name or field, or what the quantizer itself refuses.
@@ -66,11 +76,21 @@ def _build(kind, known, fields):
     return made
 
 
+def _part(kind, fields):
+    return _build(kind, [f.name for f in dataclasses.fields(kind)], fields)
+
+
 def _from_plain(field, value):
     if field == 'inner':
         return tuple(map(make, value)) if isinstance(value, list | tuple) else make(value)
-    if field == 'revival' and isinstance(value, Mapping):
-        return _build(ops.Revival, [f.name for f in dataclasses.fields(ops.Revival)], dict(value))
+    if field in _PARTS and isinstance(value, Mapping):
+        return _part(_PARTS[field], dict(value))
+    if field == 'bridge' and isinstance(value, Mapping):
+        fields = dict(value)
+        name = fields.pop('name', None)
+        if name not in ops.BRIDGES:
+            raise ValueError(f'bridge must name one of {sorted(ops.BRIDGES)}, got {value!r}')
+        return _part(ops.BRIDGES[name], fields)
     if isinstance(value, Mapping) and 'schedule' in value:
         arguments = {k: v for k, v in value.items() if k != 'schedule'}
         return ops.Schedule(value['schedule'], **arguments)
@@ -104,12 +124,16 @@ def _fields_as_data(value):
 
 
 def _to_plain(field, value):
+    if field in _PARTS and isinstance(value, _PARTS[field]):
+        return _fields_as_data(value)
+    if field == 'bridge':
+        if type(value) not in _BRIDGE_NAMES:
+            raise ValueError(f'bridge={value!r} is none of {sorted(ops.BRIDGES)}: it has no spec')
+        return {'name': _BRIDGE_NAMES[type(value)], **_fields_as_data(value)}
     if field in _FUNCTIONS:
         return ops.function_name(ARGUMENTS.get(field, field), value, _FUNCTIONS[field])
     if isinstance(value, Base):
         return to_spec(value)
-    if isinstance(value, ops.Revival):
-        return _fields_as_data(value)
     if isinstance(value, ops.Schedule):
         return value.spec()
     if isinstance(value, tuple):

@@ -67,6 +67,7 @@ class VQ(Codebook):
     diversity: float = 0.0
     sync_nu: float = 0.0
     affine: bool = False
+    assignment: Callable = ops.nearest_assignment
     start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
     def __post_init__(self, init):

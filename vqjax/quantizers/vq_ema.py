@@ -49,6 +49,7 @@ class VQEMA(Codebook):
       revival: what becomes of dead codes; None leaves them.
       gradient: estimator, (z, z_q) -> z_q with a gradient.
       temperature: with a key, codes are sampled from softmax(-squared distance / temperature).
+      assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
 
     Params (), state `VQEMAState`. Raises ValueError for a field out of range.
     """
@@ -62,6 +63,7 @@ class VQEMA(Codebook):
     revival: Revival | None = Revival()
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     temperature: float = 0.0
+    assignment: Callable = ops.nearest_assignment
     start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
     def __post_init__(self, init):

@@ -1,0 +1,163 @@
+"""A codebook seen through a learned map, which moves all codes at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqjax import ops
+from vqjax.ops import AxisName
+from vqjax.ops.bridges import PyTree
+from vqjax.quantizers.base import (
+    Quantized,
+    blank,
+    check,
+    check_count,
+    check_flag,
+    check_start,
+    check_weight,
+    hide,
+    look_up,
+)
+from vqjax.quantizers.codebook import Codebook, check_assignment
+
+
+class BridgedParams(NamedTuple):
+    """What the bridge learns, and the codes float32 [K, D] where they are learned too, else ()."""
+
+    bridge: PyTree
+    codes: jax.Array | tuple
+
+
+class BridgedCodebook(Codebook):
+    """What `Bridged` and `SimVQ` share: codes, drawn at random, read through `bridge`.
+
+    Subclasses have the fields num_codes, commitment, codebook, gradient and assignment, a bridge,
+    and give `init` and `_parts`.
+    """
+
+    starts_from_data = True
+
+    def __post_init__(self):
+        check_count('num_codes', self.num_codes)
+        check_weight('commitment', self.commitment)
+        check_weight('codebook', self.codebook)
+        gradient = ops.named_function('gradient', self.gradient, ops.ESTIMATORS)
+        object.__setattr__(self, 'gradient', gradient)
+        check_assignment(self)
+
+    def _parts(self, params, state) -> tuple[PyTree, jax.Array]:
+        """(params of the bridge, codes float32 [K, D])."""
+        raise NotImplementedError
+
+    def _start(self, key, z, mask, axis_name):
+        """Codes ~ N(0, 1 / D) float32 [K, D], and the root mean square length of z [..., D]."""
+        check_start(self, z, mask)
+        dim = z.shape[-1]
+        ops.check_room(self.num_codes, dim)
+        rows, valid = ops.flat_rows(z, mask)
+        power = ops.masked_mean(jnp.sum(rows**2, axis=-1), valid, axis_name)
+        scale = jnp.sqrt(ops.pmean(power, axis_name))
+        codes = jax.random.normal(key, (self.num_codes, dim), jnp.float32)
+        codes /= np.sqrt(dim, dtype=np.float32)
+        return codes, jnp.where(scale > 0, scale, 1.0)
+
+    def read_codebook(self, params, state) -> jax.Array:
+        """The codes through the bridge, float32 [K, D]; differentiable in params.
+
+        Raises:
+          ValueError: for a bridge that returns another shape.
+        """
+        bridge_params, codes = self._parts(params, state)
+        codebook = self.bridge.apply(bridge_params, codes)
+        if jnp.shape(codebook) != codes.shape:
+            raise ValueError(
+                f'bridge={self.bridge!r} must keep the shape of the codes, [K, D] = {codes.shape}, '
+                f'got {jnp.shape(codebook)}'
+            )
+        return codebook.astype(jnp.float32)
+
+    def quantize(
+        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+    ) -> Quantized:
+        """Nearest code of z [..., D], with a key the assignment's; the bridge is taken once."""
+        codebook = self.read_codebook(params, state)
+        codes = hide(self.choose(codebook, z, key, mask, axis_name), mask)
+        return self._read(codebook, z, codes, mask, axis_name)
+
+    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+        """z_q, loss and losses of z [..., D] for chosen codes [...]."""
+        return self._read(self.read_codebook(params, state), z, codes, mask, axis_name)
+
+    def _read(self, codebook, z, codes, mask, axis_name):
+        x = self.prepare(z)
+        vectors = look_up(codebook, codes)
+        losses = {
+            'commitment': ops.squared_error(x, lax.stop_gradient(vectors), mask, axis_name),
+            'codebook': ops.squared_error(lax.stop_gradient(x), vectors, mask, axis_name),
+        }
+        loss = self.commitment * losses['commitment'] + self.codebook * losses['codebook']
+        z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
+        return Quantized(z_q, codes, loss, losses)
+
+
+@dataclass(frozen=True, repr=False)
+class Bridged(BridgedCodebook):
+    """SimVQ's linear map as any pure function of the codebook (arXiv:2411.02038, 2509.10140).
+
+    Codes ~ N(0, 1/D), of the typical length of z, are read through a bridge; a step moves its
+    parameters and with them every code, used or not. The codebook that is searched is made once
+    a step, at the cost of the bridge on K codes.
+
+    Fields:
+      num_codes: K.
+      bridge: `ops.Linear()`, `ops.LowRank(rank)`, FVQ's `ops.VQBridge(...)`, a Linen module, or
+        any functions as `ops.Bridge(init, apply)`.
+      learned: whether the codes behind the bridge are learned as well (FVQ) or stay as drawn.
+      commitment: weight of |z - sg(z_q)|^2.
+      codebook: weight of |sg(z) - z_q|^2.
+      gradient: estimator, (z, z_q) -> z_q with a gradient.
+      assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
+
+    Params `BridgedParams`, state the codes float32 [K, D] unless learned, then (). Raises
+    ValueError for a field out of range, and at trace time for a bridge that changes K or D.
+    """
+
+    num_codes: int
+    bridge: ops.Bridge | ops.Linear | ops.LowRank | ops.VQBridge = ops.VQBridge()
+    learned: bool = False
+    commitment: float = 0.25
+    codebook: float = 1.0
+    gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
+    assignment: Callable = ops.nearest_assignment
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_flag('learned', self.learned)
+        ok = all(callable(getattr(self.bridge, name, None)) for name in ('init', 'apply'))
+        check(ok, 'bridge', self.bridge, 'an object with functions init and apply')
+
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
+        """(BridgedParams, codes); of z [..., D] the root mean square is read.
+
+        Raises:
+          ValueError: for a batch of identical, zero or non-finite vectors (outside jit), and for
+            a bridge that changes K or D.
+        """
+        codes, scale = self._start(key, z, mask, axis_name)
+        codes = scale * codes
+        learned = self.bridge.init(jax.random.fold_in(key, 1), codes)
+        params, state = (BridgedParams(learned, codes), ())
+        if not self.learned:
+            params, state = BridgedParams(learned, ()), codes
+        jax.eval_shape(self.read_codebook, params, state)
+        return params, state
+
+    def _parts(self, params, state):
+        return params.bridge, params.codes if self.learned else lax.stop_gradient(state)
