@@ -127,9 +127,9 @@ def program(q, masked, z, mask, key):
 
 def check(q, z, result):
     params, state, out, grads, after, decoded = result
-    rows = z.shape[:-1]
+    rows = z.shape[: z.ndim - 1 - len(q.grid)]
     assert out.codes.shape == rows + q.code_shape and out.codes.dtype == jnp.int32
-    assert out.z_q.shape[:-1] == rows and out.z_q.dtype == z.dtype
+    assert out.z_q.shape[:-1] == z.shape[:-1] and out.z_q.dtype == z.dtype
     assert q.targets_only or out.z_q.shape == z.shape
     assert decoded.shape == out.z_q.shape and decoded.dtype == jnp.float32
     assert out.loss.shape == () and out.loss.dtype == jnp.float32
@@ -193,7 +193,8 @@ def test_any_spec_computes_what_it_promises(plain, masked, keyed):
 
 
 def traced(q):
-    z, mask = jax.ShapeDtypeStruct((4, 6, 8), jnp.float32), jax.ShapeDtypeStruct((4, 6), bool)
+    rows = 4, *(q.grid or (6,))
+    z, mask = jax.ShapeDtypeStruct((*rows, 8), jnp.float32), jax.ShapeDtypeStruct(rows, bool)
     return z, jax.eval_shape(functools.partial(program, q, True, key=KEY), z, mask)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.quantizers import Quantizer
+from vqjax.quantizers.forms import describe
 
 
 def structure(quantizer: Quantizer, dim: int) -> tuple[Any, Any]:
@@ -52,8 +53,3 @@ def check_values(params: Any, state: Any) -> None:
             )
         if name.rsplit('.')[-1] in ('counts', 'use', 'step', 'seen') and (value < 0).any():
             raise ValueError(f'{name} holds {value.min()}: it counts, and is never below 0')
-
-
-def describe(leaf: Any) -> str:
-    """Dtype and shape, such as 'float32[4, 8]'."""
-    return f'{leaf.dtype}{list(leaf.shape)}'

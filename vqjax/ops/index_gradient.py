@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
 
-from vqjax.ops.meshes import automatic, rows_spec, varying_as, whole_features
+from vqjax.ops.meshes import automatic, default_promotion, rows_spec, varying_as, whole_features
 from vqjax.ops.scores import bias_and_codes, usable_codes
 from vqjax.ops.tiles import cut, in_lanes, join_tiles, row_lanes, starts
 
@@ -50,7 +50,8 @@ def _forward(rows, keys, bias, values):
 
 
 def _backward(inputs, cotangent):
-    return (*_gradients(*inputs, cotangent), None)
+    with default_promotion():  # traced where the user differentiates
+        return (*_gradients(*inputs, cotangent), None)
 
 
 _carrier.defvjp(_forward, _backward)

@@ -104,7 +104,7 @@ def automatic(out_specs: Callable | P) -> Callable:
         def call(*args, **kwargs):
             mesh = _explicit_mesh((args, kwargs))
             if mesh is None:
-                with _default_promotion():
+                with default_promotion():
                     return function(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
@@ -117,7 +117,7 @@ def automatic(out_specs: Callable | P) -> Callable:
 
 
 @contextmanager
-def _default_promotion():
+def default_promotion():
     """NumPy's promotion of ranks and dtypes, which this library relies on.
 
     A user may forbid it (`jax_numpy_rank_promotion='raise'`) to find mistakes in code of their own.
@@ -167,7 +167,7 @@ def _traced_automatic(static, *arrays):
         given = iter(arrays)
         leaves = [next(given) if ok else x for ok, x in zip(is_array, others, strict=True)]
         args, kwargs = jax.tree.unflatten(tree, leaves)
-        with _default_promotion():
+        with default_promotion():
             return _on_its_devices(function(*args, **kwargs), arrays)
 
     specs = jax.tree.unflatten(spec_tree, spec_leaves)

@@ -12,8 +12,9 @@ from vqjax import ops
 
 def start(number: int, features: int) -> tuple[jax.Array, jax.Array]:
     """Kernels float32 [number, 3, 3, D, D] and biases [number, D] that change nothing."""
-    identity = jnp.zeros((3, 3, features, features)).at[1, 1].set(jnp.eye(features))
-    return jnp.stack([identity] * number), jnp.zeros((number, features))
+    identity = jnp.zeros((3, 3, features, features), jnp.float32)
+    identity = identity.at[1, 1].set(jnp.eye(features, dtype=jnp.float32))
+    return jnp.stack([identity] * number), jnp.zeros((number, features), jnp.float32)
 
 
 def at_scale(k: int, num_scales: int, number: int) -> int:
