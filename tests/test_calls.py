@@ -86,8 +86,8 @@ def test_a_wrong_argument_is_named(message):
 
 @pytest.mark.parametrize('q', table().values(), ids=list(table()))
 def test_every_quantizer_refuses_no_vectors_and_a_mask_of_another_shape(q):
-    made = jax.eval_shape(q.init, KEY, jax.ShapeDtypeStruct((4, 8), jnp.float32))
-    none, some = (jax.ShapeDtypeStruct((n, 8), jnp.float32) for n in (0, 4))
+    none, some = (jax.ShapeDtypeStruct((n, *q.grid, 8), jnp.float32) for n in (0, 4))
+    made = jax.eval_shape(q.init, KEY, some)
     codes = jax.ShapeDtypeStruct((0, *q.code_shape), jnp.int32)
     with pytest.raises(ValueError, match='at least one vector'):
         jax.eval_shape(q.init, KEY, none)
