@@ -18,13 +18,16 @@ from vqjax import FSQ, VQ, VQEMA, Guarded, Product, Projected, ops
 from vqjax.nnx import CodebookStats, Quantize
 
 TABLE = table()
-SHAPE = (4, 24, 8)
 EAGER = ops.Revival(below=0.9, every=1)
 # Parameters, statistics and revival in one.
 LEARNED = VQ(8, decay=0.8, revival=EAGER)
 every_quantizer = pytest.mark.parametrize(
     'q', [pytest.param(q, id=name) for name, q in TABLE.items()]
 )
+
+
+def shape_for(q):
+    return (4, *(q.grid or (24,)), 8)
 
 
 def batch(seed, shape=(64, 4)):
@@ -94,11 +97,12 @@ def gradients_of(step, graphdef):
 @every_quantizer
 def test_a_training_step_is_the_linen_module_s_program(q):
     """Outputs, new state and gradients lower to the same text: equal numbers, to the bit."""
+    shape = shape_for(q)
     model = nnx.eval_shape(
-        lambda: Quantize(q, jnp.zeros(SHAPE), rngs=nnx.Rngs(params=0, quantizer=1))
+        lambda: Quantize(q, jnp.zeros(shape), rngs=nnx.Rngs(params=0, quantizer=1))
     )
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    z, mask = jax.ShapeDtypeStruct(SHAPE, jnp.float32), jax.ShapeDtypeStruct(SHAPE[:-1], bool)
+    z, mask = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:-1], bool)
     linen, own = (
         gradients_of(step, graphdef).lower(params, rest, z, mask).as_text()
         for step in (linen_step, nnx_step)
@@ -108,14 +112,14 @@ def test_a_training_step_is_the_linen_module_s_program(q):
 
 @every_quantizer
 def test_what_gradients_train_is_param_and_the_rest_statistics(q):
-    z = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    z = jax.ShapeDtypeStruct(shape_for(q), jnp.float32)
     expected = jax.eval_shape(lambda z: q.init(jax.random.key(0), z), z)
     model = nnx.eval_shape(lambda z: Quantize(q, z, rngs=nnx.Rngs(0)), z)
     for kind, values in zip((nnx.Param, CodebookStats), expected, strict=True):
         found = jax.tree.leaves(nnx.state(model, kind))
         assert sorted(map(str, found)) == sorted(map(str, jax.tree.leaves(values)))
     # For a number of features the variables are the same, and waiting for data where it is needed.
-    blank = nnx.eval_shape(lambda: Quantize(q, SHAPE[-1], rngs=nnx.Rngs(0)))
+    blank = nnx.eval_shape(lambda: Quantize(q, z.shape[-1], rngs=nnx.Rngs(0)))
     assert blank.started != q.starts_from_data
     blank.started = True
     assert nnx.split(blank)[0] == nnx.split(model)[0]

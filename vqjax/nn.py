@@ -56,7 +56,7 @@ class Quantize(nn.Module):
             start = self.quantizer.init(self.make_rng('params'), z, mask)
         params, state = self.held(start)
         axis_name = None if self.is_initializing() else self.axis_name
-        quantize_key, update_key = self.keys()
+        quantize_key, update_key = self.draw_keys()
         out = self.quantizer.quantize(params, state, z, quantize_key, mask, axis_name)
         if train:
             self.learn(z, out.codes, update_key, mask, weights)
@@ -67,7 +67,7 @@ class Quantize(nn.Module):
         # Without leaves there is nothing to keep: no empty entry in params or statistics.
         return self._kept(start, 'params', 'quantizer'), self._kept(start, COLLECTION, 'state')
 
-    def keys(self) -> tuple[jax.Array | None, jax.Array | None]:
+    def draw_keys(self) -> tuple[jax.Array | None, jax.Array | None]:
         """Keys for `quantize` and `update`, from the stream `quantizer` where there is one."""
         if self.is_initializing() or not self.has_rng('quantizer'):
             return None, None

@@ -59,7 +59,7 @@ class QuantizeLevels(nn.Quantize):
         first, second = levels.inner
         starting = self.is_initializing()
         axis_name = None if starting else self.axis_name
-        key, update_key = self.keys()
+        key, update_key = self.draw_keys()
         keys = [None, None] if key is None else jax.random.split(key)
         rows = pack([top])
         real = None if mask is None else jnp.broadcast_to(mask[:, None, None], rows.shape[:-1])
