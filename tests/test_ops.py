@@ -274,7 +274,7 @@ def test_dead_codes_move_to_their_closest_anchors():
 
 
 def test_dead_codes_with_one_anchor_stay_apart():
-    """Equal codes would share its vectors by the rounding of a product, differently on N devices."""
+    """Equal codes would share its vectors by the rounding of a product, which N devices do not."""
     rows = jnp.array([[0.0, 0.0], [9.0, 9.0]])
     codebook = jnp.array([[0.0, 0.0], [8.0, 8.0], [7.0, 9.0], [1.0, 5.0]])
     batch = ops.Batch(rows, jnp.array([0, 1]), jnp.ones(2, bool), codebook)
