@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vqjax
+from vqjax import ops
 
 OURS, PEER = 'vqjax', 'vector-quantize-pytorch'
 
@@ -62,6 +63,9 @@ def cases(dim: int, k: int, stages: int) -> dict[str, Case]:
             dim,
             lambda lib: lib.SimVQ(dim=dim, codebook_size=k, rotation_trick=False),
         ),
+        'Bridged, VQBridge': Case(ours.Bridged(k), dim, None),
+        'VQ-EMA, Sinkhorn': Case(ours.VQEMA(k, assignment=ops.Sinkhorn()), dim, None),
+        'IBQ': Case(ours.IBQ(k), dim, None),
         'LFQ': Case(ours.LFQ(bits), bits, lambda lib: lib.LFQ(dim=bits, codebook_size=2**bits)),
         'FSQ': Case(ours.FSQ(levels), len(levels), lambda lib: lib.FSQ(list(levels))),
         'RandomProjection': Case(ours.RandomProjection(k, 16), dim, projection),

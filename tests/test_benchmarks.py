@@ -18,10 +18,11 @@ def run(monkeypatch, tmp_path):
     """Run a benchmark with --quick; its results as written."""
     monkeypatch.syspath_prepend(FOLDER)
 
-    def run(name):
+    def run(name, written=None):
+        written = written or name
         module = importlib.import_module(name)
         module.main(['--quick', '--out', str(tmp_path)])
-        results = json.loads((tmp_path / f'{name}.json').read_text())
+        results = json.loads((tmp_path / f'{written}.json').read_text())
         environment = results['environment']
         assert {
             'cpu',
@@ -32,7 +33,7 @@ def run(monkeypatch, tmp_path):
             'versions',
         } <= environment.keys()
         assert environment['versions']['jax']
-        return results, tmp_path / f'{name}.png'
+        return results, tmp_path / f'{written}.png'
 
     yield run
     # Their names are common ones: no later test should import these instead.
@@ -43,6 +44,7 @@ def run(monkeypatch, tmp_path):
         'training',
         'fit',
         'distortion',
+        'usage',
         'pipeline',
         'scaling',
     ):
@@ -109,6 +111,17 @@ def test_distortion(run):
     # Noise that sums up is a Gaussian: at equal bits no code of one vector is below its bound.
     for (_, bits), row in rows.items():
         assert row['error'] > dict(results['gaussian'])[bits]
+    assert _is_png(plot)
+
+
+def test_usage(run):
+    results, plot = run('usage', 'usage_64')
+    found = {row['method']: row['curve'] for row in results['rows']}
+    assert {'VQ', 'IBQ', 'linear (SimVQ)', 'VQBridge, codes learned'} <= set(found)
+    for curve in found.values():
+        assert [0, 10] == [curve[0][0], curve[-1][0]]
+        assert curve[-1][2] < curve[0][2], 'the error falls'
+        assert all(0 < used <= results['even_use'] for _, used, _ in curve)
     assert _is_png(plot)
 
 

@@ -129,7 +129,7 @@ def test_specs_name_the_bridges_of_the_library():
     'call, message',
     [
         (lambda: Bridged(16, bridge='linear'), "bridge must be an object with .* got 'linear'"),
-        (lambda: ops.LowRank(0), 'rank must be an integer of at least 1, got 0'),
+        (lambda: ops.LowRank(0), 'rank must be an integer from 1 .* got 0'),
         (lambda: ops.VQBridge(width=10, heads=4), 'heads=4 must divide width=10'),
         (lambda: Bridged(16, bridge=ops.VQBridge(5)).init(KEY, Z), 'patch=5 must divide the 16'),
         (lambda: Bridged(16, bridge=ops.LowRank(9)).init(KEY, Z), 'rank=9 is above the 8'),

@@ -6,10 +6,12 @@ import functools
 
 import numpy as np
 
+from vqjax import ops
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
+from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
@@ -29,6 +31,9 @@ def regret(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
 
 @regret.register
 def _(q: Codebook, leaf: Leaf):
+    if q.metric == 'dot':
+        products = leaf.z @ codebook_of(leaf).T
+        return _excess(-products, leaf.codes) / np.max(np.abs(products))
     cosine = q.metric == 'cosine'
     x, codebook = (unit(v) if cosine else v for v in (leaf.z, codebook_of(leaf)))
     squared = np.sum((x[:, None] - codebook) ** 2, axis=-1)
@@ -91,7 +96,8 @@ def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
 
     No claim for Residual (another sum may come nearer to what codes add up to), for Projected (the
     kernels are learned apart, and out then in is no identity), for GumbelSoftmax (logits and
-    codebook are learned apart), and for RandomProjection (it decodes into another space).
+    codebook are learned apart), for RandomProjection (it decodes into another space), and where
+    the largest product is chosen (a longer code may have a larger one).
     """
     return None
 
@@ -100,6 +106,11 @@ def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
 @comes_back.register(LFQ)
 def _(q, vectors):
     return vectors
+
+
+@comes_back.register
+def _(q: IBQ, vectors):
+    return None if q.metric == 'dot' else vectors
 
 
 @comes_back.register
@@ -116,7 +127,7 @@ def _(q: Product, vectors):
 
 @functools.singledispatch
 def samples(q: Quantizer) -> bool | None:
-    """Whether codes depend on the key."""
+    """Whether codes depend on the key, or on there being one."""
     return None
 
 
@@ -125,6 +136,9 @@ def samples(q: Quantizer) -> bool | None:
 @samples.register(LFQ)
 @samples.register(RandomProjection)
 def _(q):
+    chosen = getattr(q, 'assignment', ops.nearest_assignment)
+    if chosen is not ops.nearest_assignment:
+        return True if isinstance(chosen, ops.Sinkhorn) else None
     return getattr(q, 'temperature', 0) > 0 or getattr(q, 'noise', 0) > 0
 
 

@@ -12,13 +12,14 @@ from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
+from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.testing.choices import grid, logits
-from vqjax.testing.parts import Leaf, take_apart, unit
+from vqjax.testing.parts import Leaf, codebook_of, take_apart, unit
 
 
 @functools.singledispatch
@@ -30,6 +31,19 @@ def jacobian(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
 @jacobian.register
 def _(q: Codebook, leaf: Leaf):
     return _estimated(q.gradient, getattr(q, 'metric', 'euclidean') == 'cosine', leaf)
+
+
+@jacobian.register
+def _(q: IBQ, leaf: Leaf):
+    codebook = codebook_of(leaf)
+    scores = leaf.z @ codebook.T
+    if q.metric == 'euclidean':
+        scores = 2 * scores - np.sum(codebook**2, axis=-1)
+    p = _softmax(scores)
+    slope = p[:, :, None] * np.eye(q.num_codes) - p[:, :, None] * p[:, None]
+    by_z = codebook if q.metric == 'dot' else 2 * codebook
+    alive = leaf.codes >= 0
+    return np.where(alive[:, None, None], codebook.T @ slope @ by_z, 0)
 
 
 @jacobian.register
@@ -57,10 +71,9 @@ def _(q: GumbelSoftmax, leaf: Leaf):
     scores = logits(leaf)
     if leaf.key is not None:
         places = np.cumsum(leaf.codes >= 0) - 1
-        scores = scores + ops.row_noise(jax.random.gumbel, leaf.key, places, q.num_codes)
+        scores = scores + ops.gumbel_noise(leaf.key, places, q.num_codes)
     temperature = q.temperature(leaf.state.step) if callable(q.temperature) else q.temperature
-    p = np.exp((scores - scores.max(-1, keepdims=True)) / float(temperature))
-    p /= p.sum(-1, keepdims=True)
+    p = _softmax(scores / float(temperature))
     slope = (p[:, :, None] * np.eye(q.num_codes) - p[:, :, None] * p[:, None]) / float(temperature)
     codebook, kernel = (np.asarray(leaf.params[i], np.float64) for i in (2, 0))
     return codebook.T @ slope @ kernel.T
@@ -102,6 +115,11 @@ def _(q: Product, leaf: Leaf):
         at = slice(group * rows, (group + 1) * rows), slice(group * columns, (group + 1) * columns)
         whole[:, *at] = block
     return whole
+
+
+def _softmax(scores):
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
 
 
 def _estimated(gradient, normalised, leaf):

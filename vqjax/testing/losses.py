@@ -10,9 +10,11 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.bridged import Bridged, BridgedCodebook, BridgedParams
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
+from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.product import Product
@@ -44,8 +46,15 @@ def _(q: VQ):
 
 
 @weights.register
-def _(q: SimVQ):
+def _(q: BridgedCodebook):
     return {'commitment': q.commitment, 'codebook': q.codebook}
+
+
+@weights.register
+def _(q: IBQ):
+    entropies = {'per_sample_entropy': q.entropy, 'batch_entropy': -q.gamma * q.entropy}
+    errors = {name: getattr(q, name) for name in ('index', 'commitment', 'codebook')}
+    return errors | (entropies if q.entropy else {})
 
 
 @weights.register
@@ -83,7 +92,7 @@ def _(q: MultiScale):
 
 def squared_errors(leaf: Leaf) -> dict[str, float]:
     """What the terms that are squared errors must be: the mean over features and real vectors."""
-    names = {'commitment', 'codebook'} & (weights(leaf.q) or {}).keys()
+    names = {'commitment', 'codebook', 'index'} & (weights(leaf.q) or {}).keys()
     normalised = getattr(leaf.q, 'metric', '') == 'cosine' or getattr(leaf.q, 'spherical', False)
     x, real = unit(leaf.z) if normalised else leaf.z, leaf.codes >= 0
     if not names:
@@ -103,6 +112,25 @@ def trains(q: Quantizer, term: str, params: Any) -> tuple[bool, Any] | None:
 
 def _all(params, value):
     return jax.tree.map(lambda _: value, params)
+
+
+@trains.register
+def _(q: Bridged, term, params):
+    to_params = q.gradient is ops.directional if term == 'task' else term == 'codebook'
+    bridge = _all(params.bridge, to_params)
+    # What a bridge that starts at the identity hands nothing back to, as long as it is there.
+    if isinstance(q.bridge, ops.LowRank):
+        bridge = (False, to_params)
+    elif isinstance(q.bridge, ops.VQBridge):
+        bridge = _all(params.bridge, False) | {'recover': to_params}
+    elif not isinstance(q.bridge, ops.Linear):
+        return None
+    return term in ('task', 'commitment'), BridgedParams(bridge, _all(params.codes, to_params))
+
+
+@trains.register
+def _(q: IBQ, term, params):
+    return term != 'codebook', term != 'commitment'
 
 
 @trains.register(VQ)
