@@ -33,8 +33,10 @@ from vqjax.quantizers import (
     VQEMA,
     Bridged,
     GumbelSoftmax,
+    LatentQuantization,
     Product,
     Projected,
+    QINCo,
     Quantizer,
     Residual,
     SimVQ,
@@ -82,6 +84,11 @@ def grid(bits):
     return projected(bits, inner)
 
 
+def values(bits):
+    """4 learned values, 2 bits, for each projected feature."""
+    return Projected(LatentQuantization((4,) * (bits // 2)), bits // 2)
+
+
 def signs(bits):
     """LFQ: the sign of each projected feature."""
     return projected(bits, lambda part: (LFQ(part), part))
@@ -101,9 +108,12 @@ FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
     'Gumbel-Softmax': leaf(GumbelSoftmax, most=10),
     'FSQ, projected': grid,
     'LFQ, projected': signs,
+    'Latent quantization, projected': values,
     'Product': lambda bits: Product(VQEMA(2 ** (bits // GROUPS[bits])), GROUPS[bits]),
     'Residual': residual,
     'Residual, beam 5': lambda bits: residual(bits, beam=5),
+    # A code costs a network here: above 12 bits a fit takes minutes.
+    'QINCo': lambda bits: QINCo(2 ** (bits // 2), 2) if bits <= 12 else None,
     'Residual in Product': lambda bits: (
         Product(Residual(VQEMA(2 ** (bits // 4)), 2), 2) if bits % 4 == 0 else None
     ),

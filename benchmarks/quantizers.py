@@ -68,6 +68,8 @@ def cases(dim: int, k: int, stages: int) -> dict[str, Case]:
         'IBQ': Case(ours.IBQ(k), dim, None),
         'LFQ': Case(ours.LFQ(bits), bits, lambda lib: lib.LFQ(dim=bits, codebook_size=2**bits)),
         'FSQ': Case(ours.FSQ(levels), len(levels), lambda lib: lib.FSQ(list(levels))),
+        # Its peer's values get no gradient: not the same step.
+        'LatentQuantization': Case(ours.LatentQuantization(levels), len(levels), None),
         'RandomProjection': Case(ours.RandomProjection(k, 16), dim, projection),
         'GumbelSoftmax': Case(ours.GumbelSoftmax(k), dim, None),
     }

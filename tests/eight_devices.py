@@ -18,8 +18,10 @@ from vqjax import (  # noqa: E402
     Banked,
     Guarded,
     GumbelSoftmax,
+    LatentQuantization,
     MultiScale,
     Product,
+    QINCo,
     Residual,
     ops,
 )
@@ -38,6 +40,11 @@ QUANTIZERS = [
     GumbelSoftmax(8, diversity=0.1),
     LFQ(4),
     MultiScale(VQEMA(8, decay=0.9, revival=EAGER), (1, 2, (2, 4)), phi=(0.5,)),
+    LatentQuantization((5, 4, 3, 2)),
+    # Started with rows: between centroids of integers there are ties, for rounding to decide.
+    VQ(8, init='batch_rows', balance=0.1, revival=None),
+    Residual(VQ(8, init='batch_rows', revival=None), 2, similarity=0.1),
+    QINCo(4, 2, hidden=8),
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqjax import FSQ, LFQ
+from vqjax import FSQ, LFQ, Residual, make, ops, to_spec
 
 
 def normal(seed, *shape):
@@ -69,6 +69,81 @@ def test_fsq_usage_depends_on_the_scale_of_z(scale, expected):
         p = np.bincount(codes, minlength=level) / len(codes)
         share *= (np.exp(-np.sum(p * np.log(np.maximum(p, 1e-300)))) / level) ** 3
     assert share == pytest.approx(expected, abs=0.01)
+
+
+def test_ifsq_is_the_paper_s_formula():
+    """2601.17124's code: round((2 sigmoid(1.6 z) - 1) (L - 1) / 2) / (L // 2), odd L only."""
+    levels = (17, 5, 3, 9)
+    z = np.asarray(normal(0, 4000, 4))
+    q = FSQ(levels, symmetric=True, bound='ifsq')
+    bounded = 2 / (1 + np.exp(-1.6 * np.float64(z))) - 1
+    width = np.array(levels) // 2
+    expected = np.round(bounded * width) / width
+    edge = np.abs(np.abs(bounded * width % 1) - 0.5) < 1e-5
+    z_q = np.asarray(q.quantize((), (), jnp.asarray(z)).z_q)
+    np.testing.assert_allclose(z_q[~edge], expected[~edge], atol=1e-6)
+    assert edge.mean() < 1e-3
+
+
+@pytest.mark.parametrize('bound, distance', [('tanh', 0.045), ('ifsq', 0.018)])
+def test_ifsq_makes_normal_features_nearly_uniform(bound, distance):
+    """The largest difference of distribution functions, which a rising function keeps."""
+    x = np.linspace(-6, 6, 100_001)
+    normal_share = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    share = (np.asarray(ops.BOUNDS[bound](jnp.asarray(x, jnp.float32)), np.float64) + 1) / 2
+    found = np.abs(normal_share - share).max()
+    assert 0.9 * distance < found < distance
+
+
+@pytest.mark.parametrize('level, tanh, ifsq', [(5, 0.0908, 0.0813), (17, 0.0183, 0.0121)])
+def test_ifsq_tells_more_of_normal_features(level, tanh, ifsq):
+    """What the code leaves of the variance, by numerical integration; all levels are in use.
+
+    Not an even use: rounding gives the end levels half a cell, which tanh happens to overfill.
+    """
+    z = np.asarray(normal(1, 400_000))
+    left, even = {}, {}
+    for bound in ('tanh', 'ifsq'):
+        q = FSQ((level,), symmetric=True, bound=bound)
+        codes = np.asarray(q.quantize((), (), jnp.asarray(z)[:, None]).codes)
+        counts = np.bincount(codes, minlength=level)
+        assert counts.min() > 0
+        means = np.bincount(codes, z, minlength=level) / counts
+        left[bound] = np.mean((z - means[codes]) ** 2) / z.var()
+        p = counts / counts.sum()
+        even[bound] = np.exp(-np.sum(p * np.log(p))) / level
+    assert left == pytest.approx({'tanh': tanh, 'ifsq': ifsq}, rel=0.02)
+    assert 0.9 < even['ifsq'] < even['tanh']
+
+
+def softsign(x):
+    return x / (1 + jnp.abs(x))
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+@pytest.mark.parametrize('bound', [ops.tanh, ops.ifsq, softsign])
+def test_every_bound_has_its_inverse(symmetric, bound):
+    """Grid points come back, and so the stages of a Residual refine a grid under any bound."""
+    q = FSQ((5, 8, 3), symmetric=symmetric, bound=bound)
+    codes = jnp.arange(q.num_codes)
+    again = q.quantize((), (), q.unbound(q.decode((), (), codes))).codes
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(codes))
+    z = 0.5 * jnp.tanh(normal(0, 500, 3))
+    errors = [
+        float(jnp.max(jnp.abs(Residual(q, s).quantize((), (), z).z_q - z))) for s in (1, 4, 8)
+    ]
+    assert errors[1] < 0.25 * errors[0] and errors[2] < 0.1 * errors[1]
+
+
+def test_bounds_in_specs_and_what_is_none():
+    q = FSQ((5, 5), bound='ifsq')
+    assert q == FSQ((5, 5), bound=ops.ifsq) and make(to_spec(q)) == q
+    assert to_spec(q)['bound'] == 'ifsq' and repr(q) == 'FSQ(levels=(5, 5), bound=ifsq)'
+    with pytest.raises(ValueError, match=r"bound must be one of \['ifsq', 'tanh'\] .*'sigmoid'"):
+        FSQ((5,), bound='sigmoid')
+    for wrong in (lambda x: x, jax.nn.sigmoid, lambda x: -jnp.tanh(x), jnp.sum):
+        with pytest.raises(ValueError, match='bound must rise from -1 to 1'):
+            FSQ((5,), bound=wrong)
 
 
 @pytest.mark.parametrize('symmetric', [False, True])

@@ -55,7 +55,7 @@ def test_steps_equal_one_device_s_and_move_no_features(found, axes):
         if 'codes' in row:
             assert row['codes'].startswith("P(('data', 'model')"), (name, row)
     if axes == 'auto':
-        assert len(found[axes]) == 17
+        assert len(found[axes]) == 19
         assert sum(row.get('refits', 0) for row in found[axes].values()) == 1
 
 

@@ -13,13 +13,26 @@ from jax import export, lax
 from support import SHIPPED, run_on
 
 import vqjax
-from vqjax import FSQ, VQ, VQEMA, MultiScale, Product, Projected, Residual, ops
+from vqjax import (
+    FSQ,
+    VQ,
+    VQEMA,
+    LatentQuantization,
+    MultiScale,
+    Product,
+    Projected,
+    QINCo,
+    Residual,
+    ops,
+)
 
 HERE = pathlib.Path(__file__).parent
 QUANTIZERS = [
     VQEMA(8),
     VQ(8),
     FSQ((3,) * 8),
+    LatentQuantization((5,) * 8),
+    QINCo(4, 3, hidden=8),
     Residual(VQEMA(8), 3),
     Product(VQEMA(8), 2),
     MultiScale(VQEMA(8), (1, 2, 4), phi=(0.5,)),

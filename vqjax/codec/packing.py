@@ -27,7 +27,7 @@ def code_numbers(quantizer: Quantizer) -> np.ndarray:
     """K of each code of a vector, int64 [*code_shape]: stages may differ."""
     inner = getattr(quantizer, 'inner', None)
     if inner is None:
-        return np.asarray(quantizer.num_codes, np.int64)
+        return np.asarray(quantizer.code_sizes, np.int64)
     if isinstance(inner, tuple):
         stages = np.stack([code_numbers(stage) for stage in inner], axis=-1)
         return np.repeat(stages, getattr(quantizer, 'sizes', 1), axis=-1)

@@ -1,15 +1,19 @@
 """What quantizers are made of: pure functions on arrays, and no quantizer."""
 
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
+from vqjax.ops.balance import code_balance, log_mean_assignment
+from vqjax.ops.bounds import BOUNDS, check_bound, ifsq, inverse_bound, tanh
 from vqjax.ops.bridges import BRIDGES, Bridge, Linear, LowRank, VQBridge
 from vqjax.ops.candidates import (
     Assignments,
+    code_logits,
     mean_assignment,
     nearest_candidates,
     sample_codes,
     smallest,
     soft_assignments,
 )
+from vqjax.ops.dropping import StageDropout
 from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
 from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
 from vqjax.ops.index_gradient import soft_index
@@ -32,6 +36,7 @@ from vqjax.ops.losses import (
     mean_probabilities,
     orthogonality,
     squared_error,
+    structural_similarity,
 )
 from vqjax.ops.meshes import automatic, rows_spec, spec_of
 from vqjax.ops.names import function_name, named_function
@@ -75,6 +80,7 @@ from vqjax.ops.tiles import map_tiles
 __all__ = [
     'ASSIGNMENTS',
     'BLIND_STARTS',
+    'BOUNDS',
     'BRIDGES',
     'DISTANCES',
     'ESTIMATORS',
@@ -92,6 +98,7 @@ __all__ = [
     'Revived',
     'Schedule',
     'Sinkhorn',
+    'StageDropout',
     'Start',
     'VQBridge',
     'anchors',
@@ -100,9 +107,12 @@ __all__ = [
     'automatic',
     'batch_rows',
     'bicubic',
+    'check_bound',
     'check_distinct',
     'check_room',
+    'code_balance',
     'code_counts',
+    'code_logits',
     'code_sums',
     'convolve',
     'directional',
@@ -114,10 +124,13 @@ __all__ = [
     'graft',
     'gumbel_noise',
     'gumbel_rows',
+    'ifsq',
     'imbalance',
+    'inverse_bound',
     'kmeans',
     'kmeans_rows',
     'largest_error',
+    'log_mean_assignment',
     'map_tiles',
     'masked_mean',
     'mean_assignment',
@@ -145,6 +158,8 @@ __all__ = [
     'split',
     'squared_error',
     'straight_through',
+    'structural_similarity',
+    'tanh',
     'top_rows',
     'uniform_noise',
     'uniform_rows',

@@ -39,6 +39,18 @@ def pairwise_costs(rows: jax.Array, codebook: jax.Array, metric: str) -> jax.Arr
     return norms - 2 * dots
 
 
+@automatic(lambda z, *_: rows_spec(z, None))
+def code_logits(z: jax.Array, codebook: jax.Array, metric: str = 'euclidean') -> jax.Array:
+    """Minus the squared distance of each vector to each code (of unit vectors; 'dot': the product).
+
+    softmax(logits / temperature) is what `sample_codes` draws from. Differentiable in both.
+    z [..., D], codebook [K, D] -> float32 [..., K], which is all N x K of them.
+    """
+    rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
+    costs = pairwise_costs(rows, codebook.astype(jnp.float32), metric)
+    return -costs.reshape(*z.shape[:-1], codebook.shape[0])
+
+
 def smallest(x: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     """The `num` smallest entries of each row, smallest first, ties to the lowest index.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
@@ -150,6 +151,9 @@ _OUT_SPECS = {
     'quantize': _quantized_specs,
     'update': lambda quantizer, params, state, *_: jax.tree.map(ops.spec_of, state),
     'decode': _decoded_specs,
+    # Of some quantizers only.
+    'logits': lambda quantizer, params, state, z: ops.rows_spec(z, None),
+    'stage_vectors': lambda *args: P(None, *_decoded_specs(*args)),
 }
 
 
@@ -202,6 +206,11 @@ class Base:
         """
         columns = codes.reshape(-1, math.prod(self.code_shape))
         return jnp.moveaxis(columns, 1, 0).reshape(*self.code_shape, -1)
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """K of each code of a leaf's vector, int32 [*code_shape]."""
+        return np.full(self.code_shape, self.num_codes, np.int32)
 
     def unbound(self, z: jax.Array) -> jax.Array:
         """What to quantize instead of z so that a fixed grid meets it without its bound.

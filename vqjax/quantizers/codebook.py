@@ -22,7 +22,7 @@ from vqjax.quantizers.base import (
 
 
 class Codebook(Base):
-    """A leaf with a codebook [K, D], and fields metric, temperature, assignment and start.
+    """A leaf with a codebook [K, D], and fields metric, temperature, assignment, balance, start.
 
     Subclasses give `read_codebook` and `read`.
     """
@@ -30,6 +30,7 @@ class Codebook(Base):
     metric = 'euclidean'
     temperature = 0.0
     assignment = staticmethod(ops.nearest_assignment)
+    balance = 0.0
 
     @property
     def starts_from_data(self) -> bool:
@@ -49,6 +50,13 @@ class Codebook(Base):
         z = z.astype(jnp.float32)
         return ops.normalize(z) if self.metric == 'cosine' else z
 
+    def balance_losses(self, x, codebook, mask=None, axis_name=None) -> dict[str, jax.Array]:
+        """`ops.code_balance` of prepared x [..., D], as the term of a loss; {} at weight 0."""
+        if not self.balance:
+            return {}
+        args = {'metric': self.metric, 'mask': mask, 'axis_name': axis_name}
+        return {'balance': ops.code_balance(x, codebook, **args)}
+
     def observe(self, counts, z, codes, mask=None, axis_name: AxisName = None, weights=None):
         """What a training step saw of z [..., D] and its codes [...], for the statistics.
 
@@ -66,6 +74,15 @@ class Codebook(Base):
     def candidates(self, params, state, z: jax.Array, num: int) -> jax.Array:
         """The `num` nearest codes of z [..., D], nearest first, int32 [..., num]."""
         return ops.nearest_candidates(z, self.read_codebook(params, state), num, self.metric)
+
+    def logits(self, params, state, z) -> jax.Array:
+        """Minus the squared distance of z [..., D] to every code, float32 [..., K].
+
+        Largest for the code that `quantize` takes, softmax(logits / temperature) what it draws
+        from; cross-entropy to given codes trains whatever made z, and the codebook where gradients
+        do. All N x K of them: no other method holds as many.
+        """
+        return ops.code_logits(z, self.read_codebook(params, state), self.metric)
 
     def choose(self, codebook, z, key, mask=None, axis_name: AxisName = None) -> jax.Array:
         """A code of the codebook [K, D] for each vector of z [..., D], int32 [...]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -29,18 +30,20 @@ from vqjax.quantizers.base import (
 
 @dataclass(frozen=True, repr=False)
 class FSQ(Base):
-    """FSQ (arXiv:2309.15505): each feature bounded by tanh and rounded to one of L levels.
+    """FSQ (arXiv:2309.15505): each feature bounded by b and rounded to one of L levels.
 
-    Plain form, with h = (L - 1)(1 + 1e-3) / 2 and o = 1/2 for even L: round(tanh(z +
-    atanh(o / h)) h - o) / floor(L / 2). Symmetric form: 2 / (L - 1) floor((L - 1)(tanh z + 1) / 2
-    + 1/2) - 1. The code is a mixed-radix number, the first level varying fastest, computed in
-    integers. No term of the loss, nothing learned, and usage that depends on the scale of z.
+    Plain form, with h = (L - 1)(1 + 1e-3) / 2 and o = 1/2 for even L: round(b(z + b^-1(o / h)) h
+    - o) / floor(L / 2). Symmetric form: 2 / (L - 1) floor((L - 1)(b(z) + 1) / 2 + 1/2) - 1. The
+    code is a mixed-radix number, the first level varying fastest, computed in integers. No term
+    of the loss, nothing learned, and usage that depends on the scale of z.
 
     Fields:
       levels: levels of each feature, at least 3 (2 if symmetric); their product below 2^31.
       symmetric: the form whose values lie symmetric about 0.
       noise: with a key, uniform noise of this width in levels is added before rounding; codes
         stay in range.
+      bound: b, from any number into (-1, 1): `ops.tanh`, or `ops.ifsq` (arXiv:2601.17124), which
+        keeps normal z apart where tanh crowds them at the ends.
 
     Params (), state (). Raises ValueError for a field out of range.
     """
@@ -48,6 +51,7 @@ class FSQ(Base):
     levels: tuple[int, ...]
     symmetric: bool = False
     noise: float = 0.0
+    bound: Callable[[jax.Array], jax.Array] = ops.tanh
 
     def __post_init__(self):
         levels = self.levels
@@ -62,6 +66,10 @@ class FSQ(Base):
                 f'{tuple(levels)} = {math.prod(levels)}; use Product or Residual of smaller ones'
             )
         check_weight('noise', self.noise)
+        bound = ops.named_function('bound', self.bound, ops.BOUNDS)
+        object.__setattr__(self, 'bound', bound)
+        if bound not in ops.BOUNDS.values():
+            ops.check_bound('bound', bound)
 
     @property
     def num_codes(self) -> int:
@@ -89,28 +97,29 @@ class FSQ(Base):
         check_features(z, len(self.levels), f'levels={self.levels}')
         return (), ()
 
-    def _bound(self):
+    def _plain(self):
         """(half, offset, shift) of the plain form, float32 [D]."""
         levels = np.asarray(self.levels, np.float64)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        return np.float32(half), np.float32(offset), np.float32(np.arctanh(offset / half))
+        shift = ops.inverse_bound(self.bound, offset / half)
+        return np.float32(half), np.float32(offset), jnp.asarray(shift, jnp.float32)
 
     def _bounded(self, x):
         """Bounded x in units of levels (centred in the plain form); differentiable."""
         if self.symmetric:
-            return (np.asarray(self.levels, np.float32) - 1) * (jnp.tanh(x) + 1) / 2
-        half, offset, shift = self._bound()
-        return jnp.tanh(x + shift) * half - offset
+            return (np.asarray(self.levels, np.float32) - 1) * (self.bound(x) + 1) / 2
+        half, offset, shift = self._plain()
+        return self.bound(x + shift) * half - offset
 
     def unbound(self, z: jax.Array) -> jax.Array:
         """The inverse of the bound, cut off where it would be infinite. z [..., len(levels)]."""
         check_features(z, len(self.levels), f'levels={self.levels}')
         if self.symmetric:
-            return jnp.arctanh(jnp.clip(z, -0.999, 0.999))
-        half, offset, shift = self._bound()
+            return ops.inverse_bound(self.bound, jnp.clip(z, -0.999, 0.999))
+        half, offset, shift = self._plain()
         inner = (z * (np.asarray(self.levels) // 2).astype(np.float32) + offset) / half
-        return jnp.arctanh(jnp.clip(inner, -0.9999, 0.9999)) - shift
+        return ops.inverse_bound(self.bound, jnp.clip(inner, -0.9999, 0.9999)) - shift
 
     def _values(self, index):
         """Values float32 of level indices int32 [..., D]."""

@@ -96,6 +96,12 @@ class GumbelSoftmax(Base):
         params = GumbelParams(centroids.T / variance, bias, centroids)
         return params, GumbelState(jnp.zeros((), jnp.int32))
 
+    def logits(self, params, state, z) -> jax.Array:
+        """What codes of z [..., D] are sampled from by softmax, float32 [..., K]."""
+        del state
+        x = z.astype(jnp.float32)
+        return jnp.matmul(x, params.kernel, precision=lax.Precision.HIGHEST) + params.bias
+
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -103,7 +109,7 @@ class GumbelSoftmax(Base):
         valid = ops.flat_rows(z, mask)[1].reshape(z.shape[:-1])
         # Zeros for what does not count: NaN times zero would spoil the gradient of all logits.
         x = jnp.where(valid[..., None], z.astype(jnp.float32), 0.0)
-        logits = jnp.matmul(x, params.kernel, precision=lax.Precision.HIGHEST) + params.bias
+        logits = self.logits(params, state, x)
         noisy, temperature = logits, self._temperature(state)
         if key is not None:
             places = ops.row_places(valid.reshape(-1), axis_name)

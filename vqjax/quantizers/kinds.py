@@ -9,11 +9,13 @@ from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
 from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ as IBQ
+from vqjax.quantizers.latent_quantization import LatentQuantization as LatentQuantization
 from vqjax.quantizers.levels import Levels as Levels
 from vqjax.quantizers.lfq import LFQ as LFQ
 from vqjax.quantizers.multi_scale import MultiScale as MultiScale
 from vqjax.quantizers.product import Product as Product
 from vqjax.quantizers.projected import Projected as Projected
+from vqjax.quantizers.qinco import QINCo as QINCo
 from vqjax.quantizers.random_projection import RandomProjection as RandomProjection
 from vqjax.quantizers.residual import Residual as Residual
 from vqjax.quantizers.sim_vq import SimVQ as SimVQ

@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 
 from vqjax import ops
-from vqjax.ops import AxisName
+from vqjax.ops import AxisName, StageDropout
+from vqjax.ops.dropping import UNITS
 from vqjax.quantizers.base import (
     Base,
     Quantized,
@@ -22,6 +23,7 @@ from vqjax.quantizers.base import (
     check_flag,
     check_inner,
     check_start,
+    check_weight,
     compiled_once,
 )
 from vqjax.quantizers.beam import beam_codes
@@ -45,8 +47,12 @@ class Residual(Base):
       num_stages: S; may be left out with a tuple.
       shared: one codebook for all stages, updated once a step with the vectors of all of them.
       dropout: with a key, only the first n ~ U{1..S} stages are used: 'sample' draws n for each
-        entry of z's first axis, 'batch' once; codes of the others are -1.
+        entry of z's first axis, 'batch' once; codes of the others are -1. Which n there
+        are says an `ops.StageDropout`.
       beam: codes are chosen among this many partial sums, by the final residual (1: greedily).
+      similarity: weight of `ops.structural_similarity` of each stage's vectors and those of the
+        stage before (ERVQ, arXiv:2410.12359); its gradient goes to what the vectors are made of
+        and straight through each to z. They are then all held, S N D numbers.
 
     Params and state are the inner's with leading axis [S], the inner's own if shared, tuples for a
     tuple. Codes get a trailing axis [S], losses a leading one.
@@ -59,8 +65,9 @@ class Residual(Base):
     inner: Quantizer | tuple[Quantizer, ...]
     num_stages: int | None = None
     shared: bool = False
-    dropout: str | None = None
+    dropout: StageDropout | str | None = None
     beam: int = 1
+    similarity: float = 0.0
 
     def __post_init__(self):
         check_flag('shared', self.shared)
@@ -77,12 +84,20 @@ class Residual(Base):
             shapes = [inner.code_shape for inner in inners]
             check(len(set(shapes)) == 1, 'inner', inners, f'of one code_shape, not {shapes}')
         check_count('num_stages', self.num_stages)
-        kinds = (None, 'sample', 'batch')
-        check(self.dropout in kinds, 'dropout', self.dropout, f'one of {kinds}')
+        if self.dropout in UNITS:
+            object.__setattr__(self, 'dropout', StageDropout(self.dropout))
+        need = f'one of {UNITS}, a StageDropout or None'
+        ok = self.dropout is None or isinstance(self.dropout, StageDropout)
+        check(ok, 'dropout', self.dropout, need)
+        if self.dropout is not None:
+            self.dropout.depths(self.num_stages)
         check_count('beam', self.beam)
         explicit = all(isinstance(inner, Codebook) for inner in inners)
         need = '1 where an inner quantizer has no explicit codebook'
         check(self.beam == 1 or explicit, 'beam', self.beam, need)
+        check_weight('similarity', self.similarity)
+        need = '0 where there is one stage alone'
+        check(not self.similarity or self.num_stages > 1, 'similarity', self.similarity, need)
 
     @property
     def _inners(self) -> tuple[Quantizer, ...]:
@@ -196,10 +211,16 @@ class Residual(Base):
         sums, outputs = self._stages(stage, begin, *xs, params=params, state=state)
         codes, loss, losses = _merge(outputs) if isinstance(outputs[0], tuple) else outputs
         codes = jnp.moveaxis(codes, 0, -1)
+        total = sums.loss(x, jnp.sum(loss))
+        if self.similarity:
+            check('similarity' not in losses, 'similarity', self.similarity, _NESTED)
+            vectors = self.stage_vectors(params, state, codes)
+            losses['similarity'] = _similarity(vectors, x, used, axis_name)
+            total += self.similarity * jnp.sum(losses['similarity'])
         alive = jnp.any(codes.reshape(*x.shape[:-1], -1) >= 0, axis=-1)
         z_q = sums.z_q(x, getattr(self._inners[0], 'gradient', ops.straight_through))
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
-        return Quantized(z_q, codes, sums.loss(x, jnp.sum(loss)), losses)
+        return Quantized(z_q, codes, total, losses)
 
     def _chosen(self, params, state, x):
         """Codes [S, ...] chosen for all stages together; None where each takes its nearest."""
@@ -212,17 +233,8 @@ class Residual(Base):
         """Mask of each stage, bool [S, ...], or None where every stage sees all of x."""
         if key is None or self.dropout is None:
             return None if mask is None else jnp.stack([mask] * self.num_stages)
-        shape = x.shape[:-1]
         key = jax.random.fold_in(key, self.num_stages)
-        if self.dropout == 'batch' or not shape:
-            draw = jax.random.uniform(key, dtype=jnp.float32)
-        else:
-            real = jnp.ones(shape, bool) if mask is None else mask
-            real = jnp.any(real.reshape(shape[0], -1), axis=-1)
-            draw = ops.uniform_rows(key, real, axis_name).reshape(-1, *[1] * (len(shape) - 1))
-        depth = jnp.floor(draw * self.num_stages).astype(jnp.int32)
-        used = [jnp.broadcast_to(s <= depth, shape) for s in range(self.num_stages)]
-        return jnp.stack(used if mask is None else [stage & mask for stage in used])
+        return self.dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
 
     @compiled_once
     def update(
@@ -256,6 +268,21 @@ class Residual(Base):
         return self.inner.update(params, state, rows, codes, key, mask, axis_name, weights)
 
     @compiled_once
+    def stage_vectors(self, params, state, codes) -> jax.Array:
+        """What each stage adds, float32 [S, ..., D], of codes [..., S]; zeros for -1.
+
+        Summed over the first n stages they are the vectors of the first n codes, over all what
+        `decode` gives.
+        """
+
+        def stage(inner, carry, params, state, codes, scale):
+            return carry, inner.decode(params, state, codes) * scale
+
+        xs = jnp.moveaxis(codes, -1, 0), self._scales
+        _, vectors = self._stages(stage, None, *xs, params=params, state=state)
+        return jnp.stack(vectors) if isinstance(vectors, tuple) else vectors
+
+    @compiled_once
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         codes = jnp.moveaxis(codes, -1, 0)
@@ -279,6 +306,24 @@ class Residual(Base):
         if isinstance(self.inner, tuple):
             return params[0], state[0]
         return jax.tree.map(lambda x: x[0], (params, state))
+
+
+_NESTED = '0 around a Residual that has one itself'
+
+
+def _similarity(vectors, x, used, axis_name):
+    """Likeness of the stages' vectors [S, ..., D] with those before, float32 [S]: 0 of the first.
+
+    Its gradient goes to what the vectors are made of, and straight through each of them to z = x.
+    """
+    vectors = ops.graft(vectors, vectors + x)
+    masks = None if used is None else used[1:]
+
+    def likeness(before, vectors, mask):
+        return ops.structural_similarity(before, vectors, mask, axis_name)
+
+    found = jax.vmap(likeness)(vectors[:-1], vectors[1:], masks)
+    return jnp.concatenate([jnp.zeros(1, jnp.float32), found])
 
 
 def _merge(outputs):

@@ -17,9 +17,14 @@ _FUNCTIONS = {
     'gradient': ops.ESTIMATORS,
     'source': ops.SOURCES,
     'assignment': ops.ASSIGNMENTS,
+    'bound': ops.BOUNDS,
 }
 # Fields that may hold a frozen dataclass, and a spec then a mapping of its fields.
-_PARTS = {'revival': ops.Revival, 'assignment': ops.Sinkhorn}
+_PARTS = {
+    'revival': ops.Revival,
+    'assignment': ops.Sinkhorn,
+    'dropout': ops.StageDropout,
+}
 _BRIDGE_NAMES = {kind: name for name, kind in ops.BRIDGES.items()}
 
 
@@ -30,9 +35,9 @@ def make(spec: Mapping[str, Any]) -> Quantizer:
 
     Args:
       spec: 'name', the quantizer's file name, and its fields; functions by name, `inner` as a
-        spec (or a list of them), `revival` as a mapping of its fields or None, a balanced
-        `assignment` as a mapping of the fields of `ops.Sinkhorn`, a `bridge` as one of its name
-        (`ops.BRIDGES`) and fields.
+        spec (or a list of them), `revival` and `dropout` as mappings of their fields (or None), a
+        balanced `assignment` as a mapping of the fields of `ops.Sinkhorn`, a `bridge` as one of
+        its name (`ops.BRIDGES`) and fields.
 
     Raises:
       ValueError: for an unknown name or field, or what the quantizer itself refuses.

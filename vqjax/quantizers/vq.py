@@ -46,6 +46,7 @@ class VQ(Codebook):
       decay: of the moving counts that revival looks at.
       orthogonality: weight of `ops.orthogonality` (arXiv:2112.00384).
       diversity: weight of `ops.diversity` of softmax(-squared distance).
+      balance: weight of `ops.code_balance` (ERVQ, arXiv:2410.12359), which reaches unused codes.
       sync_nu: share of z_q's gradient that the codebook receives too (arXiv:2305.08842 sec. 4.2).
       affine: all codes share a learned scale and offset, so unused ones move along
         (arXiv:2305.08842 sec. 4.1).
@@ -65,6 +66,7 @@ class VQ(Codebook):
     temperature: float = 0.0
     orthogonality: float = 0.0
     diversity: float = 0.0
+    balance: float = 0.0
     sync_nu: float = 0.0
     affine: bool = False
     assignment: Callable = ops.nearest_assignment
@@ -72,7 +74,7 @@ class VQ(Codebook):
 
     def __post_init__(self, init):
         check_codebook_fields(self, init)
-        for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'sync_nu'):
+        for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
 
@@ -113,6 +115,7 @@ class VQ(Codebook):
             'commitment': ops.squared_error(x, fixed, mask, axis_name),
             'codebook': ops.squared_error(lax.stop_gradient(x), vectors, mask, axis_name),
         }
+        losses |= self.balance_losses(x, codebook, mask, axis_name)
         if self.orthogonality:
             losses['orthogonality'] = ops.orthogonality(codebook)
         if self.diversity:

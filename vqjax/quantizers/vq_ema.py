@@ -50,6 +50,8 @@ class VQEMA(Codebook):
       gradient: estimator, (z, z_q) -> z_q with a gradient.
       temperature: with a key, codes are sampled from softmax(-squared distance / temperature).
       assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
+      balance: weight of `ops.code_balance` (ERVQ, arXiv:2410.12359), which moves z towards codes
+        that are little used; the averages follow.
 
     Params (), state `VQEMAState`. Raises ValueError for a field out of range.
     """
@@ -64,11 +66,13 @@ class VQEMA(Codebook):
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     temperature: float = 0.0
     assignment: Callable = ops.nearest_assignment
+    balance: float = 0.0
     start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
     def __post_init__(self, init):
         check_codebook_fields(self, init)
         check_weight('commitment', self.commitment)
+        check_weight('balance', self.balance)
         check_weight('eps', self.eps)
 
     def init(  # noqa: F811
@@ -98,10 +102,13 @@ class VQEMA(Codebook):
     def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
-        vectors = look_up(self.read_codebook(params, state), codes)
-        commitment = ops.squared_error(x, vectors, mask, axis_name)
+        codebook = self.read_codebook(params, state)
+        vectors = look_up(codebook, codes)
+        losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
+        losses |= self.balance_losses(x, codebook, mask, axis_name)
+        loss = sum(getattr(self, name) * term for name, term in losses.items())
         z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
-        return Quantized(z_q, codes, self.commitment * commitment, {'commitment': commitment})
+        return Quantized(z_q, codes, loss, losses)
 
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None

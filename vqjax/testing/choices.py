@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 
 from vqjax import ops
@@ -12,9 +13,11 @@ from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
+from vqjax.quantizers.latent_quantization import LatentQuantization
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
+from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, unit
@@ -61,10 +64,37 @@ def _(q: LFQ, leaf: Leaf):
 
 @regret.register
 def _(q: FSQ, leaf: Leaf):
+    if q.bound not in BOUNDS:
+        return None
     bounded, _, spacing = grid(q, leaf.z)
     off = np.abs(leaf_vectors(leaf) - bounded) / spacing
     # At the ends the bound stands a little beyond the last level.
     return np.max(np.maximum(off - 0.5, 0), axis=-1)
+
+
+@regret.register
+def _(q: LatentQuantization, leaf: Leaf):
+    values = np.asarray(leaf.params, np.float64)
+    columns = [
+        _excess(np.abs(leaf.z[:, d, None] - values[d, :level]), leaf.codes[:, d])
+        for d, level in enumerate(q.levels)
+    ]
+    return np.max(columns, axis=0) / np.max(np.abs(values))
+
+
+@regret.register
+def _(q: QINCo, leaf: Leaf):
+    # Every code of a stage after the codes that the stages before it took.
+    worst = np.zeros(len(leaf.z))
+    for stage in range(q.num_stages):
+        tried = np.where(np.arange(q.num_stages) < stage, leaf.codes, -1)
+        tried = np.repeat(tried[:, None], q.num_codes, axis=1)
+        tried[..., stage] = np.arange(q.num_codes)
+        sums = np.asarray(q.decode(leaf.params, leaf.state, jnp.asarray(tried)), np.float64)
+        squared = np.sum((leaf.z[:, None] - sums) ** 2, axis=-1)
+        size = np.sum(leaf.z**2, axis=-1) + np.max(np.sum(sums**2, axis=-1), axis=-1)
+        worst = np.maximum(worst, _excess(squared, leaf.codes[:, stage]) / size)
+    return worst
 
 
 def _excess(scores, codes):
@@ -82,12 +112,24 @@ def logits(leaf: Leaf) -> np.ndarray:
 def grid(q: FSQ, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(bounded value, its slope, distance of neighbouring values) of FSQ's z [n, D]."""
     levels = np.asarray(q.levels, np.float64)
+    steepness = BOUNDS[q.bound]
     if q.symmetric:
-        return np.tanh(z), 1 - np.tanh(z) ** 2, 2 / (levels - 1)
+        bounded, slope = _logistic(steepness, z)
+        return bounded, slope, 2 / (levels - 1)
     half, offset = (levels - 1) * (1 + 1e-3) / 2, np.where(levels % 2 == 0, 0.5, 0.0)
-    moved = np.tanh(z + np.arctanh(offset / half))
+    moved, slope = _logistic(steepness, z + 2 / steepness * np.arctanh(offset / half))
     width = levels // 2
-    return (half * moved - offset) / width, half * (1 - moved**2) / width, 1 / width
+    return (half * moved - offset) / width, half * slope / width, 1 / width
+
+
+# FSQ's bounds as 2 sigmoid(a z) - 1, and their a.
+BOUNDS = {ops.tanh: 2.0, ops.ifsq: 1.6}
+
+
+def _logistic(steepness, z):
+    """2 sigmoid(a z) - 1, and its slope."""
+    share = 1 / (1 + np.exp(-steepness * z))
+    return 2 * share - 1, 2 * steepness * share * (1 - share)
 
 
 @functools.singledispatch
@@ -125,6 +167,12 @@ def _(q: Product, vectors):
     return None if parts[0] is None else np.concatenate(parts, axis=-1)
 
 
+@comes_back.register
+def _(q: LatentQuantization, vectors):
+    # With fewer levels in some features not every tuple of codes stands for something.
+    return vectors if len(set(q.levels)) == 1 else None
+
+
 @functools.singledispatch
 def samples(q: Quantizer) -> bool | None:
     """Whether codes depend on the key, or on there being one."""
@@ -134,6 +182,8 @@ def samples(q: Quantizer) -> bool | None:
 @samples.register(Codebook)
 @samples.register(FSQ)
 @samples.register(LFQ)
+@samples.register(LatentQuantization)
+@samples.register(QINCo)
 @samples.register(RandomProjection)
 def _(q):
     chosen = getattr(q, 'assignment', ops.nearest_assignment)

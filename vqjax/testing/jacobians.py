@@ -13,12 +13,14 @@ from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
+from vqjax.quantizers.latent_quantization import LatentQuantization
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
+from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
-from vqjax.testing.choices import grid, logits
+from vqjax.testing.choices import BOUNDS, grid, logits
 from vqjax.testing.parts import Leaf, codebook_of, take_apart, unit
 
 
@@ -58,7 +60,15 @@ def _(q: LFQ, leaf: Leaf):
 
 @jacobian.register
 def _(q: FSQ, leaf: Leaf):
+    if q.bound not in BOUNDS:
+        return None
     return grid(q, leaf.z)[1][..., None] * np.eye(leaf.z.shape[-1])
+
+
+@jacobian.register(LatentQuantization)
+@jacobian.register(QINCo)
+def _(q, leaf: Leaf):
+    return _estimated(ops.straight_through, False, leaf)
 
 
 @jacobian.register

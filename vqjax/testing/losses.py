@@ -15,10 +15,12 @@ from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
+from vqjax.quantizers.latent_quantization import LatentQuantization
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected, ProjectedParams
+from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.sim_vq import SimVQ
@@ -35,18 +37,24 @@ def weights(q: Quantizer) -> dict[str, float] | None:
 
 @weights.register
 def _(q: VQEMA):
-    return {'commitment': q.commitment}
+    return {'commitment': q.commitment} | ({'balance': q.balance} if q.balance else {})
 
 
 @weights.register
 def _(q: VQ):
-    names = ('commitment', 'codebook', 'orthogonality', 'diversity')
+    names = ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance')
     always = ('commitment', 'codebook')
     return {name: w for name in names if (w := getattr(q, name)) or name in always}
 
 
 @weights.register
-def _(q: BridgedCodebook):
+def _(q: QINCo):
+    return {'commitment': q.commitment, 'partial_sums': q.partial_sums}
+
+
+@weights.register(BridgedCodebook)
+@weights.register(LatentQuantization)
+def _(q):
     return {'commitment': q.commitment, 'codebook': q.codebook}
 
 
@@ -86,6 +94,12 @@ def _(q: Projected):
 
 
 @own_terms.register
+def _(q: Residual):
+    # The loss takes their sum.
+    return {'similarity': q.similarity * q.num_stages} if q.similarity else {}
+
+
+@own_terms.register
 def _(q: MultiScale):
     return {'phi': 1.0} if q.phi else {}
 
@@ -94,7 +108,8 @@ def squared_errors(leaf: Leaf) -> dict[str, float]:
     """What the terms that are squared errors must be: the mean over features and real vectors."""
     names = {'commitment', 'codebook', 'index'} & (weights(leaf.q) or {}).keys()
     normalised = getattr(leaf.q, 'metric', '') == 'cosine' or getattr(leaf.q, 'spherical', False)
-    x, real = unit(leaf.z) if normalised else leaf.z, leaf.codes >= 0
+    x = unit(leaf.z) if normalised else leaf.z
+    real = np.any(leaf.codes.reshape(len(x), -1) >= 0, axis=-1)
     if not names:
         return {}
     error = np.mean((x - leaf_vectors(leaf))[real] ** 2) if real.any() else 0.0
@@ -135,11 +150,14 @@ def _(q: IBQ, term, params):
 
 @trains.register(VQ)
 @trains.register(SimVQ)
+@trains.register(LatentQuantization)
+@trains.register(QINCo)
 def _(q, term, params):
     if term == 'task':
         # Most estimators hand all of it to z.
-        return True, _all(params, q.gradient is ops.directional or getattr(q, 'sync_nu', 0) > 0)
-    return term in ('commitment', 'diversity'), _all(params, term != 'commitment')
+        learns = getattr(q, 'gradient', None) is ops.directional or getattr(q, 'sync_nu', 0) > 0
+        return True, _all(params, learns)
+    return term in ('commitment', 'diversity', 'balance'), _all(params, term != 'commitment')
 
 
 @trains.register(VQEMA)
@@ -167,6 +185,10 @@ def _(q: Product, term, params):
 
 @trains.register
 def _(q: Residual, term, params):
+    if term == 'similarity' and q.similarity:
+        # Straight through every stage, and to what the stages' vectors are made of.
+        learns = isinstance(q.inner, VQ | SimVQ | VQEMA)
+        return (True, _all(params, True)) if learns else None
     if not isinstance(q.inner, tuple):
         return trains(q.inner, term, params)
     # A stage that lacks the term is not trained by it.

@@ -28,9 +28,10 @@ _MOST_ROWS = 2**17
 class Leaf(NamedTuple):
     """A leaf quantizer in its place.
 
-    q; its params and state; z float64 [n, d], codes int [n] and key as it was given them; share,
-    the weight of its loss in the whole; place, which state it keeps (shared ones have the same);
-    greedy, whether it chose its codes itself (a beam chooses for all stages).
+    q; its params and state; z float64 [n, d], codes int [n] (or [n, *code_shape] of a leaf that
+    has several) and key as it was given them; share, the weight of its loss in the whole; place,
+    which state it keeps (shared ones have the same); greedy, whether it chose its codes itself (a
+    beam chooses for all stages).
     """
 
     q: Quantizer
@@ -46,6 +47,9 @@ class Leaf(NamedTuple):
 
 def leaf_vectors(leaf: Leaf) -> np.ndarray:
     """Vectors float64 [n, d] of the leaf's codes; zeros for -1."""
+    if leaf.q.code_shape:  # codes of features, none of which stands for a vector
+        codes = jnp.asarray(leaf.codes)
+        return np.asarray(leaf.q.decode(leaf.params, leaf.state, codes), np.float64)
     if leaf.q.num_codes <= _MOST_ROWS:
         vectors = codebook_of(leaf)[np.maximum(leaf.codes, 0)]
     else:

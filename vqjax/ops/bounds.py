@@ -1,0 +1,70 @@
+"""Functions that take any number into (-1, 1), for quantizers whose grid has a fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A bound of the user's own is inverted by halving an interval of this reach, so many times.
+_REACH, _HALVINGS = 1e4, 60
+
+
+def tanh(x: jax.Array) -> jax.Array:
+    """tanh x, FSQ's own bound (arXiv:2309.15505)."""
+    return jnp.tanh(x)
+
+
+def ifsq(x: jax.Array) -> jax.Array:
+    """2 sigmoid(1.6 x) - 1 (iFSQ, arXiv:2601.17124), which is tanh(0.8 x).
+
+    Standard normal x come out nearly uniform: the distribution functions differ by 0.018 at most,
+    those of tanh, which crowds at both ends, by 0.045.
+    """
+    return jnp.tanh(0.8 * x)
+
+
+# What a spec may name.
+BOUNDS = {f.__name__: f for f in (tanh, ifsq)}
+_INVERSES = {tanh: lambda y: _arctanh(y), ifsq: lambda y: _arctanh(y) / 0.8}
+
+
+def _arctanh(y):
+    # Of constants in float64.
+    return (np if isinstance(y, np.ndarray) else jnp).arctanh(y)
+
+
+def inverse_bound(bound: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
+    """x with bound(x) = y: in closed form for those here, by halving for any rising function.
+
+    y [...], within what the bound reaches -> [...]; no gradient for a function of your own.
+    """
+    if bound in _INVERSES:
+        return _INVERSES[bound](y)
+    y = jax.lax.stop_gradient(jnp.asarray(y, jnp.float32))
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        above = bound(middle) < y
+        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+    # Ends that vary over a mapped axis as y does.
+    ends = jnp.where(True, -_REACH, y), jnp.where(True, _REACH, y)
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
+    return (low + high) / 2
+
+
+def check_bound(field: str, bound: Callable[[jax.Array], jax.Array]) -> None:
+    """Raise ValueError unless the function rises from -1 to 1, as far as a few values tell."""
+    with jax.ensure_compile_time_eval():
+        x = jnp.array([-_REACH, -1.0, -0.1, 0.0, 0.1, 1.0, _REACH])
+        y = np.asarray(bound(x), np.float64)
+    ok = y.shape == x.shape and np.all(np.diff(y) > 0) and np.all(np.abs(y) <= 1)
+    if not ok or y[0] > -0.99 or y[-1] < 0.99:
+        raise ValueError(
+            f'{field} must rise from -1 to 1 and keep the shape of its argument, got {bound!r}, '
+            f'which makes {np.asarray(x).tolist()} into {y.tolist()}'
+        )
