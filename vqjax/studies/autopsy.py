@@ -14,7 +14,8 @@ from rich.table import Table
 from vqjax import health
 from vqjax.studies import faults, tables
 from vqjax.studies.averages import drive
-from vqjax.studies.cases import CASES, Case, Chart, averages
+from vqjax.studies.cases import CASES, Case
+from vqjax.studies.measures import Chart, averages
 from vqjax.trainer import experiment, settings, training
 from vqjax.trainer.checkpoints import Checkpoints
 from vqjax.trainer.counts import read_counts

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from vqjax.nn import COLLECTION
 from vqjax.quantizers import VQEMA
-from vqjax.studies import faults
-from vqjax.studies.averages import Bench, drive
-from vqjax.trainer.steps import Task
-
-
-class Chart(NamedTuple):
-    """A finished run.
-
-    history: its records in order, every step among them
-    final: its figures on the test split
-    restore: () -> (task, variables), the model it ended with
-    """
-
-    history: list[dict[str, float]]
-    final: dict[str, float]
-    restore: Callable[[], tuple[Task, dict[str, Any]]]
+from vqjax.studies import faults, measures
+from vqjax.studies.averages import Bench
 
 
 class Panel(NamedTuple):
@@ -80,148 +60,6 @@ class Case:
         return (*(m for m in (self.faulty, self.cured) if isinstance(m, str)), *self.also)
 
 
-# Figures.
-
-
-def _final(chart: Chart, *names: str) -> dict[str, float]:
-    return {name: chart.final[name] for name in names if name in chart.final}
-
-
-def _usual(chart, charts, dataset):
-    return _final(chart, 'accuracy', 'perplexity', 'active_codes')
-
-
-def _steps(chart: Chart, name: str) -> np.ndarray:
-    return np.array([r[name] for r in chart.history if 'gradient_norm' in r and name in r])
-
-
-def _last(chart: Chart, name: str) -> float:
-    return next(r[name] for r in reversed(chart.history) if name in r)
-
-
-def averages(bench: Bench, history: list[dict[str, float]]) -> dict[str, float]:
-    """Figures of the averages alone, for K codes and for 512."""
-    larger = drive(
-        dataclasses.replace(bench, quantizer=dataclasses.replace(bench.quantizer, num_codes=512))
-    )
-    names = ('reported_perplexity', 'perplexity', 'active_codes')
-    found = {name: history[-1][name] for name in names}
-    found['max_norm'] = history[-1]['max_code_norm']
-    found['max_norm_step_1'] = history[1]['max_code_norm']
-    found['active_codes_step_1'] = history[1]['active_codes']
-    return found | {f'{name}_k512': larger[-1][name] for name in names}
-
-
-def _gradient(chart, charts, dataset):
-    names = ('gradient_at_codes', 'gradient_at_input')
-    return _usual(chart, charts, dataset) | {name: _last(chart, name) for name in names}
-
-
-def _commitment(chart, charts, dataset):
-    found = _usual(chart, charts, dataset) | {
-        'input_norm': chart.final['input_norm'],
-        'quantizer_gradient': _last(chart, 'quantizer_gradient'),
-    }
-    if chart is charts['detached_commitment']:
-        # Another commitment weight: without a gradient nothing can change, to the bit.
-        other = _steps(charts['detached_commitment_hundredth'], 'task_loss')
-        losses = _steps(chart, 'task_loss')[: len(other)]
-        found['effect_of_commitment'] = float(np.max(np.abs(losses - other)))
-    return found
-
-
-def _clamp(chart, charts, dataset):
-    bare = charts['clamped_loss_unclamped'] if chart is charts['clamped_loss'] else chart
-    return _usual(chart, charts, dataset) | {
-        'largest_loss_without_clamp': float(np.max(_steps(bare, 'quantizer_loss'))),
-        'quantizer_loss': _steps(chart, 'quantizer_loss')[-1],
-        'quantizer_gradient': _last(chart, 'quantizer_gradient'),
-    }
-
-
-def _first_update(chart, charts, dataset):
-    before, after = _steps(chart, 'codebook_norm')[:2]
-    return {
-        'codebook_norm_start': before,
-        'codebook_norm_step_1': after,
-        'max_code_norm_step_1': _steps(chart, 'max_code_norm')[1],
-        'batch_perplexity_start': _steps(chart, 'batch_perplexity')[0],
-        'batch_perplexity_step_1': _steps(chart, 'batch_perplexity')[1],
-    } | _usual(chart, charts, dataset)
-
-
-def _revived(chart, charts, dataset):
-    revived = _steps(chart, 'revived')[1:]
-    looks = revived[revived > 0]
-    return _usual(chart, charts, dataset) | {
-        'revived': float(revived.sum()),
-        'reverted': float(_steps(chart, 'reverted').sum()),
-        'share_of_codes_revived': float(np.mean(looks)) / 256 if len(looks) else 0.0,
-        'share_of_steps_with_revival': float(np.mean(revived > 0)),
-        'quantization_error': chart.final['quantization_error'],
-    }
-
-
-def _threshold(chart, charts, dataset):
-    found = _revived(chart, charts, dataset)
-    if chart is charts['absolute_threshold']:
-        other = _revived(charts['absolute_threshold_share'], charts, dataset)
-        found |= {f'{name}_usage_below_.01': x for name, x in other.items() if name != 'reverted'}
-    return found
-
-
-def _coefficients(chart, charts, dataset):
-    weights = {name: _last(chart, name) for name in ('commitment_weight', 'codebook_weight')}
-    a, b = (
-        jax.tree.leaves(charts[f'codebook_weight_{weight}'].restore()[1])
-        for weight in ('1', 'quarter')
-    )
-    effect = max(float(np.max(np.abs(x - y))) for x, y in zip(a, b, strict=True))
-    return (
-        _usual(chart, charts, dataset)
-        | _final(chart, 'quantization_error')
-        | weights
-        | {'effect_of_codebook_weight_with_ema': effect}
-    )
-
-
-def _evaluation(chart, charts, dataset):
-    """Accuracy on the test split, and again after it was evaluated once class by class."""
-    task, variables = chart.restore()
-    split = dataset.splits['test']
-    images, labels, _ = split.read(np.arange(len(split.indices)))
-    batch = dataset.batch(images, labels)
-    images, labels = batch['image'], batch['label']
-    _, first = _evaluate(task, variables, images, labels)
-    least = min(int(np.sum(labels == c)) for c in range(task.model.num_classes))
-    moved = variables
-    for label in range(task.model.num_classes):
-        rows = np.flatnonzero(labels == label)[:least]
-        moved, _ = _evaluate(task, moved, images[rows], labels[rows])
-    _, again = _evaluate(task, moved, images, labels)
-    return {
-        'accuracy': float(first[0]),
-        'accuracy_after_evaluation': float(again[0]),
-        'quantization_error': float(first[1]),
-        'quantization_error_after_evaluation': float(again[1]),
-        'evaluation_drift': chart.final['evaluation_drift'],
-    }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate(task: Task, variables: Any, images: jax.Array, labels: jax.Array):
-    """The variables that one batch in evaluation leaves, and its (accuracy, quantization error)."""
-    model = task.model.clone(axis_name=None)
-    output, moved = model.apply(variables, images, train=False, mutable=[COLLECTION])
-    error = jnp.sum((output.quantized.z_q - output.z) ** 2) / jnp.sum(output.z**2)
-    return variables | moved, (jnp.mean(jnp.argmax(output.logits, -1) == labels), error)
-
-
-def _reshaped(chart, charts, dataset):
-    found = _usual(chart, charts, dataset) | {'bits': chart.final['bits']}
-    return found | _final(chart, 'position_overlap')
-
-
 _PERPLEXITY = _steps_of('perplexity', 'perplexity on the validation split (codes)')
 _REVIVED = (Panel('total', {'revived': 'revived'}, 'codes revived, in total'), _PERPLEXITY)
 _FIRST_STEPS = (
@@ -236,7 +74,7 @@ CASES: dict[str, Case] = {
         'source 2',
         Bench(faults.MissingTotal(256, decay=0.95, revival=None)),
         Bench(VQEMA(256, decay=0.95, revival=None)),
-        averages,
+        measures.averages,
         (
             _steps_of('max_code_norm', 'length of the longest code'),
             _steps_of('perplexity', 'perplexity (codes)'),
@@ -249,7 +87,7 @@ CASES: dict[str, Case] = {
         'source 1',
         'no_straight_through',
         'vq_ema_bare',
-        _gradient,
+        measures.gradient,
         (
             _steps_of('accuracy', 'validation accuracy'),
             Panel(
@@ -266,7 +104,7 @@ CASES: dict[str, Case] = {
         'source 0',
         'detached_commitment',
         'vq_ema',
-        _commitment,
+        measures.commitment,
         (
             _steps_of('input_norm', 'mean length of the features'),
             Panel('bars', {'quantizer_gradient': 'at the end'}, "gradient of the quantizer's loss"),
@@ -280,7 +118,7 @@ CASES: dict[str, Case] = {
         'source 0',
         'clamped_loss',
         'vq_ema',
-        _clamp,
+        measures.clamp,
         (
             _steps_of('quantizer_loss', "quantizer's loss"),
             _steps_of('accuracy', 'validation accuracy'),
@@ -293,7 +131,7 @@ CASES: dict[str, Case] = {
         'source 2',
         'discarded_init',
         'vq_ema_still',
-        _first_update,
+        measures.first_update,
         _FIRST_STEPS,
         'The first update takes the codes from where k-means put them to near 0, and most of the '
         'batch to few of them.',
@@ -303,7 +141,7 @@ CASES: dict[str, Case] = {
         'source 0',
         'stale_revival',
         'vq_ema',
-        _revived,
+        measures.revived,
         (
             Panel(
                 'total',
@@ -319,7 +157,7 @@ CASES: dict[str, Case] = {
         'source 4',
         'zero_counts',
         'vq_ema_still',
-        _first_update,
+        measures.first_update,
         _FIRST_STEPS,
         'The first update throws the codes 75,000 times too far out on average; the nearest one '
         'takes every vector.',
@@ -329,7 +167,7 @@ CASES: dict[str, Case] = {
         'source 4',
         'swapped_coefficients',
         'vq',
-        _coefficients,
+        measures.coefficients,
         (
             Panel(
                 'bars',
@@ -347,7 +185,7 @@ CASES: dict[str, Case] = {
         'sources 1 and 3',
         'absolute_threshold',
         'vq_ema',
-        _threshold,
+        measures.threshold,
         _REVIVED,
         '64 vectors per step for 256 codes: nearly every count is below 2, and codes in use are '
         'replaced to the end.',
@@ -358,7 +196,7 @@ CASES: dict[str, Case] = {
         'source 4',
         'revival_every_step',
         'vq_ema',
-        _revived,
+        measures.revived,
         _REVIVED,
         'One batch leaves most codes unused, so each step replaces a quarter of them; averages '
         'over steps call few dead.',
@@ -368,7 +206,7 @@ CASES: dict[str, Case] = {
         'source 2',
         'eval_updates',
         'vq_ema',
-        _evaluation,
+        measures.evaluation,
         (
             _steps_of('evaluation_drift', 'codebook moved by one evaluation (share of its length)'),
             Panel(
@@ -388,7 +226,7 @@ CASES: dict[str, Case] = {
         'source 2',
         'reshaped_features',
         'projected_64',
-        _reshaped,
+        measures.reshaped,
         (
             Panel('use', {'faulty': 'faulty'}, 'share of the uses of each code, faulty'),
             Panel('use', {'cured': 'cured'}, 'share of the uses of each code, cured'),
@@ -401,7 +239,7 @@ CASES: dict[str, Case] = {
         'source 3',
         'unscaled_fsq',
         'fsq',
-        _usual,
+        measures.usual,
         (_PERPLEXITY, _steps_of('accuracy', 'validation accuracy')),
         'Features a thousandth as large as the grid all round to its middle: one code, from the '
         'start to the end.',
