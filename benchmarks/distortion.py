@@ -75,10 +75,10 @@ def projected(bits, inner):
 
 
 def grid(bits):
-    """FSQ of 4 levels, 2 bits, a projected feature; the last has 2 where bits are odd."""
+    """FSQ of 4 levels, 2 bits, a projected feature; the first has 8 where bits are odd."""
 
     def inner(part):
-        levels = (4,) * (part // 2) + (2,) * (part % 2)
+        levels = (8,) * (part % 2) + (4,) * (part // 2 - part % 2)
         return FSQ(levels), len(levels)
 
     return projected(bits, inner)
