@@ -55,7 +55,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
         experiment.make_task(given, name, dataset)
         if method.quantizer is not None:
             jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
-    assert len({repr(m.quantizer) for m in given.methods.values()}) == 32
+    assert len({repr(m.quantizer) for m in given.methods.values()}) == 33
     made = given.methods
     assert made['reset_on_collapse'].quantizer == Guarded(weak.quantizer)
     assert made['loss_weight_warm_up'].quantizer_weight(0) == 0
