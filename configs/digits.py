@@ -2,10 +2,10 @@
 
     python train.py
 
-5 seeds a method in 55 to 79 s on two CPU cores; docs/comparison/report.md holds the outcome. Learning
-rate, epochs, batch size and RVQ's commitment were chosen on the validation split, but with the test
-split's figures in view and more trials for FSQ than for the others: an upper bound on what a fresh
-split would show.
+5 seeds a method in 55 to 79 s on two CPU cores; docs/comparison/report.md holds the outcome.
+Learning rate, epochs, batch size and RVQ's commitment were chosen on the validation split, but with
+the test split's figures in view and more trials for FSQ than for the others: an upper bound on what
+a fresh split would show.
 """
 
 import ml_collections
