@@ -74,12 +74,12 @@ def projected(bits, inner):
     return Projected(Product(leaf, groups) if groups > 1 else leaf, features * groups)
 
 
-def grid(bits):
+def grid(bits, **fields):
     """FSQ of 4 levels, 2 bits, a projected feature; the first has 8 where bits are odd."""
 
     def inner(part):
         levels = (8,) * (part % 2) + (4,) * (part // 2 - part % 2)
-        return FSQ(levels), len(levels)
+        return FSQ(levels, **fields), len(levels)
 
     return projected(bits, inner)
 
@@ -101,12 +101,14 @@ def residual(bits, **fields):
 
 FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
     'VQ-EMA': leaf(VQEMA),
+    'VQ-EMA, Sinkhorn': leaf(VQEMA, assignment=ops.Sinkhorn()),
     'VQ': leaf(VQ),
     'SimVQ': leaf(SimVQ),
     'IBQ': leaf(IBQ),
     'Bridged, low rank': leaf(Bridged, bridge=ops.LowRank(8)),
     'Gumbel-Softmax': leaf(GumbelSoftmax, most=10),
     'FSQ, projected': grid,
+    'iFSQ, projected': lambda bits: grid(bits, bound=ops.ifsq),
     'LFQ, projected': signs,
     'Latent quantization, projected': values,
     'Product': lambda bits: Product(VQEMA(2 ** (bits // GROUPS[bits])), GROUPS[bits]),

@@ -22,11 +22,15 @@ OURS, PEER = 'vqjax', 'vector-quantize-pytorch'
 
 
 class Case(NamedTuple):
-    """A quantizer, its features, and a function that makes the peer's (None: it has none)."""
+    """A quantizer, its features, and a function that makes the peer's (None: it has none).
+
+    side: of the square grids that z holds, for quantizers of pictures.
+    """
 
     quantizer: vqjax.quantizers.Quantizer
     dim: int
     peer: Callable | None
+    side: int | None = None
 
 
 def cases(dim: int, k: int, stages: int) -> dict[str, Case]:

@@ -13,6 +13,7 @@ from vqjax.ops.candidates import (
     smallest,
     soft_assignments,
 )
+from vqjax.ops.choices import Choices, choose_by_logits
 from vqjax.ops.dropping import StageDropout
 from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
 from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
@@ -88,6 +89,7 @@ __all__ = [
     'SOURCES',
     'STARTS',
     'Assignments',
+    'Choices',
     'AxisName',
     'Batch',
     'Bridge',
@@ -110,6 +112,7 @@ __all__ = [
     'check_bound',
     'check_distinct',
     'check_room',
+    'choose_by_logits',
     'code_balance',
     'code_counts',
     'code_logits',

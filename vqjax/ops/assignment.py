@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vqjax.ops.candidates import pairwise_costs, tile_rows
+from vqjax.ops.candidates import likeliest, pairwise_costs, tile_rows
 from vqjax.ops.fields import check_count, check_positive, make_plain
 from vqjax.ops.meshes import automatic, rows_spec, varying_as
 from vqjax.ops.nearest import nearest_codes
@@ -149,6 +149,5 @@ def _balanced(plan, z, codebook, metric, mask, axis_name):
         lambda step, potential: -column_sums(step, potential),
         jnp.zeros(codebook.shape[0], jnp.float32),
     )
-    choose = lambda rows: jnp.argmax(scores(rows) + potential, axis=-1).astype(jnp.int32)  # noqa: E731
-    codes = map_tiles(choose, [rows], tile_rows(codebook))
+    codes = map_tiles(lambda rows: likeliest(scores(rows) + potential), [rows], tile_rows(codebook))
     return jnp.where(valid & jnp.any(usable), codes, -1).reshape(z.shape[:-1])

@@ -51,6 +51,14 @@ def code_logits(z: jax.Array, codebook: jax.Array, metric: str = 'euclidean') ->
     return -costs.reshape(*z.shape[:-1], codebook.shape[0])
 
 
+def likeliest(logits: jax.Array) -> jax.Array:
+    """The code of the largest logit, ties to the lowest: float32 [n, K] -> int32 [n]."""
+    # A maximum and a comparison: XLA's argmax is a slow two-operand reduction on CPU.
+    code, last = jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape[-1] - 1
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits >= largest, code, last), axis=-1)
+
+
 def smallest(x: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     """The `num` smallest entries of each row, smallest first, ties to the lowest index.
 
@@ -108,7 +116,7 @@ def sample_codes(
     def tile(rows, places):
         logits = -pairwise_costs(rows, codebook, metric) / temperature
         noise = gumbel_noise(key, places, codebook.shape[0])
-        return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        return likeliest(logits + noise)
 
     codes = map_tiles(tile, [rows, places], tile_rows(codebook))
     return jnp.where(valid, codes, -1).reshape(z.shape[:-1])

@@ -57,8 +57,8 @@ class GumbelSoftmax(Base):
       diversity: weight of `ops.diversity` of softmax(logits) (wav2vec 2.0: 0.1), over vectors
         that are finite.
 
-    Params `GumbelParams`, state `GumbelState`. The logits are an N x K array. Raises ValueError
-    for a field out of range.
+    Params `GumbelParams`, state `GumbelState`. Beyond N + K a step needs some tiles of the logits,
+    which the backward pass computes a second time. Raises ValueError for a field out of range.
     """
 
     num_codes: int
@@ -106,28 +106,23 @@ class GumbelSoftmax(Base):
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
         """Sampled (with a key) or likeliest codes of z [..., D]."""
-        valid = ops.flat_rows(z, mask)[1].reshape(z.shape[:-1])
+        valid = ops.flat_rows(z, mask)[1]
+        noise = None if key is None else (key, ops.row_places(valid, axis_name))
         # Zeros for what does not count: NaN times zero would spoil the gradient of all logits.
-        x = jnp.where(valid[..., None], z.astype(jnp.float32), 0.0)
-        logits = self.logits(params, state, x)
-        noisy, temperature = logits, self._temperature(state)
-        if key is not None:
-            places = ops.row_places(valid.reshape(-1), axis_name)
-            noise = ops.gumbel_noise(key, places, self.num_codes)
-            noisy += noise.reshape(logits.shape)
-        codes = jnp.argmax(lax.stop_gradient(noisy), axis=-1).astype(jnp.int32)
-        codes = hide(codes, valid)
-        # Of differences to the largest, which no small temperature takes beyond float32.
-        noisy -= lax.stop_gradient(jnp.max(noisy, axis=-1, keepdims=True))
-        weights = jax.nn.softmax(noisy / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny))
-        soft = jnp.matmul(weights, params.codebook, precision=lax.Precision.HIGHEST)
-        vectors = look_up(params.codebook, codes)
-        z_q = soft if key is not None and not self.hard else ops.graft(vectors, soft)
+        x = jnp.where(valid[:, None], z.astype(jnp.float32).reshape(-1, z.shape[-1]), 0.0)
+        soft = key is not None and not self.hard
+        vectors, codes, total = ops.choose_by_logits(
+            x, *params, valid, self._temperature(state), noise, soft, bool(self.diversity)
+        )
+        codes = hide(codes, valid).reshape(z.shape[:-1])
         losses, loss = {}, jnp.zeros((), jnp.float32)
         if self.diversity:
-            losses['diversity'] = ops.diversity(jax.nn.softmax(logits), valid, axis_name)
+            number = ops.pmean(jnp.sum(valid, dtype=jnp.float32), axis_name)
+            mean = ops.pmean(total, axis_name) / jnp.maximum(number, 1e-30)
+            losses['diversity'] = ops.imbalance(mean)
             loss = self.diversity * losses['diversity']
-        return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
+        z_q = blank(vectors.reshape(z.shape), codes)
+        return Quantized(z_q.astype(z.dtype), codes, loss, losses)
 
     def _temperature(self, state):
         return self.temperature(state.step) if callable(self.temperature) else self.temperature
