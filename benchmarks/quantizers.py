@@ -7,6 +7,7 @@ gradient estimator on both sides, float32. About three minutes on two cores; --q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import vqjax
 from vqjax import ops
 
 OURS, PEER = 'vqjax', 'vector-quantize-pytorch'
+_BATCH = 16  # grids or sequences that the N vectors come in
 
 
 class Case(NamedTuple):
@@ -33,7 +35,7 @@ class Case(NamedTuple):
     side: int | None = None
 
 
-def cases(dim: int, k: int, stages: int) -> dict[str, Case]:
+def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     """Every quantizer beside its peer. A peer's dead code threshold 2 is its advised revival."""
     import vqjax.quantizers as ours
 
@@ -42,6 +44,9 @@ def cases(dim: int, k: int, stages: int) -> dict[str, Case]:
     gradient = {**vq, 'ema_update': False, 'learnable_codebook': True}
     bits = k.bit_length() - 1
     levels = (8, 5, 5, 5)
+    side = math.isqrt(n // _BATCH)
+    scales = tuple(2**i for i in range(side.bit_length()))
+    sizes = n // _BATCH // 4, n // _BATCH * 3 // 4
 
     def residual(lib):
         return lib.ResidualVQ(num_quantizers=stages, **ema)
@@ -62,6 +67,8 @@ def cases(dim: int, k: int, stages: int) -> dict[str, Case]:
         'VQ': Case(ours.VQ(k), dim, lambda lib: lib.VectorQuantize(**gradient)),
         f'Residual {stages} x VQ-EMA': Case(ours.Residual(ours.VQEMA(k), stages), dim, residual),
         f'Product {stages} x VQ-EMA': Case(ours.Product(ours.VQEMA(k), stages), dim, product),
+        'MultiScale': Case(ours.MultiScale(ours.VQEMA(k), scales), dim, None, side),
+        'Levels, two': Case(ours.Levels((ours.VQEMA(k),) * 2, sizes), dim, None),
         'SimVQ': Case(
             ours.SimVQ(k),
             dim,
@@ -140,7 +147,8 @@ def peer_step(make, z, cotangent, targets_only):
 def compare(name, case, n, repeats, peers):
     """One row of the table."""
     rng = np.random.default_rng(0)
-    z = rng.standard_normal((16, n // 16, case.dim), np.float32)
+    places = (case.side, case.side) if case.side else (n // _BATCH,)
+    z = rng.standard_normal((_BATCH, *places, case.dim), np.float32)
     cotangent = rng.standard_normal(z.shape, np.float32) / z.size
     targets_only = case.quantizer.targets_only
     run, seconds = our_step(case.quantizer, z, cotangent)
@@ -159,7 +167,7 @@ def compare(name, case, n, repeats, peers):
 
 def sweep(n, k, repeats, peers):
     """The VQ-EMA row for another N and K, for the plot."""
-    row = compare(f'VQ-EMA N={n} K={k}', cases(64, k, 2)['VQ-EMA'], n, repeats, peers)
+    row = compare(f'VQ-EMA N={n} K={k}', cases(n, 64, k, 2)['VQ-EMA'], n, repeats, peers)
     return row | {'K': k}
 
 
@@ -170,7 +178,7 @@ def main(argv=None):
     peers = common.available(quick, 'torch', PEER)
     n, dim, k, stages = (256, 8, 16, 2) if quick else (16_384, 128, 1_024, 8)
     repeats = 1 if quick else 9
-    table = cases(dim, k, stages)
+    table = cases(n, dim, k, stages)
     if quick:
         table = {name: table[name] for name in ('RandomProjection', 'LFQ', 'FSQ')}
     steps = {name: compare(name, case, n, repeats, peers) for name, case in table.items()}
