@@ -246,7 +246,9 @@ def plot(path, rows, bound):
                   label='Gaussian of the same covariance, long blocks')  # fmt: skip
         axis.set_yscale('log')
         axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
-        axis.yaxis.set_minor_formatter(lambda value, _: '')
+        axis.yaxis.set_minor_formatter(
+            lambda value, _: f'{value:g}' if f'{value:e}'[0] in '2346' else ''
+        )
         axis.set_xticks(sorted({r['bits'] for r in rows}))
         axis.set_xlabel('bits a vector')
         axis.set_ylabel('squared error, share of the variance')

@@ -15,7 +15,7 @@ from vqjax.studies import remedies_report
 from vqjax.trainer import summaries
 
 ROOT = Path(__file__).parent.parent
-PAGES = ('README.md', 'docs/index.md', 'benchmarks/README.md')
+PAGES = ('README.md', 'docs/index.md', 'docs/quantizers.md', 'benchmarks/README.md')
 
 
 def _table(header, rows):
@@ -83,6 +83,63 @@ def fits(results):
         *[f'{n}, error' for n in row['error']],
     ]
     return _table(header, rows)
+
+
+def rates(results):
+    """Error at each number of bits, one row a family; the least of ours is bold."""
+    bits = sorted({r['bits'] for r in results['rows']})
+    found = {(r['family'], r['bits']): r for r in results['rows']}
+    families = list(dict.fromkeys(r['family'] for r in results['rows']))
+    ours = [family for family in families if not family.startswith('faiss')]
+    least = {b: min(found[f, b]['error'] for f in ours if (f, b) in found) for b in bits}
+
+    def cell(family, b):
+        if (family, b) not in found:
+            return ''
+        error, half = (found[family, b][name] for name in ('error', 'half_interval'))
+        shown = f'{error:.3f} ± {half:.3f}'.replace('0.', '.')
+        return f'**{shown}**' if family in ours and error == least[b] else shown
+
+    rows = [[family, *[cell(family, b) for b in bits]] for family in families]
+    bound = [f'{error:.3f}'.replace('0.', '.') for b, error in results['gaussian'] if b in bits]
+    rows.append(['Gaussian bound', *bound])
+    return _table(['bits a vector', *bits], rows)
+
+
+def rate_seconds(results):
+    """Seconds to fit and milliseconds to encode at some rates, one row a family."""
+    bits = (8, 12, 24)
+    found = {(r['family'], r['bits']): r for r in results['rows']}
+    rows = []
+    for family in dict.fromkeys(r['family'] for r in results['rows']):
+        these = [found.get((family, b)) for b in bits]
+        fit = [f'{r["fit_s"]:.3g}' if r else '' for r in these]
+        rows.append([family, *fit, *[f'{r["encode_s"] * 1e3:.3g}' if r else '' for r in these]])
+    header = [f'fit, s, {b} bits' for b in bits] + [f'encode, ms, {b} bits' for b in bits]
+    return _table(['', *header], rows)
+
+
+def usage(*several):
+    """Share of the codes in use and error at the end of training, for each number of codes."""
+    methods = dict.fromkeys(row['method'] for results in several for row in results['rows'])
+    rows = []
+    for method in methods:
+        line = [method]
+        for results in several:
+            row = next((r for r in results['rows'] if r['method'] == method), None)
+            if row is None:
+                line += [''] * 3
+                continue
+            _, used, error = row['curve'][-1]
+            line += [f'{used:.1%}', f'{error:.4f}', f'{row["seconds"]:,.0f}']
+        rows.append(line)
+    header = [
+        f'{what}, {results["K"]:,} codes'
+        for results in several
+        for what in ('used', 'error', 'seconds')
+    ]
+    even = [cell for results in several for cell in (f'{results["even_use"]:.1%}', '', '')]
+    return _table(['', *header], [*rows, ['all codes alike', *even]])
 
 
 def pipeline(results):
