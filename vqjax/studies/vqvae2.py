@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vqjax.codec.images import filled, read_checkpoint
 from vqjax.studies import vqvae2_report as report
-from vqjax.trainer import data, experiment, levels, settings, steps, training
+from vqjax.trainer import data, experiment, levels, masks, settings, training
 from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
@@ -92,7 +92,7 @@ def decode_apart(
             top = jnp.arange(z_q.shape[2])[:, None] < size
             parts |= {'top': jnp.where(top, z_q, means), 'bottom': jnp.where(top, means, z_q)}
         decoded = {part: model.apply(variables, x, method='decode') for part, x in parts.items()}
-        errors = {part: steps.reconstruction_errors(x, images) for part, x in decoded.items()}
+        errors = {part: masks.reconstruction_errors(x, images) for part, x in decoded.items()}
         return errors, {part: x[: report.SHOWN] for part, x in decoded.items()}
 
     quantized = [quantize(batch['image']) for batch in _batches(dataset)]
