@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vqjax.codec.images import filled, read_checkpoint
+from vqjax.codec.runs import filled, read_checkpoint
 from vqjax.studies import vqvae2_report as report
 from vqjax.trainer import data, experiment, levels, masks, settings, training
 from vqjax.trainer.summaries import shorten

@@ -234,7 +234,7 @@ def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     labels = [k for k in keys if isinstance(features[k], tfds.features.ClassLabel)]
     if len(images) != 1 or len(labels) != 1 or features[images[0]].np_dtype != np.uint8:
         raise ValueError(
-            f'dataset={name!r} has features {list(features)}: need one uint8 image, or one '
-            'sequence of real numbers [T, C], with one label'
+            f'dataset={name!r} has features {list(features)}: need one uint8 image with one label, '
+            'or one sequence of real numbers [T, C] with one'
         )
     return images[0], labels[0]
