@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,32 +43,11 @@ def read_run(
             'codec of one quantizer cannot follow; use a method with bottleneck vector or grid'
         )
     finished = json.loads(record.read_text())
-    images = finished['images']
     params = raw['ema_params'] if config['ema_decay'] else raw['params']
-    variables = {
-        'params': params['encode'],
-        'batch_stats': raw['stats'].get('batch_stats', {}).get('encode', {}),
-    }
-    kind, more = ImageEncoder, {}
-    if config['encoder'] == 'sensor':
-        kind, more = SensorEncoder, dict(finished['recordings'])
-        more['labels'] = tuple(more['labels'])
-    encoder = kind(
-        config['encoder'],
-        config['features'],
-        config['bottleneck'],
-        config['dtype'],
-        tuple(images['shape']),
-        tuple(images['mean']),
-        tuple(images['std']),
-        variables,
-        config['width'],
-        config['standardize'],
-        **more,
-    )
+    encoder = encoder_of(config, finished, params, raw['stats'])
     quantizer = make(config['quantizers'][method])
     if config['guard']:
-        quantizer = guard_codebooks(quantizer, least=float(images['num_classes']))
+        quantizer = guard_codebooks(quantizer, least=float(finished['images']['num_classes']))
     like = structure(quantizer, config['features'])
     parts = (
         params.get('quantize', {}).get('quantizer', ()),
@@ -77,6 +57,36 @@ def read_run(
     result = finished['result']
     info = {'dataset': config['dataset'], 'method': method, 'seed': seed}
     return encoder, quantizer, params, state, info | {'test_accuracy': result['accuracy']}
+
+
+def encoder_of(
+    config: Mapping[str, Any], finished: Mapping[str, Any], params: Any, stats: Any
+) -> ImageEncoder:
+    """The encoder of a run: a SensorEncoder where it is of recordings.
+
+    Args:
+      config: of the method, its overrides applied.
+      finished: the run's record.
+      params, stats: of the whole model.
+    """
+    images = finished['images']
+    kind, more = ImageEncoder, {}
+    if config['encoder'] == 'sensor':
+        kind, more = SensorEncoder, dict(finished['recordings'])
+        more['labels'] = tuple(more['labels'])
+    return kind(
+        config['encoder'],
+        config['features'],
+        config['bottleneck'],
+        config['dtype'],
+        tuple(images['shape']),
+        tuple(images['mean']),
+        tuple(images['std']),
+        {'params': params['encode'], 'batch_stats': stats.get('batch_stats', {}).get('encode', {})},
+        config['width'],
+        config['standardize'],
+        **more,
+    )
 
 
 def read_checkpoint(directory: pathlib.Path) -> dict[str, Any]:

@@ -117,6 +117,31 @@ class SensorEncoder(ImageEncoder):
         scaled = (signals - np.float32(self.mean)) / np.float32(self.std)
         return np.where(real, scaled, np.float32(np.nan))
 
+    def whole(self, signals: Any) -> Stream:
+        """The state with a whole recording in it.
+
+        Raises:
+          ValueError: as `check`; it has fewer steps than a window, or all are missing.
+        """
+        steps = self.check(signals)
+        if not np.isfinite(steps).any():
+            raise ValueError(f'signals of shape {steps.shape} have no step with all sensors finite')
+        if not self.places(len(steps)):
+            raise ValueError(
+                f'signals have {len(steps)} steps, fewer than the window, {self.image_shape[1]}'
+            )
+        return self.take(self.begin(), steps)
+
+    def __call__(self, signals: np.ndarray) -> np.ndarray:
+        """Vectors of a recording [T, C], raw: float32 [n, D], NaN where it is missing.
+
+        Raises:
+          ValueError: as `whole`.
+        """
+        stream = self.whole(signals)
+        blocks = self.blocks(stream, self.known(stream, True))
+        return np.concatenate([z[new] for z, new in blocks])
+
     def take(self, stream: Stream, steps: np.ndarray) -> Stream:
         """The stream with more steps, as `check` gives them."""
         return stream._replace(steps=np.concatenate([stream.steps, steps]))

@@ -135,16 +135,7 @@ class Codec:
           ValueError: for a codec of no recordings, signals of another shape, of fewer steps than a
             window, or all missing.
         """
-        encoder = self._sensor_encoder()
-        steps = encoder.check(signals)
-        if not np.isfinite(steps).any():
-            raise ValueError(f'signals of shape {steps.shape} have no step with all sensors finite')
-        if not encoder.places(len(steps)):
-            raise ValueError(
-                f'signals have {len(steps)} steps, fewer than the window of this codec, '
-                f'{encoder.image_shape[1]}'
-            )
-        return self._tell(encoder.take(encoder.begin(), steps), True)[1]
+        return self._tell(self._sensor_encoder().whole(signals), True)[1]
 
     def stream_init(self) -> Stream:
         """The state of a recording of which nothing has come yet: plain arrays and numbers.
