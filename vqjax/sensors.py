@@ -20,6 +20,17 @@ STRIDE = 4  # steps of a recording that one place stands for
 REACH = 5  # steps that it sees on either side of them
 
 
+def count_windows(steps: int, window: int, hop: int, pad: bool) -> int:
+    """Windows of a recording of so many steps, the first at its first one, every `hop` steps.
+
+    None reaches beyond the end; padded, the last one does where steps are left.
+    """
+    if not pad:
+        return max(steps - window + hop, 0) // hop if steps >= window else 0
+    covering = 1 - (window - steps) // hop if steps > window else 1
+    return min(covering, -(-steps // hop))
+
+
 def real_steps(images: jax.Array) -> jax.Array:
     """Which steps of windows [B, 1, T, C] are there: bool [B, T], every sensor finite."""
     return jnp.all(jnp.isfinite(images), axis=(1, 3))

@@ -90,10 +90,7 @@ class SensorEncoder(ImageEncoder):
         """Places of a recording of so many steps, once it has ended."""
         if self.bottleneck == 'grid':
             return -(-steps // self.stride)
-        window, hop = self.image_shape[1], self.hop
-        if not self.pad:
-            return max(steps - window + hop, 0) // hop
-        return 1 + -(-max(steps - window, 0) // hop) if steps else 0
+        return sensors.count_windows(steps, self.image_shape[1], self.hop, self.pad)
 
     def check(self, signals: Any) -> np.ndarray:
         """Signals as float32 [T, C], standardised, NaN where any sensor is not finite.

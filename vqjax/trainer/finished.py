@@ -16,7 +16,7 @@ from vqjax.codec.streams import SensorEncoder
 from vqjax.trainer import experiment, settings, training
 from vqjax.trainer.fields import RunError
 from vqjax.trainer.models import quantizer_variables
-from vqjax.trainer.recordings import RecordingSet, starts_of
+from vqjax.trainer.recordings import RecordingSet, real_steps, starts_of
 from vqjax.trainer.settings import Parts
 
 _BATCH = 256  # windows that go to the device at once
@@ -50,21 +50,22 @@ class Finished:
           pad: whether the last window may reach beyond the end; by default as in the run.
 
         Returns:
-          First step of every window, int64 [n], and its logits, float32 [n, classes].
+          First step of every window, int64 [n], and its logits, float32 [n, classes], NaN for a
+          window that is missing altogether.
 
         Raises:
           ValueError: signals of another shape, or fewer steps than a window without padding.
         """
-        cutting, signals = self.dataset.cutting, np.asarray(signals, np.float32)
+        own, signals = self.dataset.cutting, np.asarray(signals, np.float32)
         window, sensors = self.dataset.info.image_shape[1:]
-        pad = cutting.pad if pad is None else pad
+        pad = own.pad if pad is None else pad
         if signals.ndim != 2 or signals.shape[1] != sensors:
             raise ValueError(
                 f'signals must be [T, {sensors}], steps x sensors, got shape {signals.shape}'
             )
         if len(signals) < window and not pad:
             raise ValueError(f'signals have {len(signals)} steps, fewer than the window, {window}')
-        starts = starts_of(len(signals), window, hop or cutting.hop, pad)
+        starts = starts_of(len(signals), own._replace(hop=hop or own.hop, pad=pad))
         beyond = max(int(starts[-1]) + window - len(signals), 0)
         whole = np.pad(signals, ((0, beyond), (0, 0)), constant_values=np.nan)
         found = []
@@ -72,7 +73,9 @@ class Finished:
             rows = starts[first : first + _BATCH, None] + np.arange(window)
             images = np.zeros((_BATCH, 1, window, sensors), np.float32)
             images[: len(rows), 0] = (whole[rows] - self.dataset.mean) / self.dataset.std
-            found.append(np.asarray(_logits(self.model, self.variables, images))[: len(rows)])
+            logits = np.array(_logits(self.model, self.variables, images))[: len(rows)]
+            logits[~real_steps(whole[rows]).any(-1)] = np.nan
+            found.append(logits)
         return starts, np.concatenate(found)
 
 

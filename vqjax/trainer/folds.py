@@ -74,30 +74,37 @@ def carve(
     )
 
 
-def check_splits(where: str, splits: Mapping[str, Sequence[Any]]) -> None:
-    """Checks that no subject is in two splits, and that training sees every label.
+def check_subjects(where: str, splits: Mapping[str, Sequence[Any]]) -> None:
+    """Checks that no subject is in two splits.
 
     Raises:
-      ValueError: otherwise.
+      ValueError: one is.
     """
-    train = splits['train']
-    known = {r.label for r in train}
     seen: dict[str, str] = {}
     for split, recordings in splits.items():
-        if not recordings:
-            raise ValueError(f'{where} has no recording in split {split!r}')
-        for recording in recordings:
-            subject = recording.subject
-            if subject and seen.setdefault(subject, split) != split:
+        for subject in (r.subject for r in recordings if r.subject):
+            if seen.setdefault(subject, split) != split:
                 raise ValueError(
                     f'{where}: subject {subject!r} is in the splits {seen[subject]!r} and '
                     f'{split!r}: put each subject into one, or give folds, which are by subject'
                 )
-            if recording.label not in known:
-                raise ValueError(
-                    f'{where}: label {recording.label!r} is in split {split!r} and not in train: '
-                    'give recordings of it to both, or fewer folds'
-                )
+
+
+def check_labels(where: str, splits: Mapping[str, Sequence[Any]]) -> None:
+    """Checks that every split has recordings, and training all labels.
+
+    Raises:
+      ValueError: otherwise.
+    """
+    known = {r.label for r in splits['train']}
+    for split, recordings in splits.items():
+        if not recordings:
+            raise ValueError(f'{where} has no recording in split {split!r}')
+        for label in (r.label for r in recordings if r.label not in known):
+            raise ValueError(
+                f'{where}: label {label!r} is in split {split!r} and not in train: give recordings '
+                'of it to both, or fewer folds'
+            )
 
 
 def _of(recordings: Sequence[Any]) -> tuple[list[str], list[str]]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vqjax.trainer.folds import carve, check_splits, one_fold
+from vqjax import sensors
+from vqjax.trainer.folds import carve, check_labels, check_subjects, one_fold
 from vqjax.trainer.records import DataInfo, Dataset, Split
 
 _TEST_FOLDS, _VALIDATION_FOLDS = 5, 10  # shares of the recordings that are held out, as 1 / folds
@@ -121,14 +122,10 @@ def real_steps(signals: np.ndarray) -> np.ndarray:
     return np.isfinite(signals).all(-1)
 
 
-def starts_of(steps: int, window: int, hop: int, pad: bool) -> np.ndarray:
-    """First steps of the windows of a recording of so many steps, int64 [n].
-
-    Padded, they reach its end or beyond; otherwise none does, and what is left is in no window.
-    """
-    rest = max(steps - window, 0)
-    number = 1 + (-(-rest // hop) if pad else rest // hop)
-    return np.arange(number) * hop * (steps >= window or pad)
+def starts_of(steps: int, cutting: Cutting) -> np.ndarray:
+    """First steps of the windows of a recording of so many steps, int64 [n]."""
+    number = sensors.count_windows(steps, cutting.window, cutting.hop, cutting.pad)
+    return np.arange(number) * cutting.hop
 
 
 def from_recordings(
@@ -155,8 +152,8 @@ def from_recordings(
     everything = [r for recordings in found.values() for r in recordings]
     for recording in everything:
         _check(where, recording, everything[0])
-    found = _split(where, found, cutting)
     cutting = _settle(where, everything, cutting)
+    found = _split(where, found, cutting)
     labels = _in_order({r.label for r in everything})
     parts = {split: _cut(r, labels, cutting) for split, r in found.items()}
     shape = (1, cutting.window, everything[0].signals.shape[1])
@@ -214,14 +211,16 @@ def _split(
         everything = [r for recordings in found.values() for r in recordings]
         train, test = one_fold(where, everything, cutting.folds, cutting.fold)
         found = {'train': train, 'test': test}
-    elif 'test' not in found:
+    else:
+        check_subjects(where, found)
+    if 'test' not in found:
         train, test = carve(where, found['train'], _TEST_FOLDS, 'test')
         found = found | {'train': train, 'test': test}
     if 'validation' not in found:
         train, validation = carve(where, found['train'], _VALIDATION_FOLDS, 'validation')
         found = found | {'train': train, 'validation': validation}
     found = {split: tuple(found[split]) for split in ('train', 'validation', 'test')}
-    check_splits(where, found)
+    check_labels(where, found)
     return found
 
 
@@ -254,7 +253,7 @@ def _cut(recordings: Sequence[Recording], labels: tuple[str, ...], cutting: Cutt
     window, flat, starts, classes, begin = cutting.window, [], [], [], 0
     for recording in recordings:
         signals = np.asarray(recording.signals, np.float32)
-        own = starts_of(len(signals), window, cutting.hop, cutting.pad)
+        own = starts_of(len(signals), cutting)
         beyond = max(int(own[-1]) + window - len(signals), 0)
         flat.append(np.pad(signals, ((0, beyond), (0, 0)), constant_values=np.nan))
         starts.append(begin + own)
