@@ -1,7 +1,7 @@
 """none, VQ-EMA, FSQ and RVQ on the smartwatch recordings that ship in the package aeon.
 
-    pip install 'vqjax[sequences]'
-    python train.py --config configs/recordings.py
+pip install 'vqjax[sequences]'
+python train.py --config configs/recordings.py
 """
 
 import ml_collections

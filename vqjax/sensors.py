@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from vqjax import ops
 
@@ -102,9 +101,6 @@ class SensorTrunk(nn.Module):
             raise ValueError(
                 f'images have shape {x.shape}: the encoder sensor takes windows [B, 1, T, C]'
             )
-        # In a loop, where the trainer takes its steps, XLA's own are slow on a CPU.
-        small = jax.default_backend() == 'cpu'
-        compute = ops.convolve if small else lax.conv_general_dilated
         real = _whole(real_steps(x))
         x = jnp.pad(x[:, 0], ((0, 0), (0, real.shape[1] - x.shape[2]), (0, 0)))
         x = jnp.where(real[..., None], x, 0).swapaxes(1, 2)[..., None]
@@ -119,7 +115,9 @@ class SensorTrunk(nn.Module):
                 strides=(1, stride),
                 padding=((0, 0), (side, side)),
                 dtype=self.dtype,
-                conv_general_dilated=compute,
+                # On a CPU XLA's own is slow in a loop, where the trainer takes its steps; and on no
+                # device may a place depend, in its last bits, on what it does not see.
+                conv_general_dilated=ops.convolve,
             )(x)
             real = _coarser(real, stride)
             x = jnp.where(real[:, None, :, None], nn.relu(x), 0)

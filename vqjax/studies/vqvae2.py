@@ -39,7 +39,9 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
 def conclude(results: dict[str, Any], folder: Workdir) -> None:
     """Decodes the test split with one level at a time; writes and prints the report."""
     checked = settings.check(results['config'])
-    dataset = settings.load_dataset(checked.dataset, checked.data_dir)
+    dataset = settings.load_dataset(
+        checked.dataset, checked.data_dir, settings.cutting(checked.config)
+    )
     experiment.fit_quantizers(checked, dataset)
     pictures = {}
     for name, method in results['methods'].items():

@@ -63,6 +63,8 @@ class Finished:
             raise ValueError(
                 f'signals must be [T, {sensors}], steps x sensors, got shape {signals.shape}'
             )
+        if hop is not None and hop < 1:
+            raise ValueError(f'hop={hop}: give at least 1 step')
         if len(signals) < window and not pad:
             raise ValueError(f'signals have {len(signals)} steps, fewer than the window, {window}')
         starts = starts_of(len(signals), own._replace(hop=hop or own.hop, pad=pad))

@@ -145,7 +145,10 @@ def from_recordings(
         rates, shorter than a window, or with all steps missing; a subject in two splits, or too few
         subjects to split by; a label that training does not see.
     """
-    found = {split: tuple(recordings) for split, recordings in splits.items()}
+    found = {
+        split: tuple(r._replace(signals=np.asarray(r.signals)) for r in recordings)
+        for split, recordings in splits.items()
+    }
     where = f'dataset={name!r}'
     if not found.get('train'):
         raise ValueError(f'{where} has no recording to train from')

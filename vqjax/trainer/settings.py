@@ -87,6 +87,7 @@ def load_dataset(name: str, data_dir: str, cutting: Cutting = WHOLE) -> data.Dat
 
 def cutting(config: Mapping[str, Any]) -> Cutting:
     """How a configuration has recordings cut and split."""
+    config = complete(config)
     return Cutting(**{name: config[name] for name in Cutting._fields})
 
 
