@@ -305,6 +305,7 @@ class HSMM:
             ends = left & (phase == self.phases - 1)
             after = jax.random.categorical(keys[1], log_move[state])
             following = jnp.where(ends, after, state), jnp.where(ends, 0, phase + left)
+            following = tuple(x.astype(jnp.int32) for x in following)
             return following, (state, jnp.stack(codes).astype(jnp.int32))
 
         first, within, rest = jax.random.split(key, 3)
