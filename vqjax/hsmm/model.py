@@ -231,7 +231,7 @@ class HSMM:
         sessions, leading = self._arranged(codes, mask)
         return restored(chain.posterior(self._weights(params), sessions, self.phases), leading)
 
-    def viterbi(self, params: HSMMParams, codes, mask=None, longest: int = 1024) -> jax.Array:
+    def viterbi(self, params: HSMMParams, codes, mask=None, longest: int = 512) -> jax.Array:
         """States int32 [..., T] of the most likely segmentation; -1 outside a session.
 
         Exact for segments of up to `longest` steps; of two older ones of a state the better is

@@ -40,44 +40,44 @@ def most_likely(weights: Weights, sessions: Sessions, phases: int, longest: int)
 
     fresh = jnp.full((states, phases), -jnp.inf, dtype).at[:, 0].set(0)
     older, phase = lax.scan(lambda p, _: (_within(weights, p), p), fresh, length=longest)
-    ends = (phase[..., -1] + weights.leave).T  # [L, longest], of durations 1 to longest
-    lasts = jax.nn.logsumexp(phase, -1).T
+    # Ages are the first axis: maxima over them are taken for all states at once.
+    ends = (phase[..., -1] + weights.leave)[:, None]  # of durations 1 to longest
+    lasts = jax.nn.logsumexp(phase, -1)[:, None]
+    ages = jnp.arange(longest, dtype=jnp.int32)[:, None, None]
 
-    def best(young, old, time):
+    def best(young, old, start, time):
         """The score of the best candidate [B, L], and the step at which it started."""
-        scores = jnp.concatenate([young, old[0][..., None]], -1)
-        which = jnp.argmax(scores, -1)
-        start = jnp.where(which == longest, old[1], time - which)
-        return jnp.max(scores, -1), start
+        top = jnp.max(young, 0)
+        age = jnp.min(jnp.where(young == top, ages, longest), 0)
+        return jnp.maximum(top, old), jnp.where(old > top, start, time - age)
 
     def step(carry, now):
         young, score, phase, start = carry
         codes, move, time = now
         # Segments that end at the step before, and those that start with this one.
-        ended, since = best(young + ends, (score + phase[..., -1] + weights.leave, start), time - 1)
+        old = score + phase[..., -1] + weights.leave
+        ended, since = best(young + ends, old, start, time - 1)
         entering = ended[..., None] + allowed
         before = jnp.argmax(entering, -2)
         # The oldest joins the others that are old, or takes their place.
-        oldest, joins = young[..., -1], _within(weights, phase)
+        oldest, joins = young[-1], _within(weights, phase)
         wins = oldest + older[:, -1] > score + joins[..., -1]
         moved = (
-            jnp.concatenate([jnp.max(entering, -2)[..., None], young[..., :-1]], -1),
+            jnp.concatenate([jnp.max(entering, -2)[None], young[:-1]]),
             jnp.where(wins, oldest, score),
             jnp.where(wins[..., None], older, joins),
             jnp.where(wins, time - longest, start),
         )
-        moved = jax.tree.map(
-            lambda a, b: jnp.where(move.reshape(-1, *[1] * (a.ndim - 1)), a, b), moved, carry
-        )
-        seen = chain.evidence(weights.emit, codes)
-        young, score = moved[0] + seen[..., None], moved[1] + seen
-        top = jnp.maximum(jnp.max(young, (-2, -1)), jnp.max(score, -1))[:, None]
-        young, score = jnp.maximum(young - top[..., None], low), jnp.maximum(score - top, low)
+        places = (move[:, None], move[:, None], move[:, None, None], move[:, None])
+        moved = [jnp.where(place, a, b) for place, a, b in zip(places, moved, carry, strict=True)]
+        # Numbers stay small: what has the best score if it ends is brought near 0.
+        seen = chain.evidence(weights.emit, codes) - jnp.max(ended, -1, keepdims=True)
+        young, score = jnp.maximum(moved[0] + seen, low), jnp.maximum(moved[1] + seen, low)
         return (young, score, *moved[2:]), (since, before)
 
     first = jnp.argmax(sessions.inside, 0).astype(jnp.int32)
     carry = (
-        jnp.full((batch, states, longest), low, dtype),
+        jnp.full((longest, batch, states), low, dtype),
         jnp.broadcast_to(weights.start, (batch, states)),
         jnp.broadcast_to(chain.started(weights, phases) - weights.start[:, None],
                          (batch, states, phases)),
@@ -87,8 +87,8 @@ def most_likely(weights: Weights, sessions: Sessions, phases: int, longest: int)
     carry, links = lax.scan(step, carry, (sessions.codes, sessions.moves, time))
     young, score, phase, start = carry
     last = (steps - 1 - jnp.argmax(sessions.inside[::-1], 0)).astype(jnp.int32)[:, None]
-    score = score + jax.nn.logsumexp(phase, -1)
-    ended, since = best(young + lasts, (score, start), last)
+    old = score + jax.nn.logsumexp(phase, -1)
+    ended, since = best(young + lasts, old, start, last)
     state = jnp.argmax(ended, -1)
     rows = jnp.arange(batch)
 
