@@ -79,9 +79,10 @@ class SensorTrunk(nn.Module):
     """Filters along time for every sensor, then over all sensors: [B, 1, T, C] -> [B, 1, t, F].
 
     A window is seen as a picture of one channel, sensors x time. The first convolution filters
-    every sensor alike along time, the second one mixes all sensors, as in DeepConvLSTM (Ordóñez
-    and Roggen 2016, section 2.1); each of the last two halves the steps, so t = ceil(T / 4) and
-    F = 4 * width. Place j stands for steps 4j to 4j + 3 and sees five more on either side.
+    every sensor alike along time, the second one mixes all sensors, in the order of the first block
+    of Schirrmeister et al. 2017 (arXiv:1703.05051) for electrodes; each of the last two halves the
+    steps, so t = ceil(T / 4) and F = 4 * width. Place j stands for steps 4j to 4j + 3 and sees five
+    more on either side.
 
     Missing steps are zeros (the mean, since windows are standardised), and so is every feature
     that stands for missing steps alone: padding changes nothing that is not padding.
