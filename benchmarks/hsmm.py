@@ -3,7 +3,8 @@
 One session of 100,000 codes of 64, 20 states: the time of an EM step's recursions (expected
 counts), of log likelihood, Viterbi and filtering, and the memory that XLA says the compiled
 program takes beyond its inputs. hmmlearn's CategoricalHMM has geometric durations, our `phases=1`,
-and computes in float64. About a minute on two cores; --quick takes seconds.
+and computes in float64. Then sessions of four behaviours, and how many are found of up to 16. About
+two minutes on two cores; --quick takes seconds.
 """
 
 from __future__ import annotations
@@ -17,21 +18,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.hsmm import HSMM, HSMMParams, chain
+from vqjax.studies import segmentation
 
 OURS, PEER = 'vqjax', 'hmmlearn'
 LAG = 8
 
 
-def world(states, codes, steps):
-    """(params, codes [T]) of states that last 50 steps on average."""
-    rng = np.random.default_rng(0)
-    model = HSMM(states, codes, phases=1, duration=50.0)
+def world(model, sessions, steps, seed=0):
+    """(params, states [B, T], codes [B, T]) of behaviours as the model's prior expects them."""
+    rng = np.random.default_rng(seed)
+    states, codes = model.num_states, model.num_codes
     even = np.full(states, 1 / states)
     move = (1 - np.eye(states)) / (states - 1)
     emit = rng.dirichlet(np.full(codes, 0.3), states)
-    params = HSMMParams(even, np.full(states, 0.98), move, (emit,), even)
+    stay = np.full(states, 1 - model.phases / model.duration)
+    params = HSMMParams(even, stay, move, (emit,), even)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    return params, model.sample(params, jax.random.key(0), steps)[1]
+    keys = jax.random.split(jax.random.key(seed), sessions)
+    return params, *jax.vmap(lambda key: model.sample(params, key, steps))(keys)
+
+
+def found(most, steps, worlds):
+    """One row for each way to fit: how many of four behaviours it finds, in several worlds."""
+    ways = {
+        'variational, mergers': ('variational', True),
+        'variational, EM alone': ('variational', False),
+        'map, mergers': ('map', True),
+    }
+    truth = HSMM(4, 32, phases=8, duration=40.0)
+    sessions = [world(truth, 8, steps, seed)[1:] for seed in range(worlds)]
+    rows = {}
+    for name, (estimate, merge) in ways.items():
+        model = HSMM(most, 32, phases=8, duration=32.0, estimate=estimate)
+        rows[name] = {'states': [], 'adjusted_rand_index': []}
+        for states, codes in sessions:
+            params, _ = model.fit(jax.random.key(0), codes, merge=merge)
+            path = model.viterbi(params, codes)
+            index = segmentation.adjusted_rand_index(states, path)
+            rows[name]['states'].append(int(model.num_states_used(path)))
+            rows[name]['adjusted_rand_index'].append(round(index, 3))
+        print(name, rows[name])
+    return rows
 
 
 def ours(model, params, codes):
@@ -95,7 +122,8 @@ def main(argv=None):
     """Measure, write hsmm.json."""
     options = common.arguments(common.parser(__doc__), argv)
     states, symbols, steps, repeats = (4, 8, 2_000, 1) if options.quick else (20, 64, 100_000, 5)
-    params, codes = world(states, symbols, steps)
+    params, _, codes = world(HSMM(states, symbols, phases=1, duration=50.0), 1, steps)
+    codes = codes[0]
     rows, theirs = [], {}
     if common.available(options.quick, PEER):
         theirs, model, reset, features = peer(params, codes)
@@ -113,6 +141,7 @@ def main(argv=None):
         print(row)
         rows.append(row)
     results = {'T': steps, 'states': states, 'K': symbols, 'rows': rows}
+    results['found'] = found(6, 100, 1) if options.quick else found(16, 400, 5)
     if theirs:
         # The same model: their log likelihood of the session, and how far ours is from it.
         reset()

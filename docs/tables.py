@@ -15,7 +15,7 @@ from vqjax.studies import remedies_report
 from vqjax.trainer import summaries
 
 ROOT = Path(__file__).parent.parent
-PAGES = ('README.md', 'docs/index.md', 'benchmarks/README.md')
+PAGES = ('README.md', 'docs/index.md', 'docs/behaviour.md', 'benchmarks/README.md')
 
 
 def _table(header, rows):
@@ -142,6 +142,28 @@ def projection(results):
     ]
     header = ['', 'N a chip x D x K', 'search, us', 'all-reduce, us', 'of perfect scaling']
     return _table(header, rows)
+
+
+def sequence(results):
+    """Milliseconds and memory of the sequence model, one row a computation and number of phases."""
+    rows = [
+        [name, row['phases'], f'{runs["vqjax"]["median_ms"]:,.0f}']
+        + [f'{runs["hmmlearn"]["median_ms"]:,.0f}' if 'hmmlearn' in runs else '']
+        + [f'{row["memory_mb"][name]:.1f}']
+        for row in results['rows']
+        for name, runs in row['runs'].items()
+    ]
+    return _table(['', 'phases', 'vqjax', 'hmmlearn', 'MB beyond inputs'], rows)
+
+
+def behaviours(results):
+    """How many behaviours each way to fit finds, a number for each of several worlds."""
+    rows = [
+        [name, ', '.join(map(str, row['states']))]
+        + [f'{sum(row["adjusted_rand_index"]) / len(row["adjusted_rand_index"]):.3f}']
+        for name, row in results['found'].items()
+    ]
+    return _table(['', 'states found, of 4', 'adjusted Rand index, mean'], rows)
 
 
 def machine(results):

@@ -97,6 +97,7 @@ def test_the_sequence_model_has_the_likelihood_of_hmmlearn(run):
         assert all(times['vqjax']['min_ms'] > 0 for times in row['runs'].values())
         assert row['memory_mb']['EM step'] < 1
     assert results['rows'][0]['runs']['EM step']['speedup'] > 0
+    assert results['found']['variational, mergers']['states'] == [4]
 
 
 def test_ratios_are_medians_over_rounds(monkeypatch):

@@ -144,8 +144,9 @@ def test_the_base_weights_are_a_maximum():
                     found += sign * (gammaln(x).sum() - gammaln(x.sum()))
             return found
 
+        step = jax.jit(lambda base: priors.maximized(m, counts, base)[1])
         for _ in range(60):
-            _, base = priors.maximized(m, counts, base)
+            base = step(base)
         best = value(base)
         for _ in range(50):
             other = np.asarray(base) * np.exp(rng.normal(0, 0.05, 3))
@@ -193,6 +194,13 @@ def test_it_is_all_of_one_behaviour():
     m = HSMM(6, 8, phases=2, duration=20.0)
     params, _ = m.fit(KEY, codes)
     assert m.num_states_used(m.viterbi(params, codes)) == 1
+
+
+def test_fit_runs_under_jit():
+    _, _, codes = world(sessions=2, steps=60)
+    m = HSMM(4, 24, phases=2)
+    fit = jax.jit(lambda key, codes: m.fit(key, codes, iters=5))
+    np.testing.assert_allclose(fit(KEY, codes).trace, m.fit(KEY, codes, iters=5).trace, rtol=1e-4)
 
 
 def test_start_and_fit_know_a_key_and_the_data():
