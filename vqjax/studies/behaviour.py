@@ -148,7 +148,7 @@ def _sessions(dataset: RecordingSet, own: Mapping[str, Any], seed: int) -> tuple
 
 def models(own: Mapping[str, Any], labels: int, seconds: float) -> dict[str, dict[str, Any]]:
     """What the sequence models are, by name, for places of so many seconds."""
-    given = {'num_states': labels, 'gamma': None}
+    given = {'num_states': labels, 'gamma': None, 'concentration': float(labels)}
     duration = own['duration_s'] / seconds
     lasting = {'phases': own['phases'], 'duration': max(duration, own['phases'] + 1.0)}
     return {

@@ -173,7 +173,7 @@ def _raises(results, methods, better, worse):
         apart = _difference(a, b)
         if apart is None:
             continue
-        verdict = 'raise' if apart.low > 0 else 'lower' if apart.high < 0 else 'do not show to move'
+        verdict = 'raises' if apart.low > 0 else 'lowers' if apart.high < 0 else 'is not shown to move'
         parts.append(
             f'{verdict} boundary F1 on codes of {method} '
             f'({apart.mean:+.2f}, {apart.low:+.2f} to {apart.high:+.2f})'
