@@ -18,7 +18,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / 'results'
-PACKAGES = ('jax', 'jaxlib', 'numpy', 'faiss-cpu', 'torch', 'vector-quantize-pytorch')
+PACKAGES = (
+    'jax', 'jaxlib', 'numpy', 'faiss-cpu', 'torch', 'vector-quantize-pytorch', 'hmmlearn',
+)  # fmt: skip
 # Okabe and Ito, told apart by colour-blind readers; a marker each, for print.
 STYLES = [('#0072B2', 'o'), ('#D55E00', 's'), ('#009E73', '^'), ('#CC79A7', 'D'), ('#999999', 'v')]
 # Thread pools of the peers spin for some milliseconds after a call; nobody pays for another's.

@@ -47,6 +47,7 @@ def run(monkeypatch, tmp_path):
         'usage',
         'pipeline',
         'scaling',
+        'hsmm',
     ):
         sys.modules.pop(name, None)
 
@@ -85,6 +86,18 @@ def test_fit_errors_are_those_of_faiss_to_a_few_percent(run):
     for row in results['fits'].values():
         assert row['error']['vqjax'] == pytest.approx(row['error']['faiss'], rel=0.1)
         assert row['speedup'] > 0
+
+
+def test_the_sequence_model_has_the_likelihood_of_hmmlearn(run):
+    pytest.importorskip('hmmlearn')
+    results, _ = run('hsmm')
+    found = results['log_likelihood']
+    assert found['vqjax'] == pytest.approx(found['hmmlearn'], rel=1e-5)
+    for row in results['rows']:
+        assert all(times['vqjax']['min_ms'] > 0 for times in row['runs'].values())
+        assert row['memory_mb']['EM step'] < 1
+    assert results['rows'][0]['runs']['EM step']['speedup'] > 0
+    assert results['found']['variational, mergers']['states'] == [4]
 
 
 def test_ratios_are_medians_over_rounds(monkeypatch):

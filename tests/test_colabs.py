@@ -13,7 +13,7 @@ nbformat = pytest.importorskip('nbformat')
 nbclient = pytest.importorskip('nbclient')
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'colabs'
-PICTURES = {'autopsy': 1, 'compare': 3, 'quickstart': 5, 'tokens': 3}
+PICTURES = {'autopsy': 1, 'behaviour': 1, 'compare': 3, 'quickstart': 5, 'tokens': 3}
 NAMES = sorted(path.stem for path in FOLDER.glob('*.ipynb'))
 
 
@@ -151,6 +151,17 @@ def test_compare():
 
 
 @pytest.mark.long
+@pytest.mark.long
+def test_behaviour():
+    pytest.importorskip('aeon')
+    text, pictures = run('behaviour')
+    assert number(r'windows of 2 s: ([\d.]+)%', text) > 95
+    lags = [float(seconds) for seconds in re.findall(r'([\d.]+) s late', text)]
+    told = [float(share) for share in re.findall(r'([\d.]+)% of the steps', text)]
+    assert lags == sorted(lags) and told[-1] > max(80, told[0] - 1)
+    assert pictures == PICTURES['behaviour']
+
+
 def test_tokens():
     text, pictures = run('tokens')
     assert '25408 pixels: 3970 bytes of codes' in text

@@ -18,7 +18,7 @@ OTHER = {
 }  # fmt: skip
 SHARED = (
     'study', 'parallel', 'mesh_shape', 'dataset', 'data_dir', 'quantizers', 'methods', 'overrides',
-    'seeds', 'writers',
+    'seeds', 'writers', 'window', 'hop', 'pad', 'folds', 'fold',
 )  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def test_importing_needs_the_base_dependencies_only():
     # Every package of the extras is made impossible to import (flax itself brings in orbax).
     extras = {
         "tensorflow_datasets", "tensorflow", "array_record", "grain", "ml_collections", "sklearn",
-        "matplotlib", "tensorboardX", "faiss", "torch", "huggingface_hub",
+        "matplotlib", "tensorboardX", "faiss", "torch", "huggingface_hub", "hmmlearn",
+        "ruptures",
     }  # fmt: skip
     code = f'import sys; sys.modules.update(dict.fromkeys({extras})); import vqjax; vqjax.VQEMA(8)'
     run(sys.executable, '-c', code)

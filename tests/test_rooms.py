@@ -66,6 +66,7 @@ def test_importing_the_package_brings_in_the_library_alone():
         if n.startswith(('vqjax.trainer', 'vqjax.studies')) or n.split('.')[0] in HEAVY
     ]
     assert not wrong, wrong
+    assert not [n for n in names if n.startswith('vqjax.hsmm')]
 
 
 def test_no_file_is_longer_than_350_lines():

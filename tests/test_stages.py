@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import SMALL, figures, lines, refuse, small_config, trained_steps
 
-from vqjax.codec import images
+from vqjax.codec import runs
 from vqjax.trainer import data, experiment, logs, pretrained, settings, training
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -102,7 +102,7 @@ def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done):
     from sklearn.cluster import KMeans
 
     workdir, results = done
-    encoder, quantizer, params, state, _ = images.read_run(workdir, 'after', 0)
+    encoder, quantizer, params, state, _ = runs.read_run(workdir, 'after', 0)
     # The encoder is that of the run without a quantizer.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
@@ -279,7 +279,7 @@ def test_a_run_starts_from_the_encoder_and_head_of_another(done, starts, tmp_pat
     assert all(same(params['encode'], there['encode']))
     assert results['methods']['frozen']['seeds'][0]['perplexity'] > 5
     # A codebook of the features as they are, not as a fresh encoder would have them.
-    encoder, quantizer, *_ = images.read_run(tmp_path, 'frozen', 0)
+    encoder, quantizer, *_ = runs.read_run(tmp_path, 'frozen', 0)
     z = encoder(data.init_batch(data.load('digits'), 1024, 0)['image']).reshape(-1, 16)
     held = types.SimpleNamespace(**start.stats['codebook_stats']['quantize']['state']._asdict())
     codes = np.asarray(quantizer.read_codebook((), held))

@@ -1,4 +1,7 @@
-"""Networks between images and vectors: encoders with standardised output, and a decoder."""
+"""Networks between images and vectors: encoders with standardised output, and a decoder.
+
+A window of a recording is an image too, [1, T, C]; see `vqjax.sensors`.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -9,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vqjax import ops
+from vqjax import ops, sensors
 
-ENCODERS = ('conv', 'resnet18')
+ENCODERS = ('conv', 'resnet18', 'sensor')
 BOTTLENECKS = ('vector', 'grid', 'two_level')
 _SMALL = 144  # pixels of an image
 
@@ -152,12 +155,12 @@ class Encoder(nn.Module):
     """Images to vectors: [B, H, W, C] -> z float32 [B, 1, 1, D] or [B, h, w, D].
 
     Attributes:
-      kind: 'conv' or 'resnet18'.
+      kind: 'conv' or 'resnet18', or 'sensor' for windows [B, 1, T, C] in which NaN is missing.
       features: D.
       bottleneck: 'vector' (one vector an image) or 'grid' (one a place of the feature map).
       axis_name: replicas that share batch statistics; None for one device.
       dtype: of the computation; parameters are float32.
-      width: channels of the first convolution of 'conv'.
+      width: channels of the first convolution of 'conv' and 'sensor'.
       standardize: every feature of z has mean 0 and variance 1; without, z is what comes.
     """
 
@@ -175,7 +178,7 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         x = _trunk(self)(images, train=train)
         if self.bottleneck == 'vector':
-            x = jnp.mean(x, axis=(1, 2), keepdims=True)
+            x = sensors.pool(x, sensors.real_places(self.kind, 'grid', images), keepdims=True)
         elif self.bottleneck != 'grid':
             raise ValueError(
                 f'bottleneck is {self.bottleneck!r}: choose one of {", ".join(BOTTLENECKS)}; '
@@ -184,7 +187,8 @@ class Encoder(nn.Module):
         # No bias before the mean is taken off: noise is all that such a bias would follow.
         z = nn.Dense(self.features, use_bias=not self.standardize, dtype=self.dtype)(x)
         normalize = Standardize(self.axis_name, name='standardize') if self.standardize else None
-        return _standardized(normalize, z, train, mask)
+        real = sensors.real_places(self.kind, self.bottleneck, images, mask)
+        return _standardized(normalize, z, train, real)
 
 
 def _trunk(encoder: Any) -> nn.Module:
@@ -193,18 +197,20 @@ def _trunk(encoder: Any) -> nn.Module:
         return ConvTrunk(encoder.width, encoder.dtype)
     if encoder.kind == 'resnet18':
         return ResNet18(axis_name=encoder.axis_name, dtype=encoder.dtype)
+    if encoder.kind == 'sensor':
+        return sensors.SensorTrunk(encoder.width, encoder.dtype)
     raise ValueError(f'encoder is {encoder.kind!r}: choose one of {", ".join(ENCODERS)}')
 
 
 def _standardized(
-    normalize: Standardize | None, z: jax.Array, train: bool, mask: jax.Array | None
+    normalize: Standardize | None, z: jax.Array, train: bool, real: jax.Array | None
 ) -> jax.Array:
-    """z [B, h, w, D] as an encoder gives it, float32; mask bool [B]."""
+    """z [B, h, w, D] as an encoder gives it, float32; see `sensors.real_places`."""
     if normalize is None:
         return z.astype(jnp.float32)
-    if mask is not None:
-        mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
-    return normalize(z, train=train, mask=mask)
+    if real is not None:
+        real = jnp.broadcast_to(real, z.shape[:-1])
+    return normalize(z, train=train, mask=real)
 
 
 Size = tuple[int, int]
@@ -265,7 +271,7 @@ class TwoLevelEncoder(nn.Module):
         """Images [B, H, W, C] -> a feature map [B, h, w, F], and z of the top [B, h', w', D]."""
         x = self.trunk(images, train=train)
         z = self.top_head(nn.relu(self.deepen(x)))
-        return x, _standardized(self._of('top'), z, train, mask)
+        return x, _standardized(self._of('top'), z, train, _by_image(mask))
 
     def bottom(
         self, x: jax.Array, top: jax.Array, *, train: bool, mask: jax.Array | None = None
@@ -273,10 +279,15 @@ class TwoLevelEncoder(nn.Module):
         """z of the bottom [B, h, w, D] from the feature map and the top's quantized vectors."""
         lifted = nn.relu(self.lift(repeat_to(top.astype(self.dtype), x.shape[1:3])))
         z = self.bottom_head(jnp.concatenate([x, lifted], axis=-1))
-        return _standardized(self._of('bottom'), z, train, mask)
+        return _standardized(self._of('bottom'), z, train, _by_image(mask))
 
     def _of(self, level):
         return getattr(self, f'normalize_{level}') if self.standardize else None
+
+
+def _by_image(mask: jax.Array | None) -> jax.Array | None:
+    """bool [B] -> [B, 1, 1]."""
+    return None if mask is None else mask[:, None, None]
 
 
 class Decoder(nn.Module):
@@ -302,7 +313,8 @@ class Decoder(nn.Module):
             x = nn.Dense(low[0] * low[1] * 4 * self.width, dtype=self.dtype)(x)
             x = x.reshape(x.shape[0], *low, 4 * self.width)
         for factor, scale in ((4, 1), (2, 2), (1, 2)):
-            size = (x.shape[1] * scale, x.shape[2] * scale)
+            # Windows of a recording, of height 1, have nothing to repeat.
+            size = (x.shape[1] * scale if height > 1 else 1, x.shape[2] * scale)
             # Nearest-neighbour upsampling: a transposed convolution leaves a chequerboard.
             x = repeat_to(x, size)
             conv = nn.Conv(

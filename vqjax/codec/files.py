@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from vqjax.codec.images import ImageEncoder
+from vqjax.codec.streams import SensorEncoder
 from vqjax.codec.structure import check_like, leaves, structure
 from vqjax.quantizers import Quantizer, make, stages, to_spec
 
@@ -135,7 +136,9 @@ def _fields(about, arrays):
     more = {k.removeprefix('encoder.'): v for k, v in arrays.items() if k not in own}
     encoder = None
     if about.get('encoder') is not None:
-        encoder = ImageEncoder.from_plain(about['encoder'], more)
+        kind = about['encoder'].get('kind') if isinstance(about['encoder'], dict) else None
+        family = SensorEncoder if kind == 'sensor' else ImageEncoder
+        encoder = family.from_plain(about['encoder'], more)
         if encoder.features != dim:
             raise ValueError(f'its encoder gives {encoder.features} features, not {dim}')
     elif more:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
-import pathlib
 from typing import Any
 
 import jax
@@ -14,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vqjax.codec.structure import structure
 from vqjax.encoders import Encoder
-from vqjax.quantizers import Quantizer, guard_codebooks, make
 
 # Images that go to the device at once.
 _BATCH = 256
@@ -99,7 +94,8 @@ class ImageEncoder:
         names = {f.name for f in dataclasses.fields(cls)} - {'variables'}
         if not isinstance(fields, dict) or fields.keys() != names:
             raise ValueError(f'an encoder must be described by {sorted(names)}, got {fields!r:.99}')
-        lists = {name: tuple(fields[name]) for name in ('image_shape', 'mean', 'std')}
+        lists = {'image_shape', 'mean', 'std', 'labels'} & names
+        lists = {name: tuple(fields[name]) for name in lists}
         encoder = cls(
             **(fields | lists), variables=traverse_util.unflatten_dict(variables, sep='/')
         )
@@ -135,93 +131,3 @@ class ImageEncoder:
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(model, variables, images):
     return model.apply(variables, images, train=False)
-
-
-def read_run(
-    workdir: str | os.PathLike, method: str, seed: int
-) -> tuple[ImageEncoder, Quantizer, Any, Any, dict[str, Any]]:
-    """(encoder, quantizer, params, state, info) of a finished run; see `Codec.from_workdir`."""
-    workdir = pathlib.Path(workdir)
-    if not (workdir / 'config.json').is_file():
-        raise ValueError(f'{workdir} is no workdir of train.py: it has no config.json')
-    config = json.loads((workdir / 'config.json').read_text())
-    quantized = sorted(name for name, spec in config['quantizers'].items() if spec is not None)
-    if method not in quantized:
-        raise ValueError(f'method must be one with a quantizer, {quantized}, got {method!r}')
-    record = workdir / 'finished' / method / f'seed_{seed}.json'
-    if not record.is_file():
-        done = sorted(
-            str(p.relative_to(workdir / 'finished')) for p in workdir.glob('finished/*/*')
-        )
-        raise ValueError(
-            f'{method} with seed {seed} is not finished in {workdir}; finished: {done}'
-        )
-    raw = read_checkpoint(workdir / 'checkpoints' / method / f'seed_{seed}')
-    config |= config['overrides'].get(method, {})
-    if config['bottleneck'] == 'two_level':
-        raise ValueError(
-            f'{method} has bottleneck two_level: its bottom codes depend on the top ones, which a '
-            'codec of one quantizer cannot follow; use a method with bottleneck vector or grid'
-        )
-    finished = json.loads(record.read_text())
-    images = finished['images']
-    params = raw['ema_params'] if config['ema_decay'] else raw['params']
-    variables = {
-        'params': params['encode'],
-        'batch_stats': raw['stats'].get('batch_stats', {}).get('encode', {}),
-    }
-    encoder = ImageEncoder(
-        config['encoder'],
-        config['features'],
-        config['bottleneck'],
-        config['dtype'],
-        tuple(images['shape']),
-        tuple(images['mean']),
-        tuple(images['std']),
-        variables,
-        config['width'],
-        config['standardize'],
-    )
-    quantizer = make(config['quantizers'][method])
-    if config['guard']:
-        quantizer = guard_codebooks(quantizer, least=float(images['num_classes']))
-    like = structure(quantizer, config['features'])
-    parts = (
-        params.get('quantize', {}).get('quantizer', ()),
-        raw['stats'].get('codebook_stats', {}).get('quantize', {}).get('state', ()),
-    )
-    params, state = (filled(*pair) for pair in zip(like, parts, strict=True))
-    result = finished['result']
-    info = {'dataset': config['dataset'], 'method': method, 'seed': seed}
-    return encoder, quantizer, params, state, info | {'test_accuracy': result['accuracy']}
-
-
-def read_checkpoint(directory: pathlib.Path) -> dict[str, Any]:
-    """The state in the newest checkpoint as nested dicts, whatever it was made of."""
-    import orbax.checkpoint as ocp
-
-    steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
-    if not steps:
-        raise ValueError(f'{directory} has no checkpoint')
-    path = (directory / str(max(steps)) / 'state').absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            return checkpointer.restore(path)
-        except Exception as error:  # whatever a damaged file makes orbax raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f'checkpoint {path} cannot be read ({reason[:200]}): run train.py there again'
-            ) from error
-
-
-def filled(like: Any, raw: Any) -> Any:
-    """The tree `like` with the arrays that stand at its paths in nested dicts and lists."""
-
-    def pick(path, _):
-        value = raw
-        for part in path:
-            name = getattr(part, 'name', getattr(part, 'idx', getattr(part, 'key', None)))
-            value = value[name] if isinstance(value, list) else value[str(name)]
-        return value
-
-    return jax.tree_util.tree_map_with_path(pick, like)

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.codec import files, packing
-from vqjax.codec.images import ImageEncoder, read_run
+from vqjax.codec.images import ImageEncoder
+from vqjax.codec.runs import read_run
+from vqjax.codec.streams import SensorEncoder, Stream
 from vqjax.codec.structure import check_like, check_values, describe, leaves, structure
 from vqjax.quantizers import Quantizer
 
@@ -24,7 +26,7 @@ BATCH = 2**14
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codec:
-    """A trained quantizer as a tokenizer: vectors (or images) to codes and back.
+    """A trained quantizer as a tokenizer: vectors (or images, or recordings) to codes and back.
 
     What goes in and out are NumPy arrays of any length; the device sees a batch at a time.
 
@@ -33,7 +35,7 @@ class Codec:
       params, state: as `init` returns them and training leaves them; placed on the device once.
       dim: D, the features of a vector; by default those that decode gives.
       info: plain data kept in the file, such as what `fit` measured.
-      encoder: what turns images into vectors, where the codec is of a training run.
+      encoder: what turns images or recordings into vectors, where the codec is of a training run.
 
     Raises ValueError for params or state of another structure, shape or dtype than the
     quantizer's, or with values that no training leaves: not finite, or counts below 0.
@@ -57,7 +59,7 @@ class Codec:
 
     @classmethod
     def from_workdir(cls, workdir: str | os.PathLike, method: str, seed: int = 0) -> Codec:
-        """The codec of a finished training run: images -> codes.
+        """The codec of a finished training run: images or recordings -> codes.
 
         Args:
           workdir: folder that `train.py` wrote.
@@ -95,11 +97,13 @@ class Codec:
 
         z is floating point of any width and byte order, an array of NumPy (mapped files too) or
         JAX, or lists; of a quantizer of grids z is [..., H, W, D], and so is what decode returns.
-        With an encoder it takes images, see `encode_images`.
+        With an encoder it takes images, see `encode_images`, or a recording, `encode_recording`.
 
         Raises:
           ValueError: for vectors (or images) of another shape, or of integers.
         """
+        if isinstance(self.encoder, SensorEncoder):
+            return self.encode_recording(z)
         if self.encoder is not None:
             return self.encode_images(z)
         return self._encode_vectors(self._check_vectors(z))
@@ -112,7 +116,53 @@ class Codec:
         """
         if self.encoder is None:
             raise ValueError('this codec has no encoder: give vectors, or use Codec.from_workdir')
+        if isinstance(self.encoder, SensorEncoder):
+            raise ValueError('this codec is of recordings: use encode_recording')
         return self._encode_vectors(self.encoder(images))
+
+    def encode_recording(self, signals: np.ndarray) -> np.ndarray:
+        """Codes of a recording of any length, -1 where it is missing.
+
+        Args:
+          signals: [T, C], real numbers as the sensors give them; a step at which one of them is not
+            finite is missing.
+
+        Returns:
+          int32 [n, *code_shape]: one for every 4 steps, n = ceil(T / 4), or with bottleneck
+          'vector' one for every window.
+
+        Raises:
+          ValueError: for a codec of no recordings, signals of another shape, of fewer steps than a
+            window, or all missing.
+        """
+        return self._tell(self._sensor_encoder().whole(signals), True)[1]
+
+    def stream_init(self) -> Stream:
+        """The state of a recording of which nothing has come yet: plain arrays and numbers.
+
+        The three functions are pure: a state may be kept, sent, and gone on from more than once.
+
+        Raises:
+          ValueError: for a codec of no recordings.
+        """
+        return self._sensor_encoder().begin()
+
+    def stream_step(self, stream: Stream, signals: np.ndarray) -> tuple[Stream, np.ndarray]:
+        """Takes the next piece [T, C] of a recording, of any length: (new state, codes [n, ...]).
+
+        The codes are those that are known now and were not before: a place is known `encoder.lag`
+        steps after its first one. Together they are those of `encode_recording`, to the bit.
+
+        Raises:
+          ValueError: as `encode_recording`, for the shape.
+        """
+        encoder = self._sensor_encoder()
+        return self._tell(encoder.take(stream, encoder.check(signals)), False)
+
+    def stream_finish(self, stream: Stream) -> np.ndarray:
+        """The codes that are left at the end of the recording, int32 [n, *code_shape]."""
+        self._sensor_encoder()
+        return self._tell(stream, True)[1]
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Vectors float32 [..., D] of codes [..., *code_shape]; zeros for -1.
@@ -182,6 +232,24 @@ class Codec:
           ImportError: without safetensors (extra `codec`).
         """
         return files.read(path, cls)
+
+    def _sensor_encoder(self) -> SensorEncoder:
+        if not isinstance(self.encoder, SensorEncoder):
+            raise ValueError('this codec is of no recordings: make it of a run with encoder sensor')
+        if self.quantizer.grid:
+            raise ValueError(
+                f'{self.quantizer!r} quantizes whole windows, and recordings have any length: use '
+                'a quantizer of vectors'
+            )
+        return self.encoder
+
+    def _tell(self, stream, ended):
+        """(the stream without what is told, codes that were not told before)."""
+        encoder, known = self.encoder, self.encoder.known(stream, ended)
+        # Every block has the same size, so that codes do not depend on how many are new.
+        parts = [self._encode_vectors(z)[new] for z, new in encoder.blocks(stream, known)]
+        none = np.zeros((0, *self.quantizer.code_shape), np.int32)
+        return encoder.forget(stream, known), np.concatenate([none, *parts])
 
     def _encode_vectors(self, z):
         first = z.ndim - 1 - len(self.quantizer.grid)

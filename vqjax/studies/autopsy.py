@@ -21,7 +21,7 @@ from vqjax.trainer.checkpoints import Checkpoints
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.logs import show
-from vqjax.trainer.settings import RunError, choose, load_dataset
+from vqjax.trainer.settings import RunError, choose, cutting, load_dataset
 from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
@@ -56,7 +56,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
         return experiment.run(plain, workdir, report, faults.PARTS)
     # Cases of the averages alone: nothing to train.
     settings.check(plain, faults.PARTS)
-    load_dataset(plain['dataset'], plain['data_dir'])  # before a folder is made for it
+    _load(plain)  # before a folder is made for it
     folder = Workdir(workdir, plain)
     results = {'schema': 1, 'config': plain, 'environment': experiment.environment()}
     results |= {'methods': {}, 'findings': []}
@@ -66,11 +66,15 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     return results
 
 
+def _load(config: dict[str, Any]) -> Any:
+    return load_dataset(config['dataset'], config['data_dir'], cutting(config))
+
+
 def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None:
     """Measures the cases of finished runs, and writes and prints the reports."""
     from vqjax.studies import autopsy_plots  # Matplotlib takes a second to import
 
-    dataset = load_dataset(results['config']['dataset'], results['config']['data_dir'])
+    dataset = _load(results['config'])
     charts = {method: _chart(method, results, folder, dataset) for method in results['methods']}
     results['cases'] = {}
     for name in names:

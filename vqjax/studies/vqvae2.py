@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vqjax.codec.images import filled, read_checkpoint
+from vqjax.codec.runs import filled, read_checkpoint
 from vqjax.studies import vqvae2_report as report
-from vqjax.trainer import data, experiment, levels, settings, steps, training
+from vqjax.trainer import data, experiment, levels, masks, settings, training
 from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
@@ -39,7 +39,9 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
 def conclude(results: dict[str, Any], folder: Workdir) -> None:
     """Decodes the test split with one level at a time; writes and prints the report."""
     checked = settings.check(results['config'])
-    dataset = settings.load_dataset(checked.dataset, checked.data_dir)
+    dataset = settings.load_dataset(
+        checked.dataset, checked.data_dir, settings.cutting(checked.config)
+    )
     experiment.fit_quantizers(checked, dataset)
     pictures = {}
     for name, method in results['methods'].items():
@@ -92,7 +94,7 @@ def decode_apart(
             top = jnp.arange(z_q.shape[2])[:, None] < size
             parts |= {'top': jnp.where(top, z_q, means), 'bottom': jnp.where(top, means, z_q)}
         decoded = {part: model.apply(variables, x, method='decode') for part, x in parts.items()}
-        errors = {part: steps.reconstruction_errors(x, images) for part, x in decoded.items()}
+        errors = {part: masks.reconstruction_errors(x, images) for part, x in decoded.items()}
         return errors, {part: x[: report.SHOWN] for part, x in decoded.items()}
 
     quantized = [quantize(batch['image']) for batch in _batches(dataset)]

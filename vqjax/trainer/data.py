@@ -1,11 +1,10 @@
-"""Image classification sets as batches: digits (with scikit-learn) and any TFDS set, by Grain.
+"""Classification sets as batches, by Grain: digits (with scikit-learn), recordings, any TFDS set.
 
 A set that fits in memory is decoded once; batches are gathered from it by index, which costs far
 less than a training step. Everything random is a function of (seed, step), so the position of an
 iterator is one number, and a resumed run, or one with more processes, sees the same batches.
 """
 
-import dataclasses
 import functools
 import logging
 import sys
@@ -14,9 +13,19 @@ from collections.abc import Iterable, Mapping
 import grain
 import numpy as np
 
-from vqjax.trainer.records import SPLIT_SEED, InMemory, Split, carve, check_arrays, whole
-
-Batch = dict[str, np.ndarray]
+from vqjax.trainer import recording_files
+from vqjax.trainer.recordings import WHOLE, Cutting, from_recordings
+from vqjax.trainer.records import (
+    SPLIT_SEED,
+    Batch,
+    DataInfo,
+    Dataset,
+    InMemory,
+    Split,
+    carve,
+    check_arrays,
+    whole,
+)
 
 # A set up to this many bytes when decoded is kept in memory, a larger one decoded batch by batch.
 IN_MEMORY_BYTES = 4 * 2**30
@@ -33,54 +42,39 @@ class Unreadable(ValueError):
     """Data that were readable when the run began are no longer."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DataInfo:
-    """What a model must know: name, shape (H, W, C), classes, usable images of each split."""
-
-    name: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    num_examples: Mapping[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Splits 'train', 'validation', 'test', and the training images' mean and std, float32 [C]."""
-
-    info: DataInfo
-    splits: Mapping[str, Split]
-    mean: np.ndarray
-    std: np.ndarray
-
-    @property
-    def num_corrupt(self) -> dict[str, int]:
-        """Images of each split found not decodable so far; they are in no loss and no metric."""
-        return {name: len(split.corrupt) for name, split in self.splits.items()}
-
-    def batch(self, images: np.ndarray, labels: np.ndarray) -> Batch:
-        """Raw images [b, H, W, C] and labels -> float32 of zero mean and unit scale, int32."""
-        scaled = (images.astype(np.float32) - self.mean) / self.std
-        return {'image': scaled, 'label': labels.astype(np.int32)}
-
-
-def load(name: str, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
-    """The image classification set `name`; validation is carved from train where it has none.
+def load(
+    name: str,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    cutting: Cutting = WHOLE,
+) -> Dataset:
+    """The classification set `name`; validation is carved from train where it has none.
 
     Args:
-        name: 'digits', which needs no files, or a TFDS set prepared in array_record format.
-        data_dir: folder of the prepared TFDS sets; None is TFDS's own default.
+        name: 'digits', which needs no files; 'basic_motions' or 'japanese_vowels', recordings that
+            the package aeon holds; 'recordings' of one's own; or a TFDS set, of images or of
+            recordings, prepared in array_record format.
+        data_dir: folder of the prepared TFDS sets, None is TFDS's own default; or of recordings,
+            see `recording_files.read_folder`.
         image_size: side in pixels to crop and resize TFDS images to; None keeps their size.
+        cutting: how recordings are split and cut into windows.
 
     Raises:
-        ValueError: unknown set, or not prepared (with the command that prepares it), or not images
-            of one size with one label each.
+        ValueError: unknown set, or not prepared (with the command that prepares it), or neither
+            images of one size nor recordings of one number of sensors with one label each; and what
+            `recordings.from_recordings` refuses.
     """
     if name == 'digits':
         return _digits()
+    if name in recording_files.NAMES:
+        return from_recordings(name, recording_files.read(name, data_dir), cutting)
     from vqjax.trainer import (
         tfds_records,  # TFDS takes a second to import: only for those who use it
     )
 
+    found = tfds_records.open_recordings(name, data_dir)
+    if found is not None:
+        return from_recordings(name, found, cutting)
     num_classes, files = tfds_records.open_splits(name, data_dir, image_size)
     shape = files['train'].image_shape
     size = sum(len(f) for f in files.values()) * int(np.prod(shape))

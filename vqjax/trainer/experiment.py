@@ -23,8 +23,9 @@ from vqjax.trainer.files import cannot_write
 from vqjax.trainer.parallel import Pmap, make_form
 from vqjax.trainer.plans import plan
 from vqjax.trainer.processes import agree, on_first_process
+from vqjax.trainer.recordings import RecordingSet
 from vqjax.trainer.runs import Run
-from vqjax.trainer.settings import Parts, RunError, Settings, check, load_dataset
+from vqjax.trainer.settings import Parts, RunError, Settings, check, cutting, load_dataset
 from vqjax.trainer.starting import Context, Stage
 from vqjax.trainer.stopping import Stopped, StopRequest
 from vqjax.trainer.summaries import summarise
@@ -59,7 +60,7 @@ def run(
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
     settings = check(config, parts)
-    dataset = load_dataset(settings.dataset, settings.data_dir)
+    dataset = load_dataset(settings.dataset, settings.data_dir, cutting(settings.config))
     try:
         form = make_form(settings.parallel, tuple(settings.mesh_shape))
         fit_quantizers(settings, dataset)
@@ -80,6 +81,8 @@ def run(
         if not writes:
             return {}
         results = collect(settings, folder, parts)
+        if isinstance(dataset, RecordingSet):
+            results['recordings'] = dataset.counts()
         results['findings'] = findings(settings, folder, dataset.info.num_classes, parts)
         conclude(results, folder)
         folder.write_json('results.json', results)
@@ -112,7 +115,14 @@ def _sentence(error: Exception, workdir: str) -> str | None:
 
 
 def _check_method(settings: Settings, name: str, dataset: data.Dataset, form: Any) -> None:
-    own = settings.methods[name]
+    own, of_windows = settings.methods[name], isinstance(dataset, RecordingSet)
+    if of_windows != (own.encoder == 'sensor'):
+        kind, need = ('recordings', 'sensor') if of_windows else ('images', 'conv or resnet18')
+        raise RunError(
+            f'dataset {dataset.info.name} holds {kind}: set encoder to {need}, not {own.encoder}'
+        )
+    if of_windows and own.augment:
+        raise RunError(f'augment is for images, and dataset {dataset.info.name} holds recordings')
     if own.classification_weight and dataset.info.num_classes < 2:
         raise RunError(
             f'dataset {dataset.info.name} has one class, so there is nothing to tell apart: set '

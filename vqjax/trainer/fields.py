@@ -63,18 +63,45 @@ FIELDS: dict[str, Field] = {
     ),
     # Data.
     'dataset': Field(
-        'digits', "'digits' or the name of any TFDS image classification set", shared=True
+        'digits',
+        "'digits', 'basic_motions', 'japanese_vowels', 'recordings' (your own), or any TFDS set "
+        'of images or recordings with one label',
+        shared=True,
     ),
-    'data_dir': Field('', "folder of prepared TFDS sets; '' = TFDS's own default", shared=True),
+    'data_dir': Field(
+        '',
+        "folder of prepared TFDS sets, '' = TFDS's own default; or of your recordings, .npz",
+        shared=True,
+    ),
+    'window': Field(
+        0,
+        'steps of a window of recordings; 0 = the longest one, the others padded',
+        least=0,
+        shared=True,
+    ),
+    'hop': Field(0, 'steps from one window to the next; 0 = window', least=0, shared=True),
+    'pad': Field(False, 'the last window may reach beyond the end of its recording', shared=True),
+    'folds': Field(
+        0,
+        'parts that recordings are dealt out to, one of them the test split; 0 = the splits '
+        'that the set has',
+        least=0,
+        shared=True,
+    ),
+    'fold': Field(0, 'which of these parts is the test split, from 0', least=0, shared=True),
     'augment': Field(False, 'random flips and crops'),
     # Model.
-    'encoder': Field('conv', "'conv' or 'resnet18'", choices=tuple(encoders.ENCODERS)),
+    'encoder': Field(
+        'conv', "'conv', 'resnet18' or, for recordings, 'sensor'", choices=tuple(encoders.ENCODERS)
+    ),
     'width': Field(
-        32, "channels of the first convolution of 'conv' and the last of the decoder", least=1
+        32,
+        "channels of the first convolution of 'conv' and 'sensor', and the last of the decoder",
+        least=1,
     ),
     'bottleneck': Field(
         'vector',
-        "'vector' (one an image), 'grid' (one a place) or 'two_level' grids",
+        "'vector' (one an image or window), 'grid' (one a place) or 'two_level' grids",
         choices=tuple(encoders.BOTTLENECKS),
     ),
     'features': Field(128, 'D, size of the vectors that are quantized', least=1),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vqjax import nn as vq_nn
+from vqjax import sensors
 from vqjax.encoders import Decoder, Encoder, Size, Standardize, TwoLevelEncoder
 from vqjax.quantizers import base
 from vqjax.trainer import levels
@@ -95,6 +96,8 @@ class Classifier(nn.Module):
     ) -> Output:
         """Classifies images [B, H, W, C], and decodes them where there is a decoder.
 
+        Windows of recordings are images [B, 1, T, C], in which NaN stands for missing steps.
+
         Args:
           train: batch statistics come from this batch and are updated.
           update: codebook statistics are updated; None means as `train`.
@@ -104,7 +107,7 @@ class Classifier(nn.Module):
         """
         quantizes = self.quantizer is not None and not continuous
         update = train if update is None else update
-        quantized = None
+        quantized, real = None, self.real_places(images, mask)
         if self.grids:
             z, quantized = self._two_levels(images, train, update, mask, quantizes, frozen)
         else:
@@ -112,9 +115,9 @@ class Classifier(nn.Module):
             if frozen:
                 z = jax.lax.stop_gradient(z)
             if quantizes:
-                quantized = self.requantize(z, train=update, mask=mask)
+                quantized = self.requantize(z, train=update, real=real)
         read = z if quantized is None else quantized.z_q
-        logits = self.classify(read, train=train, mask=mask)
+        logits = self.classify(read, train=train, real=real)
         decoded = None if self.decoded_shape is None else self.decode(read)
         return Output(logits, z, quantized, decoded)
 
@@ -131,13 +134,21 @@ class Classifier(nn.Module):
             return self.quantize.in_order(stop(top), bottom, update, mask)
         return levels.pack([stop(top), bottom(top)]), None
 
-    def classify(self, z_q: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits float32 [B, classes] of quantized vectors [B, h, w, D]."""
+    def real_places(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array | None:
+        """Which places of z count, see `sensors.real_places`; images [B, H, W, C], mask [B]."""
+        return sensors.real_places(self.encoder, self.bottleneck, images, mask)
+
+    def classify(self, z_q: jax.Array, *, train: bool, real: jax.Array | None = None) -> jax.Array:
+        """Logits float32 [B, classes] of quantized vectors [B, h, w, D]; real: see `real_places`.
+
+        Of an image every place is read, of a recording those that count.
+        """
         if self.grids:
             z_q = levels.side_by_side(z_q, self.grids)
-        pooled = jnp.mean(z_q, axis=(1, 2))
+        pooled = sensors.pool(z_q, real if self.encoder == 'sensor' else None)
         if self.standardize:
             # Quantizers differ in the scale of what they return, and a head learns at that scale.
+            mask = None if real is None else jnp.any(real, axis=(1, 2))
             pooled = self.normalize(pooled, train=train, mask=mask)
         return self.logits(nn.relu(self.hidden(pooled)).astype(jnp.float32))
 
@@ -154,9 +165,12 @@ class Classifier(nn.Module):
         return self.encode(images, train=False)
 
     def requantize(
-        self, z: jax.Array, *, train: bool, mask: jax.Array | None = None
+        self, z: jax.Array, *, train: bool, real: jax.Array | None = None
     ) -> base.Quantized:
-        """Quantizes z [B, h, w, D] alone; with `train`, updates the codebook statistics from it."""
-        if mask is not None:
-            mask = jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
-        return self.quantize(z, train=train, mask=mask)
+        """Quantizes z [B, h, w, D] alone; with `train`, updates the codebook statistics from it.
+
+        real: which places count, see `real_places`.
+        """
+        if real is not None:
+            real = jnp.broadcast_to(real, z.shape[:-1])
+        return self.quantize(z, train=train, mask=real)

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from vqjax.codec.images import read_checkpoint
+from vqjax.codec.runs import read_checkpoint
 from vqjax.trainer.models import ENCODER, HEAD
 from vqjax.trainer.settings import RunError
 

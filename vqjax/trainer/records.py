@@ -1,11 +1,13 @@
 """Images and labels with random access: decoded in memory, or decoded when asked for."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
 _CHUNK = 1000  # images decoded at a time while filling the memory
+Batch = dict[str, np.ndarray]
 SPLIT_SEED = 0  # fixed: every run has the same validation split, whatever its own seed
 
 
@@ -48,6 +50,36 @@ class Split:
         if not good.all():
             self.corrupt.update(indices[~good].tolist())
         return images, labels, good
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What a model must know: name, shape (H, W, C), classes, usable images of each split."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_examples: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Splits 'train', 'validation', 'test', and the training images' mean and std, float32 [C]."""
+
+    info: DataInfo
+    splits: Mapping[str, Split]
+    mean: np.ndarray
+    std: np.ndarray
+
+    @property
+    def num_corrupt(self) -> dict[str, int]:
+        """Images of each split found not decodable so far; they are in no loss and no metric."""
+        return {name: len(split.corrupt) for name, split in self.splits.items()}
+
+    def batch(self, images: np.ndarray, labels: np.ndarray) -> Batch:
+        """Raw images [b, H, W, C] and labels -> float32 of zero mean and unit scale, int32."""
+        scaled = (images.astype(np.float32) - self.mean) / self.std
+        return {'image': scaled, 'label': labels.astype(np.int32)}
 
 
 def whole(records: Records, in_memory: bool) -> Split:

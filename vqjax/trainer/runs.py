@@ -12,6 +12,7 @@ from vqjax.trainer import data, logs, loop, steps, training
 from vqjax.trainer.counts import pack_counts
 from vqjax.trainer.outcomes import count_params, measure
 from vqjax.trainer.plans import plan
+from vqjax.trainer.recordings import RecordingSet
 from vqjax.trainer.settings import RunError, Settings
 from vqjax.trainer.starting import Context, Stage, Start, init_batch, start
 from vqjax.trainer.stopping import Stopped
@@ -94,6 +95,9 @@ class Run:
             stages = quantizers.stages(quantizer)
             tokens = round(float(evaluation.counts.sum()) / len(evaluation.labels) / stages)
         dataset = self.context.dataset
+        more = {}
+        if isinstance(dataset, RecordingSet):
+            more['recordings'] = dataset.about()
         self.context.workdir.finish(
             self.method,
             self.seed,
@@ -109,7 +113,8 @@ class Run:
                     'std': dataset.std.tolist(),
                     'num_classes': dataset.info.num_classes,
                 },
-            },
+            }
+            | more,
         )
         self.context.display.finished(self.method, self.seed, record, record['seconds'])
 

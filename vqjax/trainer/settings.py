@@ -17,6 +17,7 @@ from vqjax.trainer.fields import (
     complete,
     config,
 )
+from vqjax.trainer.recordings import WHOLE, Cutting
 from vqjax.trainer.writers import check_names
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     'check',
     'choose',
     'config',
+    'cutting',
     'load_dataset',
 ]
 
@@ -71,16 +73,22 @@ def choose(text: str, known: Iterable[str], what: str, where: str = 'there are')
     return names
 
 
-def load_dataset(name: str, data_dir: str) -> data.Dataset:
+def load_dataset(name: str, data_dir: str, cutting: Cutting = WHOLE) -> data.Dataset:
     """`data.load` for a run: data_dir '' is TFDS's own default.
 
     Raises:
       RunError: where the set is unknown, not prepared or unreadable, in one line.
     """
     try:
-        return data.load(name, data_dir or None)
+        return data.load(name, data_dir or None, cutting=cutting)
     except (ValueError, OSError) as error:
         raise RunError(f'dataset {name}: {" ".join(str(error).split())}') from error
+
+
+def cutting(config: Mapping[str, Any]) -> Cutting:
+    """How a configuration has recordings cut and split."""
+    config = complete(config)
+    return Cutting(**{name: config[name] for name in Cutting._fields})
 
 
 def check(config: dict[str, Any], parts: Parts = Parts()) -> Settings:  # noqa: B008
@@ -120,6 +128,16 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise RunError(
             'classification_weight and reconstruction_weight are both 0: give one of them more, '
             'or there is no task'
+        )
+    folds, fold = config['folds'], config['fold']
+    if folds == 1 or fold and fold >= folds:
+        raise RunError(
+            f'fold is {fold} and folds is {folds}: give folds of at least 2 and a fold below '
+            'it, or neither'
+        )
+    if config['encoder'] == 'sensor' and config['bottleneck'] == 'two_level':
+        raise RunError(
+            'encoder sensor has one grid of places: set bottleneck to vector or grid, not two_level'
         )
     try:
         devices = jax.device_count()

@@ -11,6 +11,7 @@ import optax
 
 from vqjax import health, metrics, ops, quantizers
 from vqjax.nn import COLLECTION
+from vqjax.trainer.masks import clean, mean_norm, reconstruction_errors
 from vqjax.trainer.models import Classifier, Output, quantizer_variables
 
 AXIS = 'batch'
@@ -87,17 +88,18 @@ class Task:
         return self.model.axis_name
 
     @property
+    def windows(self) -> bool:
+        """Whether images are windows of recordings, in which NaN stands for missing steps."""
+        return self.model.encoder == 'sensor'
+
+    def real_places(self, images: jax.Array, mask: jax.Array) -> jax.Array | None:
+        """The places of windows that count, bool [B, h, w]; None for images, all of whose do."""
+        return self.model.real_places(images, mask) if self.windows else None
+
+    @property
     def quantizer(self) -> Any:
         """What quantizes in this stage, or None."""
         return None if self.continuous else self.model.quantizer
-
-
-def clean(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Images with corrupt ones (NaN, inf) zeroed, and the mask of those that count, bool [B]."""
-    images = batch['image']
-    finite = jnp.all(jnp.isfinite(images), axis=(1, 2, 3))
-    images = jnp.where(finite[:, None, None, None], images, 0.0)
-    return images, finite & batch['mask'] if 'mask' in batch else finite
 
 
 def losses(
@@ -120,7 +122,7 @@ def losses(
     parts = {'task_loss': jnp.sum(entropy * mask) / total}
     loss = task.classification_weight * parts['task_loss']
     if output.decoded is not None:
-        error = reconstruction_errors(output.decoded, images)
+        error = reconstruction_errors(output.decoded, images, task.windows)
         parts['reconstruction_loss'] = jnp.sum(error * mask) / total
         loss += task.reconstruction_weight * parts['reconstruction_loss']
     parts['quantizer_loss'] = jnp.zeros(())
@@ -134,16 +136,11 @@ def losses(
     return loss, parts
 
 
-def reconstruction_errors(decoded: jax.Array, images: jax.Array) -> jax.Array:
-    """Mean squared error of every image, float32 [B]; both [B, H, W, C]."""
-    return jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
-
-
 def gradients(
     task: Task, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """Gradient, new statistics and metrics of one batch of this replica, averaged over replicas."""
-    images, mask = clean(batch)
+    images, mask = clean(batch, task.windows)
     # Every replica divides by the mean number of real images of all, so pmean is the global mean.
     real = jnp.sum(mask, dtype=jnp.float32)
     total = jnp.maximum(ops.pmean(real, task.axis), 1.0 / mask.size)
@@ -163,13 +160,14 @@ def gradients(
         )
         loss, parts = losses(task, output, (images, labels, mask), total, state.step)
         z_q = output.z if output.quantized is None else output.quantized.z_q
+        real = task.real_places(images, mask)
         hits = (jnp.argmax(output.logits, -1) == labels) & mask
         measured = {
             'loss': loss,
             **parts,
             'accuracy': jnp.sum(hits) / total,
-            'input_norm': mean_norm(output.z, mask, total),
-            'code_norm': mean_norm(z_q, mask, total),
+            'input_norm': mean_norm(output.z, mask, total, real),
+            'code_norm': mean_norm(z_q, mask, total, real),
             'finite': jnp.stack([finite(output.z), finite(z_q), finite(output.logits)]),
         }
         return loss, (stats, measured, output)
@@ -237,7 +235,7 @@ def accumulate(
             {'params': state.params, **stats},
             jnp.swapaxes(z, 0, 1).reshape(-1, *z.shape[2:]),
             train=True,
-            mask=batch[2],
+            real=task.model.real_places(batch[0], batch[2]),
             mutable=list(stats),
             rngs={'quantizer': key},
             method='requantize',
@@ -285,12 +283,6 @@ def count_codes(codes: jax.Array, quantizer: Any) -> jax.Array:
     return counts.reshape(*rows.shape[:-1], quantizer.num_codes)
 
 
-def mean_norm(x: jax.Array, mask: jax.Array, total: Any) -> jax.Array:
-    """Norms of x [B, h, w, D] averaged over places, summed over real images, divided by total."""
-    norms = jnp.linalg.norm(jax.lax.stop_gradient(x).astype(jnp.float32), axis=-1)
-    return jnp.sum(jnp.mean(norms, axis=(1, 2)) * mask) / total
-
-
 def finite(x: jax.Array) -> jax.Array:
     """Whether all of x is finite, bool []."""
     return jnp.all(jnp.isfinite(x))
@@ -309,18 +301,21 @@ def gradient_flow(
     """How the gradient passes the quantizer on one batch: `health.gradient_flow`, on one device."""
     model = task.model.clone(axis_name=None)
     variables = {'params': params, **stats}
-    images, _ = clean(batch)
+    images, _ = clean(batch, task.windows)
     z = model.apply(variables, images, method='represent')
+
+    real = model.real_places(images)
 
     def quantize(z: jax.Array) -> Any:
         # Read only: what a faulty bridge moves in evaluation is not kept.
-        return model.apply(variables, z, train=False, method='requantize', mutable=[COLLECTION])[0]
+        how = {'train': False, 'real': real, 'method': 'requantize'}
+        return model.apply(variables, z, **how, mutable=[COLLECTION])[0]
 
     def task_loss(z_q: jax.Array) -> jax.Array:
         if not task.classification_weight:
             decoded = model.apply(variables, z_q, method='decode')
-            return jnp.mean(reconstruction_errors(decoded, images))
-        logits = model.apply(variables, z_q, train=False, method='classify')
+            return jnp.mean(reconstruction_errors(decoded, images, task.windows))
+        logits = model.apply(variables, z_q, train=False, real=real, method='classify')
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
         return jnp.mean(entropy)
 

@@ -1,12 +1,15 @@
-"""The images of a prepared TFDS set, read with random access and without TensorFlow."""
+"""The images or recordings of a prepared TFDS set, read without TensorFlow."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
+
+from vqjax.trainer.recording_files import NAMES
+from vqjax.trainer.recordings import Recording
 
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
@@ -82,11 +85,29 @@ def open_splits(
         ValueError: unknown; not prepared in array_record format (with the command that does
             it); not images of one size with one label each.
     """
+    return _guarded(_open, name, data_dir, image_size)
+
+
+def open_recordings(name: str, data_dir: str | None) -> dict[str, list[Recording]] | None:
+    """The recordings of the prepared TFDS set `name` by split; None where it holds no sequences.
+
+    A set of recordings has one feature of real numbers [T, C], of any length T, and one label; a
+    feature `subject`, text or a number, is taken where there is one.
+
+    Raises:
+        ValueError: as `open_splits`, or sequences that are not such.
+    """
+    return _guarded(_recordings, name, data_dir)
+
+
+def _guarded(function: Callable[..., Any], name: str, data_dir: str | None, *rest: Any) -> Any:
+    """function(name, data_dir, ...), whose every error is one sentence."""
     try:
-        return _open(name, data_dir, image_size)
+        return function(name, data_dir, *rest)
     except tfds.core.registered.DatasetNotFoundError:
         raise ValueError(
-            f"dataset={name!r} is neither 'digits' nor a TFDS set, and is not in {_where(data_dir)}"
+            f"dataset={name!r} is neither 'digits', {', '.join(map(repr, NAMES))} nor a TFDS set, "
+            f'and is not in {_where(data_dir)}'
         ) from None
     except ValueError:
         raise
@@ -98,22 +119,56 @@ def open_splits(
         ) from error
 
 
+def _recordings(name: str, data_dir: str | None) -> dict[str, list[Recording]] | None:
+    builder = _builder(name, data_dir)
+    features = builder.info.features
+    signals = [key for key in features if _is_sequence(features[key])]
+    if not signals:
+        return None
+    labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
+    if len(signals) != 1 or len(labels) != 1:
+        raise ValueError(
+            f'dataset={name!r} has features {list(features)}: need one sequence of real numbers '
+            '[T, C] with one label'
+        )
+    label = features[labels[0]]
+    found = {
+        split: [
+            Recording(
+                np.asarray(record[signals[0]], np.float32),
+                label.int2str(int(record[labels[0]])),
+                _text(record.get('subject', '')),
+                name=f'{split} {i}',
+            )
+            for i, record in enumerate(builder.as_data_source(split))
+        ]
+        for split in builder.info.splits
+        if split in ('train', 'validation', 'test')
+    }
+    if 'test' not in found and 'validation' in found:
+        found['test'] = found.pop('validation')  # as of images, see `data.load`
+    return found
+
+
+def _is_sequence(feature: Any) -> bool:
+    """Whether a feature is real numbers [T, C], T any number."""
+    shape = feature.shape
+    if not isinstance(shape, tuple) or len(shape) != 2 or not shape[1]:
+        return False
+    return np.issubdtype(feature.np_dtype, np.floating)
+
+
+def _text(value: Any) -> str:
+    """A subject as text: TFDS has text as bytes."""
+    value = np.asarray(value).item()
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def _open(
     name: str, data_dir: str | None, image_size: int | None
 ) -> tuple[int, dict[str, TfdsRecords]]:
-    builder = tfds.builder(name, data_dir=data_dir)
+    builder = _builder(name, data_dir)
     info = builder.info
-    if not builder.is_prepared():
-        raise ValueError(
-            f'dataset={name!r} is not prepared in {_where(data_dir)}; '
-            f'prepare it with: {prepare_command(name, data_dir)}'
-        )
-    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise ValueError(
-            f'dataset={name!r} in {_where(data_dir)} has file format {info.file_format.value}, not '
-            'array_record; prepare it in another data_dir, for example with: '
-            + prepare_command(name, 'tfds')
-        )
     image_key, label_key = _keys(name, info)
     height, width, channels = info.features[image_key].shape
     if image_size is not None:
@@ -140,6 +195,24 @@ def _open(
     return info.features[label_key].num_classes, splits
 
 
+def _builder(name: str, data_dir: str | None) -> Any:
+    """The builder of a set that is prepared, in a format with random access."""
+    builder = tfds.builder(name, data_dir=data_dir)
+    info = builder.info
+    if not builder.is_prepared():
+        raise ValueError(
+            f'dataset={name!r} is not prepared in {_where(data_dir)}; '
+            f'prepare it with: {prepare_command(name, data_dir)}'
+        )
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f'dataset={name!r} in {_where(data_dir)} has file format {info.file_format.value}, not '
+            'array_record; prepare it in another data_dir, for example with: '
+            + prepare_command(name, 'tfds')
+        )
+    return builder
+
+
 def prepare_command(name: str, data_dir: str | None) -> str:
     """The shell command that downloads and prepares the TFDS set `name` for reading here."""
     folder = '' if data_dir is None else f', data_dir={str(data_dir)!r}'
@@ -161,6 +234,7 @@ def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     labels = [k for k in keys if isinstance(features[k], tfds.features.ClassLabel)]
     if len(images) != 1 or len(labels) != 1 or features[images[0]].np_dtype != np.uint8:
         raise ValueError(
-            f'dataset={name!r} has features {list(features)}: need one uint8 image with one label'
+            f'dataset={name!r} has features {list(features)}: need one uint8 image with one label, '
+            'or one sequence of real numbers [T, C] with one'
         )
     return images[0], labels[0]

@@ -9,7 +9,7 @@ import optax
 
 from vqjax import ops, quantizers
 from vqjax.nn import COLLECTION
-from vqjax.trainer import steps
+from vqjax.trainer import masks, steps
 from vqjax.trainer.models import ENCODER, QUANTIZER, quantizer_variables
 from vqjax.trainer.steps import AXIS, Task, TrainState
 
@@ -100,7 +100,7 @@ def init_state(task: Task, seed: int, images: jax.Array, loaded: Any = None) -> 
         )
         return start_quantizer(task, state, images)
     if task.model.quantizer is not None:
-        ops.check_distinct(z.reshape(-1, z.shape[-1]))
+        ops.check_distinct(z, _counting(task, images, z))
     return state
 
 
@@ -155,8 +155,14 @@ def start_quantizer(task: Task, state: TrainState, images: jax.Array) -> TrainSt
     if task.model.quantizer is None:
         return state
     new, z = _jit_start_quantizer(task, state, images)
-    ops.check_distinct(z.reshape(-1, z.shape[-1]))
+    ops.check_distinct(z, _counting(task, images, z))
     return new
+
+
+def _counting(task: Task, images: Any, z: Any) -> jax.Array | None:
+    """The places of z [B, h, w, D] that count, bool [B, h, w]; None for all."""
+    real = task.model.real_places(images)
+    return None if real is None else jnp.broadcast_to(real, z.shape[:-1])
 
 
 def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainState, jax.Array]:
@@ -164,7 +170,7 @@ def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainS
     model = task.model.clone(axis_name=None)
     z = model.apply({'params': read, **state.stats}, images, method='represent')
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _START)
-    started = task.model.quantizer.init(key, z)
+    started = task.model.quantizer.init(key, z, _counting(task, images, z))
     params, stats = state.params, state.stats
     old = quantizer_variables({'params': params, **stats})
     if jax.tree.leaves(old[0]):
@@ -261,7 +267,8 @@ def eval_step(
       (of z_q) and squared_norm (of z); max_code_norm, length of the longest code.
     """
     params = state.ema_params if task.ema_decay else state.params
-    images, mask = steps.clean(batch)
+    images, mask = masks.clean(batch, task.windows)
+    places = task.real_places(images, mask)
     moving = [COLLECTION] if task.record and COLLECTION in state.stats else []
     output, moved = task.model.apply(
         {'params': params, **state.stats},
@@ -272,19 +279,19 @@ def eval_step(
         mutable=moving,
     )
     nll = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch['label'])
-    sums = {'nll': jnp.sum(nll * mask), 'input_norm': steps.mean_norm(output.z, mask, 1.0)}
+    sums = {'nll': jnp.sum(nll * mask), 'input_norm': masks.mean_norm(output.z, mask, 1.0, places)}
     if output.decoded is not None:
-        errors = steps.reconstruction_errors(output.decoded, images)
+        errors = masks.reconstruction_errors(output.decoded, images, task.windows)
         sums['reconstruction_error'] = jnp.sum(errors * mask)
     longest = {}
     quantizer = task.model.quantizer
     if output.quantized is not None:
         z_q = output.quantized.z_q
-        sums['code_norm'] = steps.mean_norm(z_q, mask, 1.0)
+        sums['code_norm'] = masks.mean_norm(z_q, mask, 1.0, places)
         sums['quantizer_loss'] = output.quantized.loss * jnp.sum(mask)
         sums['counts'] = steps.count_codes(output.quantized.codes, quantizer)
         if z_q.shape == output.z.shape:
-            real = mask[:, None, None, None]
+            real = (mask[:, None, None] if places is None else places)[..., None]
             sums['squared_error'] = jnp.sum(jnp.square(z_q - output.z) * real)
             sums['squared_norm'] = jnp.sum(jnp.square(output.z) * real)
         if isinstance(quantizer, quantizers.Codebook):

@@ -1,0 +1,229 @@
+"""Tables of the benchmarks' results, for `docs/tables.py`."""
+
+from __future__ import annotations
+
+
+def table(header, rows):
+    """Cells as a table in Markdown."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+
+
+def _ms(row, name):
+    return f'{row["runs"][name]["median_ms"]:,.1f}' if name in row['runs'] else ''
+
+
+def _factor(value):
+    if value is None:
+        return ''
+    return f'{value:.1f}' if value < 20 else f'{value:.0f}'
+
+
+def _shape(row):
+    return f'{row["N"]:,} x {row["D"]} x {row["K"]:,}'
+
+
+def nearest(results):
+    """Milliseconds of the search, one row a shape."""
+    names = list(results['search']['rows'][0]['runs'])
+    rows = [
+        [_shape(r), *[_ms(r, name) for name in names], r['ratio_to_faiss']]
+        for r in results['search']['rows']
+    ]
+    mean = results['search']['geometric_mean_ratio_to_faiss']
+    rows.append(['geometric mean', *[''] * len(names), f'**{mean}**'])
+    return table(['N x D x K', *names, 'vqjax / faiss'], rows)
+
+
+def codebooks(results):
+    """Milliseconds, time a score and memory for large codebooks."""
+    rows = [
+        [f'{r["K"]:,}', *[_ms(r, name) for name in r['runs']], r['ns_per_score']]
+        + [f'{r["extra_bytes"] / 1e6:.1f}']
+        for r in results['against_K']
+    ]
+    return table(['K', *results['against_K'][0]['runs'], 'ns a score', 'MB beyond'], rows)
+
+
+def steps(results):
+    """Milliseconds of a training step, one row a quantizer."""
+    names = list(next(iter(results['steps'].values()))['runs'])
+    rows = [
+        [name, *[_ms(r, n) for n in names], _factor(r['speedup']), r['compile_s']]
+        for name, r in results['steps'].items()
+    ]
+    return table(['', *names, 'times faster', 'compile, s'], rows)
+
+
+def fits(results):
+    """Milliseconds and error of a fit."""
+    rows = [
+        [name, r['bits'], *[_ms(r, n) for n in r['runs']], *r['error'].values()]
+        for name, r in results['fits'].items()
+    ]
+    row = next(iter(results['fits'].values()))
+    header = [
+        '',
+        'bits',
+        *[f'{n}, ms' for n in row['runs']],
+        *[f'{n}, error' for n in row['error']],
+    ]
+    return table(header, rows)
+
+
+def rates(results):
+    """Error at each number of bits, one row a family; the least of ours is bold."""
+    bits = sorted({r['bits'] for r in results['rows']})
+    found = {(r['family'], r['bits']): r for r in results['rows']}
+    families = list(dict.fromkeys(r['family'] for r in results['rows']))
+    ours = [family for family in families if not family.startswith('faiss')]
+    least = {b: min(found[f, b]['error'] for f in ours if (f, b) in found) for b in bits}
+
+    def cell(family, b):
+        if (family, b) not in found:
+            return ''
+        error, half = (found[family, b][name] for name in ('error', 'half_interval'))
+        shown = f'{error:.3f} ± {half:.3f}'.replace('0.', '.')
+        return f'**{shown}**' if family in ours and error == least[b] else shown
+
+    rows = [[family, *[cell(family, b) for b in bits]] for family in families]
+    bound = [f'{error:.3f}'.replace('0.', '.') for b, error in results['gaussian'] if b in bits]
+    rows.append(['Gaussian bound', *bound])
+    return table(['bits a vector', *bits], rows)
+
+
+def rate_seconds(results):
+    """Seconds to fit and milliseconds to encode at some rates, one row a family."""
+    bits = (8, 12, 24)
+    found = {(r['family'], r['bits']): r for r in results['rows']}
+    rows = []
+    for family in dict.fromkeys(r['family'] for r in results['rows']):
+        these = [found.get((family, b)) for b in bits]
+        fit = [f'{r["fit_s"]:.3g}' if r else '' for r in these]
+        rows.append([family, *fit, *[f'{r["encode_s"] * 1e3:.3g}' if r else '' for r in these]])
+    header = [f'fit, s, {b} bits' for b in bits] + [f'encode, ms, {b} bits' for b in bits]
+    return table(['', *header], rows)
+
+
+def usage(*several):
+    """Share of the codes in use and error at the end of training, for each number of codes."""
+    methods = dict.fromkeys(row['method'] for results in several for row in results['rows'])
+    rows = []
+    for method in methods:
+        line = [method]
+        for results in several:
+            row = next((r for r in results['rows'] if r['method'] == method), None)
+            if row is None:
+                line += [''] * 3
+                continue
+            _, used, error = row['curve'][-1]
+            line += [f'{used:.1%}', f'{error:.4f}', f'{row["seconds"]:,.0f}']
+        rows.append(line)
+    header = [
+        f'{what}, {results["K"]:,} codes'
+        for results in several
+        for what in ('used', 'error', 'seconds')
+    ]
+    even = [cell for results in several for cell in (f'{results["even_use"]:.1%}', '', '')]
+    return table(['', *header], [*rows, ['all codes alike', *even]])
+
+
+def pipeline(results):
+    """Milliseconds of a step with the data pipeline and without, one row a data set."""
+    names = list(next(iter(results['rows'].values()))['runs'])
+    rows = [
+        [name, r['batch_size'], *[_ms(r, n) for n in names], r['ratio']]
+        for name, r in results['rows'].items()
+    ]
+    return table(['', 'batch', *names, 'pipeline / resident'], rows)
+
+
+def _bytes(carried):
+    return ', '.join(f'{size:,} ({kind})' for kind, size in carried.items()) or '0'
+
+
+def collectives(results):
+    """Bytes that the collectives of a step carry, one row a shape."""
+    rows = [
+        [f'{r["N"]:,} x {r["D"]} x {r["K"]:,}', r['devices'], _bytes(r['step'])]
+        + [f'{r["formula"]:,}', _bytes(r['with revival']), f'{r["z"]:,}']
+        for r in results['collectives']
+    ]
+    header = ['N x D x K', 'devices', 'a step', '4 K (D + 1)', 'one that revives', 'all of z']
+    return table(header, rows)
+
+
+def weak_scaling(results):
+    """Operations and memory a device, one row a number of devices."""
+    first = results['weak_scaling'][0]['operations']
+    rows = [
+        [r['devices'], f'{r["operations"]:,.0f}', f'{r["operations"] / first:.3f}']
+        + [', '.join(map(str, r['tiles'])), f'{r["operations of a tile"]:,.0f}']
+        + [f'{r["temporary bytes"] / 1e6:.1f}']
+        for r in results['weak_scaling']
+    ]
+    header = ['devices', 'operations a device', 'to one device']
+    return table([*header, 'tiles at 16,384 rows', 'operations with one', 'temporary MB'], rows)
+
+
+def large_codebook(results):
+    """Memory a device of a large codebook."""
+    rows = [
+        [f'{r["codes on a device"]:,}', *[f'{r[k] / 1e6:,.0f}' for k in ('arguments', 'temporary')]]
+        + [_bytes(r['carried'])]
+        for r in results['large_codebook']
+    ]
+    return table(['codes on a device', 'arguments, MB', 'temporary, MB', 'carried, bytes'], rows)
+
+
+def projection(results):
+    """Search and all-reduce on 256 chips, on paper."""
+    rows = [
+        [r['chip'], f'{r["N a chip"]:,} x {r["D"]} x {r["K"]:,}', r['search_us']]
+        + [r['all_reduce_us'], f'{r["efficiency"]:.1%}']
+        for r in results['projection']
+    ]
+    header = ['', 'N a chip x D x K', 'search, us', 'all-reduce, us', 'of perfect scaling']
+    return table(header, rows)
+
+
+def sequence(results):
+    """Milliseconds and memory of the sequence model, one row a computation and number of phases."""
+    rows = [
+        [name, row['phases'], f'{runs["vqjax"]["median_ms"]:,.0f}']
+        + [f'{runs["hmmlearn"]["median_ms"]:,.0f}' if 'hmmlearn' in runs else '']
+        + [f'{row["memory_mb"][name]:.1f}']
+        for row in results['rows']
+        for name, runs in row['runs'].items()
+    ]
+    return table(['', 'phases', 'vqjax', 'hmmlearn', 'MB beyond inputs'], rows)
+
+
+def behaviours(results):
+    """How many behaviours each way to fit finds, a number for each of several worlds."""
+    rows = [
+        [name, ', '.join(map(str, row['states']))]
+        + [f'{sum(row["adjusted_rand_index"]) / len(row["adjusted_rand_index"]):.3f}']
+        for name, row in results['found'].items()
+    ]
+    return table(['', 'states found, of 4', 'adjusted Rand index, mean'], rows)
+
+
+def machine(results):
+    """One line: what the figures were measured on."""
+    e = results['environment']
+    versions = ', '.join(f'{name} {version}' for name, version in e['versions'].items() if version)
+    clock = 'processor time' if e['clock'] == 'process_time' else 'wall time'
+    cores = f'{e["cores_used"]} of {e["cores"]} cores'
+    return f'{e["cpu"]}, {cores}, {clock}, load average {e["load_average"][0]}; {versions}.'
+
+
+def speed(results):
+    """The ratios of training steps to the peer's that a reader wants first, in a sentence."""
+    factors = {name: _factor(row['speedup']) for name, row in results['steps'].items()}
+    first, *others = ('VQ-EMA', 'Residual 8 x VQ-EMA', 'LFQ', 'FSQ')
+    rest = ', '.join(f'{factors[name]} for {name}' for name in others)
+    return (
+        f"A training step takes {factors[first]} times less than vector-quantize-pytorch's for "
+        f'{first}, {rest} ({results["environment"]["cpu"]}).'
+    )
