@@ -1,13 +1,14 @@
 """How many of very many codes training uses, with and without a bridge.
 
     python benchmarks/usage.py --data-dir FOLDER_OF_PREPARED_SETS --codes 16384
-    python benchmarks/usage.py --data-dir FOLDER_OF_PREPARED_SETS --codes 262144 --steps 60
+    python benchmarks/usage.py --data-dir FOLDER_OF_PREPARED_SETS --codes 262144 --steps 60 \\
+        --tests 1 --evaluations 3
 
 Patches of 4 x 4 grey pixels of CIFAR-10, 16 features, less the mean patch and in one unit; codes
 are trained by Adam on the quantizer's own loss, from random codes except for VQ-EMA's rows of the
 batch. Used codes are counted on patches that are not trained on, `--tests` of them for each code;
 the even use of all codes would find 1 - e^-tests of them. No encoder moves here, so this shows
-what the codebook does, not a whole model. Twenty minutes at 16,384 codes on two cores; --quick
+what the codebook does, not a whole model. Twelve minutes at 16,384 codes on one core; --quick
 takes seconds, with patches of noise.
 """
 
@@ -27,7 +28,6 @@ from vqjax import ops
 from vqjax.quantizers import IBQ, VQ, VQEMA, Bridged
 
 SIDE = 4  # of a patch, pixels
-EVALUATIONS = 6
 
 
 def methods(num_codes):
@@ -57,7 +57,7 @@ def patches(data_dir, split, number, seed):
     return windows[image, y, x].reshape(number, -1)
 
 
-def curve(q, train, test, steps, batch, rate):
+def curve(q, train, test, steps, batch, rate, evaluations):
     """(step, share of codes used, squared error as a share of the variance) while it trains."""
     optimizer = optax.adam(rate)
 
@@ -89,7 +89,7 @@ def curve(q, train, test, steps, batch, rate):
     rng, key = np.random.default_rng(0), jax.random.key(0)
     params, state = jax.jit(q.init)(key, train[rng.integers(len(train), size=max(batch, 1))])
     moments, found = optimizer.init(params), []
-    looks = set(np.linspace(0, steps, EVALUATIONS, dtype=int).tolist())
+    looks = set(np.linspace(0, steps, evaluations, dtype=int).tolist())
     begin = common.clock()
     for done in range(steps + 1):
         if done in looks:
@@ -128,6 +128,7 @@ def main(argv=None):
     parser.add_argument('--steps', type=int, default=1000)
     parser.add_argument('--batch', type=int, default=4096)
     parser.add_argument('--tests', type=int, default=8, help='test vectors for each code')
+    parser.add_argument('--evaluations', type=int, default=6, help='from the start to the end')
     parser.add_argument('--rate', type=float, default=1e-3, help="Adam's learning rate")
     parser.add_argument('--methods', help='separated by ;, default: all')
     options = common.arguments(parser, argv)
@@ -153,8 +154,8 @@ def main(argv=None):
     for method in options.methods.split(';') if options.methods else table:
         if method in {row['method'] for row in rows}:
             continue
-        rate = options.rate
-        found, seconds = curve(table[method], train, test, options.steps, options.batch, rate)
+        how = options.steps, options.batch, options.rate, options.evaluations
+        found, seconds = curve(table[method], train, test, *how)
         print(f'{method:24} used {found[-1][1]:.4f}  error {found[-1][2]:.4f}  {seconds:.0f} s')
         rows.append(
             {'method': method, 'quantizer': repr(table[method]), 'curve': found}
