@@ -54,6 +54,11 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     def product(lib):
         return lib.GroupedResidualVQ(groups=stages, num_quantizers=1, **ema)
 
+    def hierarchical(lib):
+        grids = {'scales': scales, 'channel_first': False, 'accept_image_fmap': True}
+        shared = {name: value for name, value in ema.items() if name != 'rotation_trick'}
+        return lib.HierarchicalVQ(**shared, **grids)
+
     def projection(lib):
         return lib.RandomProjectionQuantizer(dim=dim, codebook_size=k, codebook_dim=16)
 
@@ -67,7 +72,9 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
         'VQ': Case(ours.VQ(k), dim, lambda lib: lib.VectorQuantize(**gradient)),
         f'Residual {stages} x VQ-EMA': Case(ours.Residual(ours.VQEMA(k), stages), dim, residual),
         f'Product {stages} x VQ-EMA': Case(ours.Product(ours.VQEMA(k), stages), dim, product),
-        'MultiScale': Case(ours.MultiScale(ours.VQEMA(k), scales), dim, None, side),
+        'MultiScale': Case(
+            ours.MultiScale(ours.VQEMA(k), scales, phi=(0.5,)), dim, hierarchical, side
+        ),
         'Levels, two': Case(ours.Levels((ours.VQEMA(k),) * 2, sizes), dim, None),
         'SimVQ': Case(
             ours.SimVQ(k),
