@@ -115,6 +115,11 @@ def test_vectors_are_those_of_the_parts(q):
 
 
 @every_quantizer
+def test_first_codes_decode_to_partial_sums(q):
+    claimed.first_codes_decode_to_partial_sums(trial_of(q))
+
+
+@every_quantizer
 def test_decoded_codes_come_back(q):
     claimed.decoded_codes_come_back(trial_of(q))
 

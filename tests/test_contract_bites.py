@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_contract as contract
+import wrong_grids
 from jax import lax
 
 from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, ops, testing
@@ -637,7 +638,7 @@ BITES = {
     RoundsWithoutABound((5,) * 8): 'the_task_s_gradient_is_the_estimator_s',
     RoundsDown((5,) * 8): 'codes_are_the_nearest',
     ForgetsTheTemperature(8, temperature=0.5): 'the_task_s_gradient_is_the_estimator_s',
-}
+} | wrong_grids.BITES
 
 
 @pytest.mark.parametrize('q', BITES, ids=lambda q: type(q).__name__)
@@ -663,5 +664,5 @@ def test_all_that_is_wrong_is_told_at_once():
         'the_task_s_gradient_is_the_estimator_s',
         'each_loss_trains_what_it_claims',
     }
-    with pytest.raises(AssertionError, match=r'HasNoStraightThrough.* lacks 3 of 25 properties:\n'):
+    with pytest.raises(AssertionError, match=r'HasNoStraightThrough.* lacks 3 of 26 properties:\n'):
         testing.check_quantizer(wrong)

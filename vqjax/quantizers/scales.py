@@ -22,6 +22,22 @@ def size_of(scale: int | Size) -> Size:
     return int(pair[0]), int(pair[1])
 
 
+def growing(scales: Sequence[int | Size]) -> tuple[int | Size, ...]:
+    """The field `scales`, s where (s, s) was given.
+
+    Raises:
+      ValueError: for what is no tuple of sizes, each larger than the one before it.
+    """
+    check(isinstance(scales, tuple | list), 'scales', scales, 'a tuple')
+    check(len(scales) > 0, 'scales', scales, 'at least one size')
+    sizes = [size_of(scale) for scale in scales]
+    for before, after in zip(sizes, sizes[1:], strict=False):
+        grows = before != after and before[0] <= after[0] and before[1] <= after[1]
+        need = 'growing: each larger than the one before it in an axis, smaller in none'
+        check(grows, 'scales', scales, need)
+    return tuple(h if h == w else (h, w) for h, w in sizes)
+
+
 def real_vectors(z: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Which vectors count: bool [..., H, W]."""
     finite = jnp.all(jnp.isfinite(z), axis=-1)

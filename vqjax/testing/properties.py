@@ -15,6 +15,7 @@ import numpy as np
 import vqjax
 from vqjax import ops
 from vqjax.quantizers import REGISTRY, make, to_spec
+from vqjax.testing import claims
 from vqjax.testing.trial import KEY, Trial, assert_finite, assert_same
 
 # What draws random numbers in a traced program.
@@ -41,15 +42,19 @@ def codes_decode_to_z_q_to_the_bit(trial: Trial) -> None:
 
 def masked_vectors_count_nowhere(trial: Trial) -> None:
     """Code -1 and zeros where the mask hides; what stands there changes nothing."""
-    z, mask = trial.batch(1), np.ones(trial.rows, bool)
-    mask[1:3, 5:] = False
-    mask[3] = False
+    z, mask = trial.batch(1), _holes(trial)
     garbage = jnp.where(jnp.asarray(mask)[..., None], z, jnp.nan)
     garbage = garbage.at[3].set(jnp.inf).at[3, 0].set(1e6)
     taken = trial.run(z, jnp.asarray(mask))
     other = trial.run(garbage, jnp.asarray(mask))
     hidden = np.asarray(trial.by_vector(taken.out.codes))[~mask]
     assert (hidden == -1).all(), 'a masked vector has a code'
+    may, must = claims.places(trial.q, mask.reshape(-1, *getattr(trial.q, 'grid', ())))
+    # Whatever other axes codes have, that of the places is the last one.
+    codes = np.asarray(taken.out.codes)
+    coded = np.any(codes.reshape(len(may), -1, *may.shape[1:]) >= 0, axis=1)
+    assert not (coded & ~may).any(), 'a place without any real vector has a code'
+    assert not (must & ~coded).any(), 'a place with a real vector has no code'
     assert (np.asarray(taken.out.z_q)[~mask] == 0).all(), 'a masked z_q is not zero'
     assert (np.asarray(taken.gradients.z)[~mask] == 0).all(), 'a gradient reaches masked z'
     np.testing.assert_array_equal(np.asarray(taken.out.codes), np.asarray(other.out.codes))
@@ -57,6 +62,15 @@ def masked_vectors_count_nowhere(trial: Trial) -> None:
     assert_same(taken.gradients, other.gradients, 'gradients')
     assert_finite((taken.out.loss, taken.gradients), 'loss and gradients')
     assert_same(taken.after, other.after, 'state')
+
+
+def _holes(trial):
+    """A mask with single holes, ends and a whole row hidden."""
+    mask = np.ones(trial.rows, bool)
+    mask[0, ::5] = False
+    mask[1:3, 5:] = False
+    mask[3] = False
+    return mask
 
 
 def a_masked_batch_equals_the_batch_without_those_rows(trial: Trial) -> None:

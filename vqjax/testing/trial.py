@@ -233,9 +233,11 @@ def replicated(q: Quantizer, params: Any, state: Any, z: jax.Array, mask: jax.Ar
 
 
 def _moved(leaf):
-    """The leaf after something like an optimizer's step."""
-    noise = np.random.default_rng(1).normal(size=leaf.shape).astype(np.float32)
-    return leaf + 0.05 * jnp.sqrt(jnp.mean(leaf**2)) * noise
+    """The leaf after something like an optimizer's step; zeros move too."""
+    leaf = np.asarray(leaf)
+    noise = np.random.default_rng(1).normal(size=leaf.shape)
+    size = np.sqrt(np.mean(np.square(leaf, dtype=np.float64))) or 1.0
+    return jnp.asarray((leaf + 0.05 * size * noise).astype(leaf.dtype))
 
 
 def assert_finite(tree: Any, what: str) -> None:
