@@ -141,6 +141,16 @@ class SearchesInHalfPrecision(Wrong):
         return self.read(params, state, z, hide(codes, mask), mask, axis_name)
 
 
+class SearchesInTheDtypeOfZ(Wrong):
+    """bfloat16 distances, of vectors in bfloat16 alone."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        codebook = self.read_codebook(params, state).astype(z.dtype)
+        scores = 2 * z @ codebook.T - jnp.sum(codebook**2, axis=-1)
+        codes = jnp.where(jnp.isfinite(z).all(-1), jnp.argmax(scores, axis=-1), -1)
+        return self.read(params, state, z, hide(codes.astype(jnp.int32), mask), mask, axis_name)
+
+
 # --- masks, dtypes, form
 
 
@@ -589,6 +599,7 @@ BITES = {
     ema(ForgetsTheNormOfCodes): 'codes_are_the_nearest',
     ema(NeverUsesTheLastCode): 'decoded_codes_come_back',
     ema(SearchesInHalfPrecision): 'codes_are_the_nearest',
+    ema(SearchesInTheDtypeOfZ): 'half_precision_inputs',
     ema(BreaksTiesUpwards): 'ties_go_to_the_lowest_index',
     ema(LooksAtThePosition): 'order_of_the_batch_does_not_matter',
     ema(ForgetsTheMask): 'masked_vectors_count_nowhere',

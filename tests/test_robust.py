@@ -32,9 +32,10 @@ from vqjax import (
 from vqjax.quantizers import REGISTRY
 
 KEY = jax.random.key(0)
+PARTS = [*REGISTRY.values(), *ops.BRIDGES.values(), ops.Sinkhorn, ops.StageDropout]
 NAMES = re.compile(
     r'\b(spec|inner|z|mask|schedule|below|every|source|'
-    + '|'.join({f for kind in REGISTRY.values() for f in kind.__dataclass_fields__})
+    + '|'.join({f for kind in PARTS for f in kind.__dataclass_fields__})
     + r')\b'
 )
 
@@ -47,6 +48,14 @@ def often(good, *bad):
 COUNT = often([2, 4, 8], 0, -1, True, 2.0, math.nan, '4', None)
 WEIGHT = often([0.0, 0.5, 1], -1.0, math.nan, math.inf, True, '1', None)
 FLAG = often([True, False], 'no', 1, None)
+ASSIGNMENT = often(
+    ['nearest_assignment', {'epsilon': 0.5}, {'iters': 2}],
+    {'epsilon': 0.0}, {'iters': 0}, {'iters': 2.5}, {'steps': 1}, 'sinkhorn', 3,
+)  # fmt: skip
+DROPOUT = often(
+    [None, 'sample', 'batch', {'share': 0.5}, {'by': 'batch', 'least': 2}, {'multiple': 2}],
+    {'share': 0.0}, {'least': 9}, {'multiple': 3.0}, {'by': 'row'}, {'stages': 1}, 0.5,
+)  # fmt: skip
 CODEBOOK = {
     'num_codes': COUNT,
     'decay': often([0.0, 0.9], 1.0, math.nan, True),
@@ -65,14 +74,6 @@ CODEBOOK = {
     ),
 }
 LEVELS = often([(3, 4, 5, 3), (4, 4), (3,) * 8], (), (2, math.nan), 5, (0, 3), ('3',))
-ASSIGNMENT = often(
-    ['nearest_assignment', {'epsilon': 0.5}, {'iters': 2}],
-    {'epsilon': 0.0}, {'iters': 0}, {'iters': 2.5}, {'steps': 1}, 'sinkhorn', 3,
-)  # fmt: skip
-DROPOUT = often(
-    [None, 'sample', 'batch', {'share': 0.5}, {'by': 'batch', 'least': 2}, {'multiple': 2}],
-    {'share': 0.0}, {'least': 9}, {'multiple': 3.0}, {'by': 'row'}, {'stages': 1}, 0.5,
-)  # fmt: skip
 BRIDGE = often(
     [
         {'name': 'linear'}, {'name': 'low_rank', 'rank': 2},
@@ -254,18 +255,22 @@ def test_any_spec_keeps_the_contract_or_is_refused_in_a_sentence(plain, shape, d
 
 
 @settings(max_examples=6, derandomize=True, deadline=None, database=None)
-@given(st.one_of(NESTED, LEAF), st.booleans(), st.booleans())
+@given(st.one_of(NESTED, LEAF, GRIDS), st.booleans(), st.booleans())
 def test_any_spec_computes_what_it_promises(plain, masked, keyed):
     z = jax.random.normal(jax.random.key(1), (24, 8)).at[3].set(jnp.nan).at[5, 2].set(jnp.inf)
     mask = jnp.ones(24, bool).at[3].set(False).at[5].set(False)
     key = KEY if keyed else None
     z = z if masked else jnp.where(mask[:, None], z, 0.5)
-    run = functools.partial(program, masked=masked, z=z, mask=mask, key=key)
-    held = quantizer_or_sentence(plain, lambda q: jax.jit(lambda: run(q))())
+
+    def run(q):
+        grids = (x.reshape(-1, *q.grid, *x.shape[1:]) for x in (z, mask))
+        return jax.jit(functools.partial(program, q, masked, key=key))(*grids)
+
+    held = quantizer_or_sentence(plain, run)
     if held is None:
         return
     q, result = held
-    check(q, z, result)
+    check(q, z.reshape(-1, *q.grid, 8), result)
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(result))
     codes = np.asarray(result[2].codes)
     assert codes.max() < q.num_codes and codes.min() >= -1

@@ -32,6 +32,7 @@ def codes_are_the_nearest(trial: Trial) -> None:
     for leaf in leaves:
         regret = claims.regret(leaf.q, leaf)
         if leaf.greedy and regret is not None:
+            regret = np.where(np.any(leaf.codes.reshape(len(regret), -1) >= 0, axis=-1), regret, 0)
             worst = int(np.argmax(regret))
             assert regret[worst] < ROUNDING, (
                 f'{int((regret > ROUNDING).sum())} of {len(regret)} vectors have another code than '

@@ -10,7 +10,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
-from vqjax.quantizers.bridged import Bridged, BridgedCodebook, BridgedParams
+from vqjax.quantizers.bridged import Bridged, BridgedCodebook
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
@@ -133,15 +133,9 @@ def _all(params, value):
 @trains.register
 def _(q: Bridged, term, params):
     to_params = q.gradient is ops.directional if term == 'task' else term == 'codebook'
-    bridge = _all(params.bridge, to_params)
-    # What a bridge that starts at the identity hands nothing back to, as long as it is there.
-    if isinstance(q.bridge, ops.LowRank):
-        bridge = (False, to_params)
-    elif isinstance(q.bridge, ops.VQBridge):
-        bridge = _all(params.bridge, False) | {'recover': to_params}
-    elif not isinstance(q.bridge, ops.Linear):
-        return None
-    return term in ('task', 'commitment'), BridgedParams(bridge, _all(params.codes, to_params))
+    if not isinstance(q.bridge, ops.Linear | ops.LowRank | ops.VQBridge):
+        return None  # which of the params of your own bridge reach the codebook
+    return term in ('task', 'commitment'), _all(params, to_params)
 
 
 @trains.register
