@@ -250,6 +250,7 @@ def table():
         MultiScale(ema, (1, (2, 3), (4, 6))),
         MultiScale(vq, (1, (3, 4), (4, 6)), phi=(0.5, 0.25)),
         MultiScale(FSQ((5,) * 8, noise=1.0), ((2, 3), (4, 6)), phi=(1.0,)),
+        MultiScale(Product(vq, 2), (1, (2, 3), (4, 6)), phi=(0.5,), dropout='sample'),
         # Nestings of two combinators.
         Residual(Residual(ema, 2), 2),
         Residual(Product(vq, 2), 2),

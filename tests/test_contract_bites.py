@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_contract as contract
+import wrong_grids
 from jax import lax
 
 from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, ops, testing
@@ -138,6 +139,16 @@ class SearchesInHalfPrecision(Wrong):
     def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
         codes = ops.nearest_codes(z, self.read_codebook(params, state), precision='bfloat16')
         return self.read(params, state, z, hide(codes, mask), mask, axis_name)
+
+
+class SearchesInTheDtypeOfZ(Wrong):
+    """bfloat16 distances, of vectors in bfloat16 alone."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        codebook = self.read_codebook(params, state).astype(z.dtype)
+        scores = 2 * z @ codebook.T - jnp.sum(codebook**2, axis=-1)
+        codes = jnp.where(jnp.isfinite(z).all(-1), jnp.argmax(scores, axis=-1), -1)
+        return self.read(params, state, z, hide(codes.astype(jnp.int32), mask), mask, axis_name)
 
 
 # --- masks, dtypes, form
@@ -588,6 +599,7 @@ BITES = {
     ema(ForgetsTheNormOfCodes): 'codes_are_the_nearest',
     ema(NeverUsesTheLastCode): 'decoded_codes_come_back',
     ema(SearchesInHalfPrecision): 'codes_are_the_nearest',
+    ema(SearchesInTheDtypeOfZ): 'half_precision_inputs',
     ema(BreaksTiesUpwards): 'ties_go_to_the_lowest_index',
     ema(LooksAtThePosition): 'order_of_the_batch_does_not_matter',
     ema(ForgetsTheMask): 'masked_vectors_count_nowhere',
@@ -637,7 +649,7 @@ BITES = {
     RoundsWithoutABound((5,) * 8): 'the_task_s_gradient_is_the_estimator_s',
     RoundsDown((5,) * 8): 'codes_are_the_nearest',
     ForgetsTheTemperature(8, temperature=0.5): 'the_task_s_gradient_is_the_estimator_s',
-}
+} | wrong_grids.BITES
 
 
 @pytest.mark.parametrize('q', BITES, ids=lambda q: type(q).__name__)
@@ -663,5 +675,5 @@ def test_all_that_is_wrong_is_told_at_once():
         'the_task_s_gradient_is_the_estimator_s',
         'each_loss_trains_what_it_claims',
     }
-    with pytest.raises(AssertionError, match=r'HasNoStraightThrough.* lacks 3 of 25 properties:\n'):
+    with pytest.raises(AssertionError, match=r'HasNoStraightThrough.* lacks 3 of 26 properties:\n'):
         testing.check_quantizer(wrong)

@@ -32,27 +32,37 @@ from vqjax import (
 from vqjax.quantizers import REGISTRY
 
 KEY = jax.random.key(0)
+PARTS = [*REGISTRY.values(), *ops.BRIDGES.values(), ops.Sinkhorn, ops.StageDropout]
 NAMES = re.compile(
     r'\b(spec|inner|z|mask|schedule|below|every|source|'
-    + '|'.join({f for kind in REGISTRY.values() for f in kind.__dataclass_fields__})
+    + '|'.join({f for kind in PARTS for f in kind.__dataclass_fields__})
     + r')\b'
 )
 
 
 def often(good, *bad):
-    """Nearly always one of `good`, now and then what no such field may hold."""
-    return st.sampled_from([*good * 12, *bad])
+    """Nearly always one of `good`, one time in 25 what no such field may hold."""
+    return st.sampled_from([*good * 24 * len(bad), *bad * len(good)])
 
 
 COUNT = often([2, 4, 8], 0, -1, True, 2.0, math.nan, '4', None)
 WEIGHT = often([0.0, 0.5, 1], -1.0, math.nan, math.inf, True, '1', None)
 FLAG = often([True, False], 'no', 1, None)
+ASSIGNMENT = often(
+    ['nearest_assignment', {'epsilon': 0.5}, {'iters': 2}],
+    {'epsilon': 0.0}, {'iters': 0}, {'iters': 2.5}, {'steps': 1}, 'sinkhorn', 3,
+)  # fmt: skip
+DROPOUT = often(
+    [None, 'sample', 'batch', {'share': 0.5}, {'by': 'batch', 'least': 2}, {'multiple': 2}],
+    {'share': 0.0}, {'least': 9}, {'multiple': 3.0}, {'by': 'row'}, {'stages': 1}, 0.5,
+)  # fmt: skip
 CODEBOOK = {
     'num_codes': COUNT,
     'decay': often([0.0, 0.9], 1.0, math.nan, True),
     'commitment': WEIGHT,
     'metric': often(['euclidean', 'cosine'], 'manhattan'),
     'init': often(['kmeans', 'normal', 'batch_rows'], 'zeros', 3),
+    'assignment': ASSIGNMENT,
     'gradient': often(['straight_through', 'rotate', 'directional'], 'none'),
     'temperature': WEIGHT,
     'revival': often(
@@ -64,12 +74,64 @@ CODEBOOK = {
     ),
 }
 LEVELS = often([(3, 4, 5, 3), (4, 4), (3,) * 8], (), (2, math.nan), 5, (0, 3), ('3',))
+BRIDGE = often(
+    [
+        {'name': 'linear'}, {'name': 'low_rank', 'rank': 2},
+        {'name': 'vq_bridge', 'patch': 2, 'width': 4, 'depth': 1, 'heads': 2},
+        {'name': 'vq_bridge', 'patch': 4, 'width': 4, 'depth': 1, 'heads': 1},
+    ],
+    {'name': 'low_rank', 'rank': 0}, {'name': 'vq_bridge', 'heads': 5}, {'name': 'square'}, None,
+    {'rank': 2},
+)  # fmt: skip
 SCHEDULE = {'schedule': 'exponential_decay', 'init_value': 2.0, 'transition_steps': 3}
 FIELDS = {
-    'vq_ema': CODEBOOK | {'eps': WEIGHT},
-    'vq': CODEBOOK | {'codebook': WEIGHT, 'diversity': WEIGHT, 'affine': FLAG, 'sync_nu': WEIGHT},
-    'sim_vq': {'num_codes': COUNT, 'commitment': WEIGHT},
-    'fsq': {'levels': LEVELS, 'symmetric': FLAG, 'noise': WEIGHT},
+    'vq_ema': CODEBOOK | {'eps': WEIGHT, 'balance': WEIGHT},
+    'vq': CODEBOOK
+    | {
+        'codebook': WEIGHT,
+        'diversity': WEIGHT,
+        'affine': FLAG,
+        'sync_nu': WEIGHT,
+        'balance': WEIGHT,
+        'orthogonality': WEIGHT,
+    },
+    'sim_vq': {'num_codes': COUNT, 'commitment': WEIGHT, 'assignment': ASSIGNMENT},
+    'bridged': {
+        'num_codes': COUNT,
+        'bridge': BRIDGE,
+        'learned': FLAG,
+        'commitment': WEIGHT,
+        'codebook': WEIGHT,
+        'assignment': ASSIGNMENT,
+        'gradient': CODEBOOK['gradient'],
+    },
+    'ibq': {
+        'num_codes': COUNT,
+        'entropy': WEIGHT,
+        'index': WEIGHT,
+        'commitment': WEIGHT,
+        'metric': often(['dot', 'euclidean'], 'cosine'),
+        'inv_temperature': WEIGHT,
+        'init': CODEBOOK['init'],
+    },
+    'latent_quantization': {
+        'levels': often([(3,) * 8, (4, 4), (3, 4, 5, 3)], (), 5, (0, 3), (2, math.nan), ('3',)),
+        'commitment': WEIGHT,
+        'codebook': WEIGHT,
+    },
+    'qinco': {
+        'num_codes': COUNT,
+        'num_stages': often([1, 2, 3], 0, 1.5, True),
+        'hidden': often([4], 0, 2.5),
+        'blocks': often([1, 0], -1, '1'),
+        'partial_sums': WEIGHT,
+    },
+    'fsq': {
+        'levels': LEVELS,
+        'symmetric': FLAG,
+        'noise': WEIGHT,
+        'bound': often(['tanh', 'ifsq'], 'relu', 1.6, None),
+    },
     'lfq': {'num_bits': often([4, 8], 0, 31, True, 4.0), 'entropy': WEIGHT, 'spherical': FLAG},
     'gumbel': {
         'num_codes': COUNT,
@@ -82,7 +144,7 @@ FIELDS = {
 }
 OUTER = {
     'residual': {'num_stages': often([1, 2, 3], 0, 1.5, True), 'shared': FLAG,
-                 'dropout': often([None, 'sample', 'batch'], 0.5), 'beam': often([1, 1, 2], 0)},
+                 'dropout': DROPOUT, 'beam': often([1, 1, 2], 0), 'similarity': WEIGHT},
     'product': {'num_groups': often([1, 2, 4], 3, 0, True), 'shared': FLAG},
     'projected': {'dim': often([4, 2], 0, math.nan), 'normalize': FLAG},
     'banked': {'size': often([16], 0), 'fresh': often([4], 99)},
@@ -92,7 +154,10 @@ OUTER = {
 
 def spec(kinds, required=(), **more):
     """A mapping of one of these kinds, some of its optional fields left out."""
-    must = {'num_codes', 'levels', 'num_bits', 'dim', 'num_stages', 'num_groups', *required}
+    must = {
+        'num_codes', 'levels', 'num_bits', 'dim', 'num_stages', 'num_groups', 'bridge', 'scales',
+        'sizes', *required,
+    }  # fmt: skip
 
     def of(name):
         fields = kinds[name] | more
@@ -105,8 +170,37 @@ def spec(kinds, required=(), **more):
 
 LEAF = spec(FIELDS)
 NESTED = spec(OUTER, ['inner'], inner=LEAF)
-SPECS = st.one_of(LEAF, NESTED, spec(OUTER, ['inner'], inner=NESTED))
-SHAPES = often([(8,), (6, 8), (2, 3, 8), (6, 4), (6, 2)], (), (0, 8), (6, 0), (6, 7))
+# Of grids: z is [..., 2, 3, D], or [..., 6, D].
+SCALES = {
+    'scales': often([(1, (2, 3)), ((2, 3),), ((1, 1), (1, 3), (2, 3))], (), (2, 1), 4, (0, 2)),
+    'phi': often([(), (0.5,), (1.0, 0.25)], (0.0,), (0.5,) * 4, 0.5, (math.nan,)),
+    'dropout': DROPOUT,
+}
+SIZES = {'sizes': often([(2, 4), (5, 1)], (2,), (0, 6), 6, (2.0, 4))}
+INNER = st.one_of(LEAF, LEAF, NESTED)
+GRIDS = st.one_of(
+    spec({'multi_scale': SCALES}, ['inner'], inner=INNER),
+    spec({'levels': SIZES}, ['inner'], inner=st.tuples(INNER, INNER)),
+    spec({'levels': SIZES}, ['inner'], inner=INNER.map(lambda plain: (plain, plain))),
+)
+AROUND = spec({'projected': OUTER['projected']}, ['inner'], inner=GRIDS)
+SPECS = st.one_of(
+    LEAF, NESTED, spec(OUTER, ['inner'], inner=NESTED), GRIDS, AROUND,
+    spec(OUTER, ['inner'], inner=GRIDS),
+)  # fmt: skip
+VECTORS, BAD_SHAPES = [(8,), (6, 8), (2, 3, 8), (6, 4), (6, 2)], [(), (0, 8), (6, 0), (6, 7)]
+
+
+def with_shape(plain):
+    """A spec and the shape of a z, nearly always one that its grids fit."""
+    fit = VECTORS
+    if 'multi_scale' in str(plain):
+        fit = [(2, 3, 8), (2, 2, 3, 8), (2, 2, 3, 4)]
+    elif "'name': 'levels'" in str(plain):
+        fit = [(6, 8), (2, 6, 8), (2, 6, 4)]
+    return st.tuples(st.just(plain), often(fit * 4, *BAD_SHAPES, *VECTORS))
+
+
 DTYPES = often(['float32', 'float32', 'bfloat16', 'float16'], 'int32', 'bool', 'complex64')
 MASKS = st.sampled_from(['none', 'none', 'right', 'right', 'wide', 'whole'])
 
@@ -152,8 +246,11 @@ def quantizer_or_sentence(plain, run):
 
 
 @settings(max_examples=100, derandomize=True, deadline=None, database=None)
-@given(SPECS, SHAPES, DTYPES, MASKS, st.booleans())
-def test_any_spec_keeps_the_contract_or_is_refused_in_a_sentence(plain, shape, dtype, mask, keyed):
+@given(SPECS.flatmap(with_shape), DTYPES, MASKS, st.booleans())
+def test_any_spec_keeps_the_contract_or_is_refused_in_a_sentence(
+    spec_and_shape, dtype, mask, keyed
+):
+    plain, shape = spec_and_shape
     z = jax.ShapeDtypeStruct(shape, dtype)
     rows = {'wide': (*shape[:-1], 1), 'whole': shape}.get(mask, shape[:-1])
     masks = jax.ShapeDtypeStruct(rows, bool)
@@ -170,18 +267,22 @@ def test_any_spec_keeps_the_contract_or_is_refused_in_a_sentence(plain, shape, d
 
 
 @settings(max_examples=6, derandomize=True, deadline=None, database=None)
-@given(st.one_of(NESTED, LEAF), st.booleans(), st.booleans())
+@given(st.one_of(NESTED, LEAF, GRIDS), st.booleans(), st.booleans())
 def test_any_spec_computes_what_it_promises(plain, masked, keyed):
     z = jax.random.normal(jax.random.key(1), (24, 8)).at[3].set(jnp.nan).at[5, 2].set(jnp.inf)
     mask = jnp.ones(24, bool).at[3].set(False).at[5].set(False)
     key = KEY if keyed else None
     z = z if masked else jnp.where(mask[:, None], z, 0.5)
-    run = functools.partial(program, masked=masked, z=z, mask=mask, key=key)
-    held = quantizer_or_sentence(plain, lambda q: jax.jit(lambda: run(q))())
+
+    def run(q):
+        grids = (x.reshape(-1, *q.grid, *x.shape[1:]) for x in (z, mask))
+        return jax.jit(functools.partial(program, q, masked, key=key))(*grids)
+
+    held = quantizer_or_sentence(plain, run)
     if held is None:
         return
     q, result = held
-    check(q, z, result)
+    check(q, z.reshape(-1, *q.grid, 8), result)
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(result))
     codes = np.asarray(result[2].codes)
     assert codes.max() < q.num_codes and codes.min() >= -1

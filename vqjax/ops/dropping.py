@@ -1,4 +1,4 @@
-"""Dropping the last stages of a residual quantizer while it trains."""
+"""Dropping the last stages, or scales, of a residual quantizer while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS = ('sample', 'batch')
 
 @dataclass(frozen=True)
 class StageDropout:
-    """How many stages of a `Residual` are used when it is given a key: the first n of them.
+    """How many stages of a `Residual` (scales of a `MultiScale`) it uses with a key: the first n.
 
     n is drawn uniformly from the multiples of `multiple` that are at least `least`, up to all
     stages: SoundStream's U{1..S} (arXiv:2107.03312 section III-C) by default. Codes then serve at
@@ -29,7 +29,7 @@ class StageDropout:
       multiple: of which n is one; it must divide the number of stages.
       share: of the draws that drop anything (DAC, arXiv:2306.06546: 0.5); the others use all.
 
-    Raises ValueError for a field out of range; `Residual` for one that its stages do not fit.
+    Raises ValueError for a field out of range; the quantizer for one that its stages do not fit.
     """
 
     by: str = 'sample'
@@ -54,7 +54,7 @@ class StageDropout:
         if num_stages % self.multiple:
             raise ValueError(
                 f'multiple={self.multiple} must divide num_stages={num_stages}, so that all stages '
-                'are one of the choices'
+                '(scales) are one of the choices'
             )
         if self.least > num_stages:
             raise ValueError(f'least={self.least} exceeds num_stages={num_stages}')

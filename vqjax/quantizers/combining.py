@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vqjax.quantizers.base import Quantized, hide
+from vqjax.ops import StageDropout
+from vqjax.ops.dropping import UNITS
+from vqjax.quantizers.base import Quantized, check, hide
 
 
 def quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:
@@ -43,6 +45,20 @@ def quantize_detached(inner, params, state, z, key, mask, axis_name, chosen=None
     call.defvjp(forward, backward)
     (z_q, loss, losses), codes = call(params, z, state, key, mask, chosen)
     return Quantized(z_q, codes, loss, losses)
+
+
+def dropout_of(value: StageDropout | str | None, num_stages: int) -> StageDropout | None:
+    """The field `dropout`: one of UNITS is that of `StageDropout`.
+
+    Raises:
+      ValueError: for anything else, and for one that the number of stages does not fit.
+    """
+    dropout = StageDropout(value) if isinstance(value, str) and value in UNITS else value
+    need = f'one of {UNITS}, a StageDropout or None'
+    check(dropout is None or isinstance(dropout, StageDropout), 'dropout', value, need)
+    if dropout is not None:
+        dropout.depths(num_stages)
+    return dropout
 
 
 def merge_losses(losses: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:

@@ -12,21 +12,28 @@ import numpy as np
 from jax import lax
 
 from vqjax import ops
-from vqjax.ops import AxisName
+from vqjax.ops import AxisName, StageDropout
 from vqjax.quantizers import phi as phis
 from vqjax.quantizers.base import (
     Base,
     PyTree,
     Quantized,
     Quantizer,
-    check,
     check_count,
     check_inner,
     check_start,
     compiled_once,
 )
-from vqjax.quantizers.combining import quantize_detached
-from vqjax.quantizers.scales import Size, one_after_another, real_by_codes, real_vectors, size_of
+from vqjax.quantizers.combining import dropout_of, quantize_detached
+from vqjax.quantizers.scales import (
+    Size,
+    growing,
+    one_after_another,
+    real_by_codes,
+    real_vectors,
+    size_of,
+    with_codes,
+)
 from vqjax.quantizers.summing import Sums
 
 
@@ -62,6 +69,10 @@ class MultiScale(Base):
       scales: sizes of the grids, s for (s, s) or (h, w), growing; the last is (H, W).
       phi: the mixing ratio r in (0, 1] of each convolution, the coarse ones first; VAR's are
         (0.5, 0.5, 0.5, 0.5), () is none.
+      dropout: with a key, only the first n scales are used, as `Residual` does it (ImageFolder,
+        arXiv:2410.01756): the codes of the others are -1. They decode to a coarse picture, also
+        of the vectors that a mask hides from z_q. 'sample' draws n for each entry of z's first
+        axis, of a single grid z [H, W, D] once.
 
     Params are `MultiScaleParams`, the inner's own without phi; the state is the inner's. Codes are
     [..., L], the scales one after the other, row by row: L = sum h w. (An inner with code axes of
@@ -75,26 +86,14 @@ class MultiScale(Base):
     inner: Quantizer
     scales: tuple[int | Size, ...]
     phi: tuple[float, ...] = ()
+    dropout: StageDropout | str | None = None
 
     def __post_init__(self):
         check_inner(type(self).__name__, self.inner)
-        for name in ('scales', 'phi'):
-            value = getattr(self, name)
-            check(isinstance(value, tuple | list), name, value, 'a tuple')
-        check(len(self.scales) > 0, 'scales', self.scales, 'at least one size')
-        sizes = [size_of(scale) for scale in self.scales]
-        for before, after in zip(sizes, sizes[1:], strict=False):
-            grows = before != after and before[0] <= after[0] and before[1] <= after[1]
-            need = 'growing: each larger than the one before it in an axis, smaller in none'
-            check(grows, 'scales', self.scales, need)
-        scales = tuple(h if h == w else (h, w) for h, w in sizes)
-        object.__setattr__(self, 'scales', scales)
-        object.__setattr__(self, 'phi', tuple(self.phi))
-        need = f'at most one ratio a scale ({len(sizes)})'
-        check(len(self.phi) <= len(sizes), 'phi', self.phi, need)
-        for ratio in self.phi:
-            number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-            check(number and 0 < ratio <= 1, 'phi', self.phi, 'ratios in (0, 1]; () for none')
+        object.__setattr__(self, 'scales', growing(self.scales))
+        number = len(self.scales)
+        object.__setattr__(self, 'phi', phis.ratios_of(self.phi, number))
+        object.__setattr__(self, 'dropout', dropout_of(self.dropout, number))
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -198,10 +197,12 @@ class MultiScale(Base):
         keys = [None] * len(self.scales)
         if key is not None:
             keys = jax.random.split(key, len(self.scales))
+        used = self._used(key, x, mask, axis_name)
         sums = Sums.nothing(clean, learns=bool(jax.tree.leaves(params)), ahead=False)
         grids, loss, losses = [], 0.0, []
         for k, size in enumerate(self.sizes):
-            means, some = ops.area_means(sums.residual, real, size)
+            here = real if used is None else real & used[k][..., None, None]
+            means, some = ops.area_means(sums.residual, here, size)
             given = (state, self.inner.unbound(means), keys[k], some, axis_name)
             out = quantize_detached(self.inner, self._inner(params), *given)
             sums = sums.with_stage(self._grown(params, k, out.z_q, out.codes), None)
@@ -210,16 +211,25 @@ class MultiScale(Base):
             loss += out.loss
             if self.phi:
                 goal = lax.stop_gradient(clean)
-                error = ops.squared_error(sums.carrier, goal, real, axis_name)
+                error = ops.squared_error(sums.carrier, goal, here, axis_name)
                 losses[-1] = losses[-1] | {'phi': error}
                 loss += error
         # As a leaf's, the loss is not finite where z is not.
         bad = ~real if mask is None else ~real & mask
         loss = loss / len(self.scales) + jnp.where(jnp.any(bad), jnp.nan, 0.0)
         z_q = sums.z_q(x, getattr(self.inner, 'gradient', ops.straight_through))
-        z_q = jnp.where(self._alive(grids)[..., None], z_q, 0).astype(z.dtype)
+        alive = real & self._alive(grids)
+        z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
         losses = jax.tree.map(lambda *terms: jnp.stack(terms), *losses)
         return Quantized(z_q, self._joined(grids), loss, losses)
+
+    def _used(self, key, x, mask, axis_name):
+        """Which scales each grid of x uses, bool [S, ...], or None where all do."""
+        if key is None or self.dropout is None:
+            return None
+        key = jax.random.fold_in(key, len(self.scales))
+        some = None if mask is None else jnp.any(mask, axis=(-2, -1))
+        return self.dropout.used(key, x.shape[:-3], len(self.scales), some, axis_name)
 
     @compiled_once
     def update(
@@ -313,14 +323,9 @@ class MultiScale(Base):
             [jnp.moveaxis(grid, (-2 - axes, -1 - axes), (-2, -1)) for grid in grids]
         )
 
-    def _coded(self, grid):
-        """Which places of a grid [..., h, w, *inner] have a code, bool [..., h, w]."""
-        axes = range(-len(self.inner.code_shape), 0)
-        return jnp.any(grid >= 0, axis=tuple(axes))
-
     def _alive(self, grids):
         """Which vectors are real by the finest scale that has a code, bool [..., H, W]."""
-        return real_by_codes([self._coded(grid) for grid in grids], self.grid)
+        return real_by_codes(grids, len(self.inner.code_shape), self.grid)
 
     def _vectors(self, params, state, k, grid):
         """What scale k's codes [..., h, w, *inner] add: float32 [..., H, W, D]."""
@@ -333,7 +338,7 @@ class MultiScale(Base):
         if self.phi:
             p = phis.at_scale(k, len(self.scales), len(self.phi))
             vectors = phis.mix(vectors, params.kernels[p], params.biases[p], self.phi[p])
-        used = jnp.any(self._coded(grid), axis=(-2, -1))
+        used = jnp.any(with_codes(grid, len(self.inner.code_shape)), axis=(-2, -1))
         return jnp.where(used[..., None, None, None], vectors, 0.0)
 
     def _sums(self, params, state, grids):

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from vqjax import ops
+from vqjax.quantizers.base import check
+
+
+def ratios_of(phi: Sequence[float], num_scales: int) -> tuple[float, ...]:
+    """The field `phi`.
+
+    Raises:
+      ValueError: for what is no tuple of ratios, or one with more of them than scales.
+    """
+    check(isinstance(phi, tuple | list), 'phi', phi, 'a tuple')
+    check(len(phi) <= num_scales, 'phi', phi, f'at most one ratio a scale ({num_scales})')
+    for ratio in phi:
+        number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+        check(number and 0 < ratio <= 1, 'phi', phi, 'ratios in (0, 1]; () for none')
+    return tuple(phi)
 
 
 def start(number: int, features: int) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,6 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
-from vqjax.ops.dropping import UNITS
 from vqjax.quantizers.base import (
     Base,
     Quantized,
@@ -28,7 +27,7 @@ from vqjax.quantizers.base import (
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
-from vqjax.quantizers.combining import merge_losses, quantize_detached
+from vqjax.quantizers.combining import dropout_of, merge_losses, quantize_detached
 from vqjax.quantizers.summing import Sums, with_slope, without_slope
 
 
@@ -84,13 +83,7 @@ class Residual(Base):
             shapes = [inner.code_shape for inner in inners]
             check(len(set(shapes)) == 1, 'inner', inners, f'of one code_shape, not {shapes}')
         check_count('num_stages', self.num_stages)
-        if self.dropout in UNITS:
-            object.__setattr__(self, 'dropout', StageDropout(self.dropout))
-        need = f'one of {UNITS}, a StageDropout or None'
-        ok = self.dropout is None or isinstance(self.dropout, StageDropout)
-        check(ok, 'dropout', self.dropout, need)
-        if self.dropout is not None:
-            self.dropout.depths(self.num_stages)
+        object.__setattr__(self, 'dropout', dropout_of(self.dropout, self.num_stages))
         check_count('beam', self.beam)
         explicit = all(isinstance(inner, Codebook) for inner in inners)
         need = '1 where an inner quantizer has no explicit codebook'

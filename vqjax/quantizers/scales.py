@@ -22,6 +22,22 @@ def size_of(scale: int | Size) -> Size:
     return int(pair[0]), int(pair[1])
 
 
+def growing(scales: Sequence[int | Size]) -> tuple[int | Size, ...]:
+    """The field `scales`, s where (s, s) was given.
+
+    Raises:
+      ValueError: for what is no tuple of sizes, each larger than the one before it.
+    """
+    check(isinstance(scales, tuple | list), 'scales', scales, 'a tuple')
+    check(len(scales) > 0, 'scales', scales, 'at least one size')
+    sizes = [size_of(scale) for scale in scales]
+    for before, after in zip(sizes, sizes[1:], strict=False):
+        grows = before != after and before[0] <= after[0] and before[1] <= after[1]
+        need = 'growing: each larger than the one before it in an axis, smaller in none'
+        check(grows, 'scales', scales, need)
+    return tuple(h if h == w else (h, w) for h, w in sizes)
+
+
 def real_vectors(z: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Which vectors count: bool [..., H, W]."""
     finite = jnp.all(jnp.isfinite(z), axis=-1)
@@ -34,11 +50,17 @@ def one_after_another(grids: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(flat, axis=-2)
 
 
-def real_by_codes(coded: Sequence[jax.Array], size: Size) -> jax.Array:
+def with_codes(grid: jax.Array, axes: int) -> jax.Array:
+    """Which places of codes [..., h, w, *inner] have one, bool [..., h, w]; inner has `axes`."""
+    return jnp.any(grid >= 0, axis=tuple(range(-axes, 0)))
+
+
+def real_by_codes(grids: Sequence[jax.Array], axes: int, size: Size) -> jax.Array:
     """Which vectors are real by the finest scale that has a code, bool [..., H, W].
 
-    coded: which places of each scale have one, bool [..., h, w]; size: (H, W).
+    grids: the codes of each scale, as in `with_codes`; size: (H, W).
     """
+    coded = [with_codes(grid, axes) for grid in grids]
     real = ops.area_cover(coded[0], size)
     for grid in coded[1:]:
         used = jnp.any(grid, axis=(-2, -1), keepdims=True)

@@ -37,6 +37,7 @@ PROPERTIES: tuple[Callable[[Trial], None], ...] = (
     claimed.codes_are_the_nearest,
     claimed.ties_go_to_the_lowest_index,
     claimed.vectors_are_those_of_the_parts,
+    claimed.first_codes_decode_to_partial_sums,
     claimed.decoded_codes_come_back,
     claimed.codes_depend_on_the_key_as_claimed,
     claimed.the_task_s_gradient_is_the_estimator_s,

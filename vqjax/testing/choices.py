@@ -14,13 +14,15 @@ from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.latent_quantization import LatentQuantization
+from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
-from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, unit
+from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
 
 @functools.singledispatch
@@ -173,6 +175,39 @@ def _(q: LatentQuantization, vectors):
     return vectors if len(set(q.levels)) == 1 else None
 
 
+@comes_back.register
+def _(q: Levels, vectors):
+    grids = vectors.reshape(*vectors.shape[:-2], -1, *q.grid, vectors.shape[-1])
+    levels = np.split(grids, np.cumsum(q.sizes)[:-1], axis=-2)
+    found = [comes_back(inner, level) for inner, level in zip(q.inner, levels, strict=True)]
+    if any(level is None for level in found):
+        return None
+    return np.concatenate(found, axis=-2).reshape(vectors.shape)
+
+
+@functools.singledispatch
+def places(q: Quantizer, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which places have a code under a mask [n, *grid]: (all that may, those that must).
+
+    Bool [n] of vectors, [n, L] of grids: a place has one if any of its codes is not -1.
+    """
+    return mask, mask
+
+
+@places.register(Projected)
+@places.register(Wrapped)
+def _(q, mask):
+    return places(q.inner, mask)
+
+
+@places.register
+def _(q: MultiScale, mask):
+    scales = shown_places(q, mask)
+    always = len(scales) if q.dropout is None else q.dropout.depths(len(scales))[0]
+    needed = [shown & (k < always) for k, shown in enumerate(scales)]
+    return np.concatenate(scales, axis=-1), np.concatenate(needed, axis=-1)
+
+
 @functools.singledispatch
 def samples(q: Quantizer) -> bool | None:
     """Whether codes depend on the key, or on there being one."""
@@ -204,7 +239,9 @@ def _(q):
     return samples(q.inner)
 
 
-@samples.register
-def _(q: Residual):
+@samples.register(Levels)
+@samples.register(MultiScale)
+@samples.register(Residual)
+def _(q):
     inner = [samples(x) for x in (q.inner if isinstance(q.inner, tuple) else (q.inner,))]
-    return None if None in inner else q.dropout is not None or any(inner)
+    return None if None in inner else getattr(q, 'dropout', None) is not None or any(inner)

@@ -9,9 +9,11 @@ import numpy as np
 from vqjax import ops
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.guarded import count_refits
+from vqjax.quantizers.levels import Levels
+from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.residual import Residual
 from vqjax.testing import claims
-from vqjax.testing.parts import Leaf, leaf_vectors, take_apart, unit
+from vqjax.testing.parts import Leaf, leaf_vectors, prefixes, take_apart, unit
 from vqjax.testing.trial import KEY, OTHER_KEY, Taken, Trial
 
 # Float32 rounding of a score, in units of its typical size.
@@ -22,16 +24,25 @@ def codes_are_the_nearest(trial: Trial) -> None:
     """By brute force in float64, at every stage and in every group, and without a key."""
     z = trial.batch(6, trial.many)
     leaves, _ = _apart(trial, z, trial.plain(z).codes)
+    if isinstance(trial.q, Residual) and trial.q.beam > 1:
+        _check_beam(trial.q, leaves, z)
+    if claims.samples(trial.q) is False:  # under a mask as well: what is hidden chooses nothing
+        few = trial.batch(1)
+        leaves += _apart(trial, few, trial.run(few, _some(trial)).out.codes)[0]
     for leaf in leaves:
         regret = claims.regret(leaf.q, leaf)
         if leaf.greedy and regret is not None:
+            regret = np.where(np.any(leaf.codes.reshape(len(regret), -1) >= 0, axis=-1), regret, 0)
             worst = int(np.argmax(regret))
             assert regret[worst] < ROUNDING, (
                 f'{int((regret > ROUNDING).sum())} of {len(regret)} vectors have another code than '
                 f'the nearest, first vector {worst}: code {leaf.codes[worst]} of {leaf.q!r}'
             )
-    if isinstance(trial.q, Residual) and trial.q.beam > 1:
-        _check_beam(trial.q, leaves, z)
+
+
+def _some(trial):
+    """A mask that shows 3 of 5 vectors."""
+    return np.random.default_rng(2).random(trial.rows) < 0.6
 
 
 def _check_beam(q, leaves, z):
@@ -53,10 +64,27 @@ def _check_beam(q, leaves, z):
 def vectors_are_those_of_the_parts(trial: Trial) -> None:
     """A Residual's sum of stages, a Product's groups in order, a Projected's way back."""
     z = trial.batch(1)
-    out = trial.run(z).out
-    _, vectors = _apart(trial, z, out.codes, KEY)
-    got = np.asarray(out.z_q).reshape(vectors.shape)
-    np.testing.assert_allclose(got, vectors, rtol=1e-4, atol=1e-4)
+    for real in (None, _some(trial)):
+        out = trial.run(z, real).out
+        _, vectors = _apart(trial, z, out.codes, KEY)
+        if real is not None:
+            vectors = vectors * real.reshape(*vectors.shape[:-1], 1)
+        got = np.asarray(out.z_q).reshape(vectors.shape)
+        np.testing.assert_allclose(got, vectors, rtol=1e-4, atol=1e-4)
+
+
+def first_codes_decode_to_partial_sums(trial: Trial) -> None:
+    """Codes cut off after a stage or scale: the sum so far; `decode_scales` is that too."""
+    whole = _whole(trial, trial.batch(1), trial.run(trial.batch(1)).out.codes)
+    shape = trial.codes_of(trial.rows)
+    for n, (codes, vectors) in enumerate(prefixes(trial.q, whole), 1):
+        decode = trial.on_rows.decode
+        got = np.asarray(decode(trial.params, trial.state, codes.reshape(shape)))
+        np.testing.assert_allclose(got.reshape(vectors.shape), vectors, rtol=1e-4, atol=1e-4)
+        if isinstance(trial.q, MultiScale):
+            given = whole.codes.reshape(shape), n
+            coarse = trial.q.decode_scales(trial.params, trial.state, *given)
+            np.testing.assert_array_equal(np.asarray(coarse).reshape(got.shape), got)
 
 
 def ties_go_to_the_lowest_index(trial: Trial) -> None:
@@ -83,11 +111,19 @@ def ties_go_to_the_lowest_index(trial: Trial) -> None:
 def decoded_codes_come_back(trial: Trial) -> None:
     """quantize(decode(c)) is c, where a kind claims it: see `claims.comes_back`."""
     shape = trial.codes_of(trial.many)
-    codes = np.random.default_rng(0).integers(trial.q.num_codes, size=shape).astype(np.int32)
+    codes = np.random.default_rng(0).integers(2**31, size=shape) % _num_codes(trial.q)
+    codes = codes.astype(np.int32)
     vectors = np.asarray(trial.decode(trial.params, trial.state, codes))
     given = claims.comes_back(trial.q, vectors)
     if given is not None:
         np.testing.assert_array_equal(np.asarray(trial.plain(given).codes), codes)
+
+
+def _num_codes(q):
+    """K, or of levels that of each place."""
+    if not isinstance(q, Levels):
+        return q.num_codes
+    return np.repeat([inner.num_codes for inner in q.inner], q.sizes)
 
 
 def codes_depend_on_the_key_as_claimed(trial: Trial) -> None:
@@ -97,7 +133,8 @@ def codes_depend_on_the_key_as_claimed(trial: Trial) -> None:
         return
     z = trial.batch(6)
     without = trial.plain(jnp.resize(z, (*trial.many, trial.dim))).codes
-    without = np.asarray(without).reshape(-1, *trial.q.code_shape)[: z[..., 0].size]
+    number = z[..., 0].size // trial.places
+    without = np.asarray(without).reshape(-1, *trial.q.code_shape)[:number]
     # Several keys: dropout of a whole batch may well draw the same twice.
     found = [trial.run(z, key=jax.random.key(seed)).out.codes for seed in range(8)]
     other = [(np.asarray(codes).reshape(without.shape) != without).any() for codes in found]
@@ -114,9 +151,9 @@ def the_task_s_gradient_is_the_estimator_s(trial: Trial) -> None:
     if jacobian is None:
         return
     cotangent = trial.cotangent(taken.out.z_q.shape).astype(np.float64)
-    cotangent = cotangent.reshape(len(whole.z), -1)
+    cotangent = cotangent.reshape(len(jacobian), -1)
     expected = np.einsum('nij,ni->nj', jacobian, cotangent)
-    got = np.asarray(taken.gradients.z).reshape(whole.z.shape)
+    got = np.asarray(taken.gradients.z).reshape(len(jacobian), -1)
     if np.isin(jacobian, (0.0, 1.0)).all():
         np.testing.assert_array_equal(got, expected)
     else:
@@ -205,7 +242,8 @@ def _told(trial, key) -> tuple[Taken, list[Leaf], jax.Array]:
     """A step whose update is told codes that it would not choose by itself."""
     z = trial.batch(1)
     codes = trial.run(z).out.codes
-    told = codes[:, np.arange(codes.shape[1]) // 3 * 3]
+    told = codes.reshape(-1, *trial.q.code_shape)
+    told = told[np.arange(len(told)) // 3 * 3].reshape(codes.shape)
     return trial.run(z, key=key, given=told), _apart(trial, z, told)[0], told
 
 

@@ -4,7 +4,7 @@ One `functools.singledispatch` function a claim: a quantizer of your own makes t
 kind it is derived from, and others by `claim.register(MyQuantizer)`. One that returns None is none.
 """
 
-from vqjax.testing.choices import comes_back, regret, samples
+from vqjax.testing.choices import comes_back, places, regret, samples
 from vqjax.testing.jacobians import jacobian
 from vqjax.testing.losses import own_terms, squared_errors, trains, weights
 
@@ -12,6 +12,7 @@ __all__ = [
     'comes_back',
     'jacobian',
     'own_terms',
+    'places',
     'regret',
     'samples',
     'squared_errors',

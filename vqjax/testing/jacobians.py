@@ -14,19 +14,24 @@ from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.latent_quantization import LatentQuantization
+from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.lfq import LFQ
+from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.testing.choices import BOUNDS, grid, logits
-from vqjax.testing.parts import Leaf, codebook_of, take_apart, unit
+from vqjax.testing.parts import Leaf, codebook_of, levels_of, parts, real_by_codes, take_apart, unit
 
 
 @functools.singledispatch
 def jacobian(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
-    """What dz_q/dz passes for, of the whole quantizer: float64 [n, D', D]."""
+    """What dz_q/dz passes for, of the whole quantizer: float64 [n, D', D], n vectors.
+
+    Of a quantizer of grids they are the vectors of all grids, none of which reaches another's z_q.
+    """
     return None
 
 
@@ -104,7 +109,27 @@ def _(q: Projected, leaf: Leaf):
     found = jacobian(q.inner, within)
     if found is None:
         return None
+    x = x.reshape(-1, x.shape[-1])
     return after @ found @ (_unit_slope(x) @ before if q.normalize else before)
+
+
+@jacobian.register
+def _(q: MultiScale, leaf: Leaf):
+    # As of Residual, around the sum of all scales.
+    z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
+    slope = _estimator_slope(getattr(q.inner, 'gradient', ops.straight_through), z, vectors)
+    real = real_by_codes(q, leaf.codes).reshape(-1, 1, 1)
+    return None if slope is None else np.where(real, slope, 0)
+
+
+@jacobian.register
+def _(q: Levels, leaf: Leaf):
+    found = [jacobian(level.q, level) for level in levels_of(q, leaf)]
+    if any(part is None for part in found):
+        return None
+    by_level = [part.reshape(len(leaf.z), -1, *part.shape[1:]) for part in found]
+    whole = np.concatenate(by_level, axis=1)
+    return whole.reshape(-1, *whole.shape[2:])
 
 
 @jacobian.register

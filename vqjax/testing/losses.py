@@ -10,14 +10,15 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
-from vqjax.quantizers.bridged import Bridged, BridgedCodebook, BridgedParams
+from vqjax.quantizers.bridged import Bridged, BridgedCodebook
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.latent_quantization import LatentQuantization
+from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.lfq import LFQ
-from vqjax.quantizers.multi_scale import MultiScale
+from vqjax.quantizers.multi_scale import MultiScale, MultiScaleParams
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.qinco import QINCo
@@ -132,15 +133,9 @@ def _all(params, value):
 @trains.register
 def _(q: Bridged, term, params):
     to_params = q.gradient is ops.directional if term == 'task' else term == 'codebook'
-    bridge = _all(params.bridge, to_params)
-    # What a bridge that starts at the identity hands nothing back to, as long as it is there.
-    if isinstance(q.bridge, ops.LowRank):
-        bridge = (False, to_params)
-    elif isinstance(q.bridge, ops.VQBridge):
-        bridge = _all(params.bridge, False) | {'recover': to_params}
-    elif not isinstance(q.bridge, ops.Linear):
-        return None
-    return term in ('task', 'commitment'), BridgedParams(bridge, _all(params.codes, to_params))
+    if not isinstance(q.bridge, ops.Linear | ops.LowRank | ops.VQBridge):
+        return None  # which of the params of your own bridge reach the codebook
+    return term in ('task', 'commitment'), _all(params, to_params)
 
 
 @trains.register
@@ -191,8 +186,17 @@ def _(q: Residual, term, params):
         return (True, _all(params, True)) if learns else None
     if not isinstance(q.inner, tuple):
         return trains(q.inner, term, params)
-    # A stage that lacks the term is not trained by it.
-    lacks = [term != 'task' and term not in (weights(inner) or {}) for inner in q.inner]
+    return _by_entry(q, term, params)
+
+
+@trains.register
+def _(q: Levels, term, params):
+    return _by_entry(q, term, params)
+
+
+def _by_entry(q, term, params):
+    """Of a tuple of quantizers: one that lacks the term is not trained by it."""
+    lacks = [term not in {'task', *_terms(inner)} for inner in q.inner]
     found = [
         (False, _all(part, False)) if lack else trains(inner, term, part)
         for inner, part, lack in zip(q.inner, params, lacks, strict=True)
@@ -200,6 +204,23 @@ def _(q: Residual, term, params):
     if None in found:
         return None
     return any(to_z for to_z, _ in found), tuple(tree for _, tree in found)
+
+
+def _terms(q):
+    """Names of the terms of one quantizer, or of the one inside it."""
+    while weights(q) is None and isinstance(getattr(q, 'inner', None), Quantizer):
+        q = q.inner
+    return weights(q) or {}
+
+
+@trains.register
+def _(q: MultiScale, term, params):
+    # |sum so far - sg(z)|^2 trains what the sum is made of, as the task does, and z not at all.
+    within = 'task' if term == 'phi' and q.phi else term
+    found = trains(q.inner, within, params.inner if q.phi else params)
+    if found is None or not q.phi:
+        return found
+    return found[0] and term != 'phi', MultiScaleParams(*[within == 'task'] * 2, found[1])
 
 
 @trains.register

@@ -121,9 +121,15 @@ def _(q: Product, whole: Leaf):
 
 @parts.register
 def _(q: Residual, whole: Leaf):
+    leaves, sums = _stages(q, whole)
+    return leaves, sums[-1]
+
+
+def _stages(q: Residual, whole: Leaf):
+    """The leaves, and the sum after each stage."""
     inners = q.inner if isinstance(q.inner, tuple) else (q.inner,) * q.num_stages
     keys = [None] * q.num_stages if whole.key is None else jax.random.split(whole.key, q.num_stages)
-    found, total, scale = [], 0.0, 1.0
+    found, sums, total, scale = [], [], 0.0, 1.0
     for stage, inner in enumerate(inners):
         # A grid's own inverse of its bound, which has no other definition.
         z = np.asarray(inner.unbound(jnp.asarray((whole.z - total) / scale, jnp.float32)))
@@ -136,14 +142,25 @@ def _(q: Residual, whole: Leaf):
         )
         found += leaves
         total = total + values * scale
+        sums.append(total)
         scale = scale * np.asarray(inner.stage_scale, np.float64)
-    return found, total
+    return found, sums
 
 
 @parts.register
 def _(q: Levels, whole: Leaf):
+    found, vectors = [], []
+    for size, part in zip(q.sizes, levels_of(q, whole), strict=True):
+        leaves, values = parts(part.q, part)
+        found += leaves
+        vectors.append(values.reshape(len(whole.z), size, -1))
+    return found, np.concatenate(vectors, axis=1)
+
+
+def levels_of(q: Levels, whole: Leaf) -> list[Leaf]:
+    """Each level with its part of the vectors, as rows."""
     keys = [None] * len(q.inner) if whole.key is None else jax.random.split(whole.key, len(q.inner))
-    ends, found, vectors = np.cumsum((0, *q.sizes)), [], []
+    ends, found = np.cumsum((0, *q.sizes)), []
     for i, inner in enumerate(q.inner):
         at = slice(ends[i], ends[i + 1])
         params, state = (
@@ -152,30 +169,32 @@ def _(q: Levels, whole: Leaf):
         part = whole._replace(
             params=params, state=state, key=keys[i], place=(*whole.place, i), q=inner
         )
-        leaves, values = parts(inner, _rows(part, whole.z[:, at], whole.codes[..., at]))
-        found += leaves
-        vectors.append(values.reshape(len(whole.z), q.sizes[i], -1))
-    return found, np.concatenate(vectors, axis=1)
+        found.append(_rows(part, whole.z[:, at], whole.codes[..., at]))
+    return found
 
 
 @parts.register
 def _(q: MultiScale, whole: Leaf):
+    leaves, sums = _scales(q, whole)
+    return leaves, real_by_codes(q, whole.codes)[..., None] * sums[-1]
+
+
+def _scales(q: MultiScale, whole: Leaf):
+    """The leaves, and the sum after each scale."""
     keys = [None] * len(q.sizes) if whole.key is None else jax.random.split(whole.key, len(q.sizes))
-    places = np.cumsum([0, *(h * w for h, w in q.sizes)])
-    # The finest scale says which vectors are real.
-    finest = whole.codes[..., places[-2] :].reshape(len(whole.z), -1, *q.grid, 1)
-    real = np.any(finest >= 0, axis=1).astype(np.float64)
+    real = real_by_codes(q, whole.codes)[..., None].astype(np.float64)
     inner = whole._replace(
         q=q.inner,
         params=whole.params.inner if q.phi else whole.params,
         share=whole.share / len(keys),
     )
-    found, total = [], 0.0
-    for k, size in enumerate(q.sizes):
+    found, sums, total = [], [], 0.0
+    for k, (size, codes) in enumerate(zip(q.sizes, by_scale(q, whole.codes), strict=True)):
         areas = [_areas(*sides) for sides in zip(size, q.grid, strict=True)]
-        sums, number = (_along(areas, x) for x in (real * (whole.z - total), real))
-        means = np.asarray(q.inner.unbound(jnp.asarray(sums / np.maximum(number, 1), jnp.float32)))
-        codes = whole.codes[..., places[k] : places[k + 1]]
+        summed, number = (_along(areas, x) for x in (real * (whole.z - total), real))
+        means = np.asarray(
+            q.inner.unbound(jnp.asarray(summed / np.maximum(number, 1), jnp.float32))
+        )
         rows = _rows(inner._replace(key=keys[k]), means.astype(np.float64), codes)
         leaves, values = parts(q.inner, rows)
         found += leaves
@@ -184,8 +203,63 @@ def _(q: MultiScale, whole: Leaf):
             grown = _along([_cubic(*sides) for sides in zip(size, q.grid, strict=True)], grown)
         if q.phi:
             grown = _phi(q, whole.params, k, grown)
-        total = total + grown
-    return found, real * total
+        used = np.any(codes.reshape(len(codes), -1) >= 0, axis=-1)
+        total = total + used[:, None, None, None] * grown
+        sums.append(total)
+    return found, sums
+
+
+def by_scale(q: MultiScale, codes: np.ndarray) -> list[np.ndarray]:
+    """The codes [..., L] of each scale, [..., h w]."""
+    return np.split(codes, np.cumsum([h * w for h, w in q.sizes])[:-1], axis=-1)
+
+
+def real_by_codes(q: MultiScale, codes: np.ndarray) -> np.ndarray:
+    """Which vectors are real by the finest scale that has a code: bool [n, H, W]."""
+    real = np.zeros((len(codes), *q.grid), bool)
+    for size, part in zip(q.sizes, by_scale(q, codes), strict=True):
+        coded = np.any(part.reshape(len(codes), -1, *size) >= 0, axis=1)
+        areas = [_areas(*sides).T for sides in zip(size, q.grid, strict=True)]
+        cover = _along(areas, coded[..., None])[..., 0] > 0
+        real = np.where(coded.any((1, 2), keepdims=True), cover, real)
+    return real
+
+
+def shown_places(q: MultiScale, mask: np.ndarray) -> list[np.ndarray]:
+    """Which places of each scale have a real vector in their area, bool [n, h w]."""
+    return [
+        (
+            _along([_areas(*sides) for sides in zip(size, q.grid, strict=True)], mask[..., None])
+            > 0
+        ).reshape(len(mask), -1)
+        for size in q.sizes
+    ]
+
+
+@functools.singledispatch
+def prefixes(q: Quantizer, whole: Leaf) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Codes cut off after the first stages or scales, and what decode must give: float64 [n, ...].
+
+    None, where a kind has no order in its codes.
+    """
+    return []
+
+
+@prefixes.register
+def _(q: Residual, whole: Leaf):
+    places = np.arange(q.num_stages)
+    sums = enumerate(_stages(q, whole)[1], 1)
+    return [(np.where(places < n, whole.codes, -1), total) for n, total in sums]
+
+
+@prefixes.register
+def _(q: MultiScale, whole: Leaf):
+    scales = np.repeat(np.arange(len(q.sizes)), [h * w for h, w in q.sizes])
+    found = []
+    for n, total in enumerate(_scales(q, whole)[1], 1):
+        cut = np.where(scales < n, whole.codes, -1)
+        found.append((cut, real_by_codes(q, cut)[..., None] * total))
+    return found
 
 
 def _rows(leaf, z, codes):

@@ -68,10 +68,10 @@ class Trial:
         self.all = jnp.ones(self.rows, bool)
         self.replicate = replicated if replicate is None else replicate
         self._run = jax.jit(self._step)
+        self.without_key, self.with_key = jax.jit(self._no_key), jax.jit(self._only_key)
         # As users compile, each on its own: what is fused differs, what they compute may not.
         self.quantize = jax.jit(q.quantize, compiler_options=compiler_options)
         self.decode = jax.jit(q.decode, compiler_options=compiler_options)
-        self.update = jax.jit(q.update)
         # A start has symmetries that training breaks: kernels that are each other's transposes,
         # shifts that are zero. So everything is tried a step later.
         self.params = jax.tree.map(_moved, params)
@@ -157,10 +157,27 @@ class Trial:
         told = jnp.where(given == -2, out.codes, given)
         return Gradients(*slopes), out, decoded, q.update(params, state, z, told, key, mask)
 
+    def _no_key(self, params, state, z):
+        out = self.on_rows.quantize(params, state, z)
+        return out, self.on_rows.update(params, state, z, out.codes)
+
+    def _only_key(self, params, state, z, key):
+        out = self.on_rows.quantize(params, state, z, key)
+        return out, self.on_rows.update(params, state, z, out.codes, key)
+
     def plain(self, z: jax.Array, trees: tuple[Any, Any] | None = None) -> Quantized:
         """What z [*many, D] becomes without mask and key; params and state its own or `trees`."""
-        params, state = (self.params, self.state) if trees is None else trees
-        return self.quantize(params, state, z)
+        return self.without_key(*((self.params, self.state) if trees is None else trees), z)[0]
+
+    def half(self, seed: int = 4) -> tuple[jax.Array, Quantized, Any]:
+        """The first rows [2, n, D] in bfloat16 by themselves, and what a step makes of them."""
+        z = self.batch(seed)[:2].astype(jnp.bfloat16)
+        return z, *self.with_key(self.params, self.state, z, KEY)
+
+    def same_in_whole(self, seed: int = 4) -> Taken:
+        """A step on the values of `half` in float32, in a batch whose other rows are hidden."""
+        z = self.batch(seed).astype(jnp.bfloat16).astype(jnp.float32)
+        return self.run(z, jnp.broadcast_to(jnp.arange(self.rows[0])[:, None] < 2, self.rows))
 
 
 class OverRows:
@@ -233,9 +250,11 @@ def replicated(q: Quantizer, params: Any, state: Any, z: jax.Array, mask: jax.Ar
 
 
 def _moved(leaf):
-    """The leaf after something like an optimizer's step."""
-    noise = np.random.default_rng(1).normal(size=leaf.shape).astype(np.float32)
-    return leaf + 0.05 * jnp.sqrt(jnp.mean(leaf**2)) * noise
+    """The leaf after something like an optimizer's step; zeros move too."""
+    leaf = np.asarray(leaf)
+    noise = np.random.default_rng(1).normal(size=leaf.shape)
+    size = np.sqrt(np.mean(np.square(leaf, dtype=np.float64))) or 1.0
+    return jnp.asarray((leaf + 0.05 * size * noise).astype(leaf.dtype))
 
 
 def assert_finite(tree: Any, what: str) -> None:
