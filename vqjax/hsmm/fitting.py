@@ -73,15 +73,17 @@ def likeness(model, counts: Concentrations, base: jax.Array) -> jax.Array:
     c0 = priors.prior(model, base)
     pairs = jax.vmap(jax.vmap(jnp.add, (None, 0)), (0, None))
 
-    def gain(n, c0):
-        one = priors.log_beta(c0 + n, True) - priors.log_beta(c0, True)
-        two = priors.log_beta(c0[0] + pairs(n, n), True) - priors.log_beta(c0[0], True)
-        return two - one[:, None] - one
-
     tables = [*zip(counts.emit, c0.emit, strict=True), (counts.stay, c0.stay)]
+    parts = [[c + n, c, c[0] + pairs(n, n), c[0]] for n, c in tables]
+    found = priors.log_betas(sum(parts, []), [True] * (4 * len(parts)))
+    gains = []
+    for i in range(0, len(found), 4):
+        with_counts, alone, joint, one = found[i : i + 4]
+        gain = with_counts - alone
+        gains.append(joint - one - gain[:, None] - gain)
     lives = jnp.sum(counts.stay, -1) >= 0.5
     allowed = jnp.triu(lives[:, None] & lives, 1)
-    return jnp.where(allowed, sum(gain(*pair) for pair in tables), -jnp.inf)
+    return jnp.where(allowed, sum(gains), -jnp.inf)
 
 
 def fit(model, sessions: Sessions, params, iters: int, tol, merge: bool):

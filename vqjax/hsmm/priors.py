@@ -11,10 +11,12 @@ less than 1, the less the fewer the counts: a state that the sessions do not nee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.special import digamma, gammaln
 
@@ -53,41 +55,47 @@ def prior(model, base: jax.Array) -> Concentrations:
     return Concentrations(share, stay, jnp.where(allowed, share, 0), emit)
 
 
-def _entries(num_states: int) -> Concentrations:
-    return Concentrations(True, True, others(num_states), True)
+def _tables(c: Concentrations) -> list[jax.Array]:
+    return [c.start, c.stay, c.move, *c.emit]
 
 
-def _each(function, *parts):
-    """`function` of (where, *vectors) summed over all vectors of concentrations."""
-    where = _entries(len(parts[0].start))
-    found = [
-        function(allowed, *vectors)
-        for allowed, *vectors in zip(where[:3], *[part[:3] for part in parts], strict=True)
-    ]
-    found += [function(True, *vectors) for vectors in zip(*[p.emit for p in parts], strict=True)]
-    return sum(jnp.sum(x) for x in found)
+def _allowed(c: Concentrations) -> list[jax.Array | bool]:
+    return [True, True, others(len(c.start)), *[True] * len(c.emit)]
 
 
-def log_beta(c: jax.Array, allowed: jax.Array | bool) -> jax.Array:
-    """log of the normalizer of Dirichlets [..., K], over what of their entries is allowed."""
-    terms = jnp.where(allowed, gammaln(jnp.where(allowed, c, 1.0)), 0)
-    return jnp.sum(terms, -1) - gammaln(jnp.sum(jnp.where(allowed, c, 0), -1))
+def _at_once(function, arrays):
+    """`function` of every entry: one call, since XLA takes a third of a second to compile each."""
+    flat = function(jnp.concatenate([jnp.ravel(x) for x in arrays]))
+    ends = np.cumsum([x.size for x in arrays])[:-1]
+    return [part.reshape(x.shape) for part, x in zip(jnp.split(flat, ends), arrays, strict=True)]
 
 
-def _mean_log(c, estimate):
+def log_betas(tables: Sequence[jax.Array], allowed: Sequence[jax.Array | bool]) -> list[jax.Array]:
+    """log of the normalizers of Dirichlets [..., K] each, over what of their entries is allowed."""
+    entries = [jnp.where(keep, c, 1.0) for keep, c in zip(allowed, tables, strict=True)]
+    totals = [jnp.sum(jnp.where(k, c, 0), -1) for k, c in zip(allowed, tables, strict=True)]
+    found = _at_once(gammaln, entries + totals)
+    terms, of_totals = found[: len(tables)], found[len(tables) :]
+    terms = [jnp.sum(jnp.where(k, x, 0), -1) for k, x in zip(allowed, terms, strict=True)]
+    return [x - total for x, total in zip(terms, of_totals, strict=True)]
+
+
+def _mean_logs(tables, estimate):
     """log of what stands for p in the recursions."""
-    total = jnp.sum(c, -1, keepdims=True)
+    totals = [jnp.sum(c, -1, keepdims=True) for c in tables]
     if estimate == 'map':
-        return safe_log(c / total)
-    lowest = jnp.log(jnp.finfo(c.dtype).tiny)
-    return jnp.maximum(digamma(jnp.maximum(c, jnp.finfo(c.dtype).tiny)) - digamma(total), lowest)
+        return [safe_log(c / total) for c, total in zip(tables, totals, strict=True)]
+    least = jnp.finfo(tables[0].dtype).tiny
+    found = _at_once(digamma, [jnp.maximum(c, least) for c in tables] + totals)
+    pairs = zip(found[: len(tables)], found[len(tables) :], strict=True)
+    return [jnp.maximum(x - total, jnp.log(least)) for x, total in pairs]
 
 
 def weights_of(c: Concentrations, estimate: str) -> Weights:
     """What the recursions take."""
-    stay, leave = jnp.moveaxis(_mean_log(c.stay, estimate), -1, 0)
-    emit = tuple(_mean_log(table, estimate) for table in c.emit)
-    return Weights(_mean_log(c.start, estimate), stay, leave, _mean_log(c.move, estimate), emit)
+    start, stay, move, *emit = _mean_logs(_tables(c), estimate)
+    stay, leave = jnp.moveaxis(stay, -1, 0)
+    return Weights(start, stay, leave, move, tuple(emit))
 
 
 def counts_of(found: Weights) -> Concentrations:
@@ -103,13 +111,25 @@ def log_prior(model, c: Concentrations, base: jax.Array) -> jax.Array:
     from their priors, which makes the sum a lower bound of the log evidence.
     """
 
-    def term(allowed, c, c0):
-        log_p = jnp.where(allowed, _mean_log(c, model.estimate), 0)
-        if model.estimate == 'map':
-            return jnp.sum(c0 * log_p, -1) - log_beta(c0, allowed)
-        return log_beta(c, allowed) - log_beta(c0, allowed) + jnp.sum((c0 - c) * log_p, -1)
+    before = prior(model, base)
+    allowed, tables, priors = _allowed(c), _tables(c), _tables(before)
+    logs = _mean_logs(tables, model.estimate)
+    logs = [jnp.where(keep, x, 0) for keep, x in zip(allowed, logs, strict=True)]
+    if model.estimate == 'map':
+        terms = [jnp.sum(c0 * log_p) for c0, log_p in zip(priors, logs, strict=True)]
+        betas = [-jnp.sum(x) for x in log_betas(priors, allowed)]
+    else:
+        parts = zip(tables, priors, logs, strict=True)
+        terms = [jnp.sum((c0 - c) * log_p) for c, c0, log_p in parts]
+        betas = _gains(tables, priors, allowed)
+    return sum(terms) + sum(betas) + _log_base(model, base)
 
-    return _each(term, c, prior(model, base)) + _log_base(model, base)
+
+def _gains(tables, priors, allowed):
+    """log normalizer of each table less that of its prior, rows added up."""
+    found = log_betas([*tables, *priors], [*allowed, *allowed])
+    pairs = zip(found[: len(tables)], found[len(tables) :], strict=True)
+    return [jnp.sum(x) - jnp.sum(x0) for x, x0 in pairs]
 
 
 def _log_base(model, base):
@@ -128,16 +148,16 @@ def maximized(model, counts: Concentrations, base: jax.Array):
     """
 
     def value(base):
-        def term(allowed, c0, n):
-            c = c0 + n
-            if model.estimate == 'map':
-                total = jnp.sum(jnp.where(allowed, c, 0), -1, keepdims=True)
-                best = jnp.sum(jnp.where(allowed, c * safe_log(c / total), 0), -1)
-            else:
-                best = log_beta(c, allowed)
-            return best - log_beta(c0, allowed)
-
-        return _each(term, prior(model, base), counts) + _log_base(model, base)
+        before = prior(model, base)
+        allowed, priors = _allowed(before), _tables(before)
+        tables = [c0 + n for c0, n in zip(priors, _tables(counts), strict=True)]
+        if model.estimate != 'map':
+            return sum(_gains(tables, priors, allowed)) + _log_base(model, base)
+        best = [-jnp.sum(x) for x in log_betas(priors, allowed)]
+        for keep, c in zip(allowed, tables, strict=True):
+            total = jnp.sum(jnp.where(keep, c, 0), -1, keepdims=True)
+            best.append(jnp.sum(jnp.where(keep, c * safe_log(c / total), 0)))
+        return sum(best) + _log_base(model, base)
 
     def towards(_, base):
         slope = base * jax.grad(value)(base)

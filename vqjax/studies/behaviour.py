@@ -24,7 +24,6 @@ from vqjax.trainer import experiment, finished, settings
 from vqjax.trainer.fields import RunError
 from vqjax.trainer.logs import show
 from vqjax.trainer.recordings import RecordingSet
-from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
 _log = logging.getLogger('vqjax')
@@ -134,7 +133,6 @@ def measure(
                 pictures.setdefault('found', {})[method] = shown
         result['methods'][method] = {'seeds': rows, 'spec': entry['spec'], 'bits': entry['bits']}
     result['recordings'] = trained['recordings']
-    shorten(result)
     return result, pictures
 
 
