@@ -25,6 +25,7 @@ quantizers = {
     'sim_vq': {'name': 'sim_vq', 'num_codes': 32},
     'lfq': {'name': 'projected', 'dim': 4, 'inner': {'name': 'lfq', 'num_bits': 4}},
     'two': {'name': 'vq_ema', 'num_codes': 32},
+    'slow_two': {'name': 'vq_ema', 'num_codes': 32},
     'scales': {'name': 'multi_scale', 'scales': (1, 2), 'phi': (0.5,),
                'inner': {'name': 'vq_ema', 'num_codes': 16}},
 }
@@ -33,6 +34,7 @@ config = digits.get_config().to_dict() | {
     'log_every': 1, 'eval_every': 5.0, 'checkpoint_every': 2, 'keep_checkpoints': 9,
     'quantizers': quantizers, 'overrides': {
         'rvq': {'accumulate': 2}, 'two': {'bottleneck': 'two_level'},
+        'slow_two': {'bottleneck': 'two_level', 'learning_rate': 1e-5},
         'scales': {'bottleneck': 'grid'},
     },
 }
@@ -65,14 +67,13 @@ def records(folder):
     return {(r['method'], r['step']): r for r in lines if r.get('split') == 'train'}
 
 
-def same_steps(expected, found, num_steps, **looser):
-    """Every number of every step to 1e-5, or those of a method to what is said of it."""
+def same_steps(expected, found, num_steps, **until):
+    """Every number of every step to 1e-5; of a method named here those of its first steps."""
     assert found.keys() == expected.keys() and len(found) == num_steps
     for at, record in expected.items():
         for name, value in record.items():
-            if isinstance(value, float):
-                close = looser.get(at[0], 1e-5)
-                assert found[at][name] == pytest.approx(value, rel=close, abs=close), (at, name)
+            if isinstance(value, float) and at[1] <= until.get(at[0], at[1]):
+                assert found[at][name] == pytest.approx(value, rel=1e-5, abs=1e-5), (at, name)
 
 
 def test_jit_with_codes_split_equals_pmap_at_every_step(trained):
@@ -100,10 +101,12 @@ def test_what_is_reported_of_the_test_split_is_the_same(trained, form):
 
 @pytest.mark.long
 def test_other_quantizers_train_alike_under_every_form(tmp_path):
-    # The norm of two levels' gradient feels rounding most: their loss agrees to 5e-6.
-    train(tmp_path, 'vq,sim_vq,lfq,two,scales')
+    # Two levels are chaotic: a vector between two codes of the top takes either by the last bit,
+    # and the bottom goes another way. From step 9 on pmap on 4 devices differs from pmap on 8 as
+    # much as jit does (1e-3 to 1e-2); hardly moved, all forms agree in all of the 20 steps.
+    train(tmp_path, 'vq,sim_vq,lfq,two,slow_two,scales')
     for form in ('rows', 'codes'):
-        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 100, two=2e-3)
+        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 120, two=8)
 
 
 def test_reading_what_was_placed_gives_it_back():
