@@ -55,7 +55,7 @@ QUANTIZERS = [
 def program(q, axis_name):
     """k-means start and 20 training steps: z [20, n, 4] and mask [20, n] to codes, loss, state.
 
-    Of every step, the last one's state last.
+    What is returned has a leading axis of steps.
     """
 
     def run(z, mask):

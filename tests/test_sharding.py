@@ -43,7 +43,7 @@ def test_a_mesh_that_only_in_shardings_names_is_used_too(found):
 
 def test_split_features_are_gathered_once_and_no_scores_added_up(found):
     [(kind, size)] = found['search']['features']
-    assert kind == 'all-gather' and size == 16_384 * 16 // 4
+    assert kind == 'all-gather' and size == 10_240 * 16 // 4
 
 
 @pytest.mark.parametrize('axes', ['auto', 'explicit', 'partly manual'])
