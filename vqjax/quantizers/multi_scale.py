@@ -32,6 +32,7 @@ from vqjax.quantizers.scales import (
     real_by_codes,
     real_vectors,
     size_of,
+    with_codes,
 )
 from vqjax.quantizers.summing import Sums
 
@@ -322,14 +323,9 @@ class MultiScale(Base):
             [jnp.moveaxis(grid, (-2 - axes, -1 - axes), (-2, -1)) for grid in grids]
         )
 
-    def _coded(self, grid):
-        """Which places of a grid [..., h, w, *inner] have a code, bool [..., h, w]."""
-        axes = range(-len(self.inner.code_shape), 0)
-        return jnp.any(grid >= 0, axis=tuple(axes))
-
     def _alive(self, grids):
         """Which vectors are real by the finest scale that has a code, bool [..., H, W]."""
-        return real_by_codes([self._coded(grid) for grid in grids], self.grid)
+        return real_by_codes(grids, len(self.inner.code_shape), self.grid)
 
     def _vectors(self, params, state, k, grid):
         """What scale k's codes [..., h, w, *inner] add: float32 [..., H, W, D]."""
@@ -342,7 +338,7 @@ class MultiScale(Base):
         if self.phi:
             p = phis.at_scale(k, len(self.scales), len(self.phi))
             vectors = phis.mix(vectors, params.kernels[p], params.biases[p], self.phi[p])
-        used = jnp.any(self._coded(grid), axis=(-2, -1))
+        used = jnp.any(with_codes(grid, len(self.inner.code_shape)), axis=(-2, -1))
         return jnp.where(used[..., None, None, None], vectors, 0.0)
 
     def _sums(self, params, state, grids):

@@ -50,11 +50,17 @@ def one_after_another(grids: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(flat, axis=-2)
 
 
-def real_by_codes(coded: Sequence[jax.Array], size: Size) -> jax.Array:
+def with_codes(grid: jax.Array, axes: int) -> jax.Array:
+    """Which places of codes [..., h, w, *inner] have one, bool [..., h, w]; inner has `axes`."""
+    return jnp.any(grid >= 0, axis=tuple(range(-axes, 0)))
+
+
+def real_by_codes(grids: Sequence[jax.Array], axes: int, size: Size) -> jax.Array:
     """Which vectors are real by the finest scale that has a code, bool [..., H, W].
 
-    coded: which places of each scale have one, bool [..., h, w]; size: (H, W).
+    grids: the codes of each scale, as in `with_codes`; size: (H, W).
     """
+    coded = [with_codes(grid, axes) for grid in grids]
     real = ops.area_cover(coded[0], size)
     for grid in coded[1:]:
         used = jnp.any(grid, axis=(-2, -1), keepdims=True)
