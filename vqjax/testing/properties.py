@@ -131,7 +131,7 @@ def order_of_the_batch_does_not_matter(trial: Trial) -> None:
 
 def half_precision_inputs(trial: Trial) -> None:
     """The codes of the same values in float32, z_q in the input's dtype, the loss in float32."""
-    for seed in range(8):  # few vectors each, of which rounding decides about one in a hundred
+    for seed in range(16):  # few vectors each, of which rounding decides about one in a hundred
         z, out, _ = trial.half(seed)
         full = trial.same_in_whole(seed).out
         np.testing.assert_array_equal(np.asarray(out.codes), np.asarray(full.codes[:2]))
