@@ -31,11 +31,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.seeds = 1
     # The sequence models; see vqjax.studies.behaviour.
     config.rounds = 3  # times that every recording occurs in sessions
-    config.session = 16  # recordings of a session
+    config.session = 8  # recordings of a session
     config.states = 12  # the most states that are looked for
     config.phases = 4
     config.duration_s = 8.0  # that the prior expects a behaviour to last
     config.lag_s = 2.0
     config.tokens = 64  # of k-means, where nothing is quantized
-    config.restarts = 4
+    config.restarts = 2
     return config

@@ -34,8 +34,8 @@ FIGURES = ('frame_accuracy', 'adjusted_rand_index', 'boundary_f1', 'boundary_pre
            'boundary_recall', 'states_found', 'log_likelihood')  # fmt: skip
 # Beside the fields of a run: those of the sequence models.
 OWN = {
-    'rounds': 3, 'session': 16, 'states': 12, 'phases': 4, 'duration_s': 8.0, 'lag_s': 2.0,
-    'tokens': 64, 'restarts': 4,
+    'rounds': 3, 'session': 8, 'states': 12, 'phases': 4, 'duration_s': 8.0, 'lag_s': 2.0,
+    'tokens': 64, 'restarts': 2,
 }  # fmt: skip
 
 

@@ -287,7 +287,9 @@ def _check_moved(leaves: list[Leaf], new) -> None:
 def _arguments(trial, z, codes, key=None, state=None):
     rows = np.asarray(z, np.float64).reshape(-1, *getattr(trial.q, 'grid', ()), z.shape[-1])
     codes = np.asarray(codes).reshape(-1, *trial.q.code_shape)
-    return trial.q, trial.params, trial.state if state is None else state, rows, codes, key
+    # As NumPy's: taking a part of a tree is then no program to compile.
+    trees = jax.tree.map(np.asarray, (trial.params, trial.state if state is None else state))
+    return trial.q, *trees, rows, codes, key
 
 
 def _whole(trial, z, codes, key=None) -> Leaf:
