@@ -37,5 +37,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.duration_s = 8.0  # that the prior expects a behaviour to last
     config.lag_s = 2.0
     config.tokens = 64  # of k-means, where nothing is quantized
-    config.restarts = 2
+    config.restarts = 8  # starts of EM where the number of states is given
     return config

@@ -122,7 +122,7 @@ def test_conclusions_follow_from_the_figures():
     results = {'folds': folds, 'config': {'states': 12}}
     said = '\n'.join(behaviour_report.conclusions(results))
     assert 'within 2 points; collapsed to one code in 0 of 2 folds' in said
-    assert 'Stickiness: raises boundary F1 on codes of none (+0.10' in said
+    assert 'Sticky states raise boundary F1 on codes of none (+0.10' in said
     assert 'good +0.55' in said
     folds = [fold('bad', 0.6, 0.3, 1.0), fold('bad', 0.7, 0.25, 9.0)]
     said = '\n'.join(behaviour_report.conclusions(results | {'folds': folds}))

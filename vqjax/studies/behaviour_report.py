@@ -155,31 +155,33 @@ def conclusions(results: Mapping[str, Any]) -> list[str]:
             f'{within} 2 points; collapsed to one code in {fallen} of {len(use)} folds.'
         )
     for better, worse, name in (
-        ('sticky HMM', 'HMM', 'Stickiness'),
-        ('HSMM', 'sticky HMM', 'Explicit durations, over stickiness,'),
+        ('sticky HMM', 'HMM', 'Sticky states'),
+        ('HSMM', 'sticky HMM', 'Explicit durations in place of geometric ones'),
         ('HSMM', 'HMM', 'Durations and stickiness together'),
     ):
-        said.append(f'{name}: {_raises(results, methods, better, worse)}.')
+        said.append(f'{name} {_raises(results, methods, better, worse)}.')
     said.append(_found(results, methods))
     said += [_against(results, methods, peer) for peer in peers_of(results)]
     return said
 
 
 def _raises(results, methods, better, worse):
-    """What a model does to boundary F1 over another one, for every method."""
-    parts = []
+    """What a model does to boundary F1 over another one, the methods by verdict."""
+    by_verdict: dict[str, list[str]] = {}
     for method in methods:
         a, b = (of_method(results, method, 'models', m, 'boundary_f1') for m in (better, worse))
         apart = _difference(a, b)
         if apart is None:
             continue
-        less = 'lowers' if apart.high < 0 else 'is not shown to move'
-        verdict = 'raises' if apart.low > 0 else less
-        parts.append(
-            f'{verdict} boundary F1 on codes of {method} '
-            f'({apart.mean:+.2f}, {apart.low:+.2f} to {apart.high:+.2f})'
+        less = 'lower it' if apart.high < 0 else 'are not shown to move it'
+        verdict = 'raise boundary F1' if apart.low > 0 else less
+        by_verdict.setdefault(verdict, []).append(
+            f'{method} ({apart.mean:+.2f}, {apart.low:+.2f} to {apart.high:+.2f})'
         )
-    return '; '.join(parts)
+    order = ('raise boundary F1', 'lower it', 'are not shown to move it')
+    return '; '.join(
+        f'{v} on codes of {", ".join(by_verdict[v])}' for v in order if v in by_verdict
+    )
 
 
 def _found(results, methods):
@@ -205,15 +207,14 @@ def text(results: Mapping[str, Any]) -> str:
     config, folds = results['config'], results['folds']
     own = {name: config[name] for name in ('rounds', 'session', 'phases', 'duration_s', 'lag_s')}
     held = [fold['recordings']['test']['recordings'] for fold in folds]
-    pictured = 'session' if min(held) <= own['session'] else 'first session'
     parts = [
         f'# Behaviours from codes of {config["dataset"]}',
         made_by(results['command'], results['environment']),
         '![a session](session.png)',
-        f'A held-out {pictured} of the first fold: the signals, the true behaviours, and for every '
-        'tokenizer its codes, a colour each, with the states that the HSMM with a learned number '
-        'of states found in them; below them the peers. A state has the colour of the behaviour '
-        'that it is matched to, grey where it is matched to none.',
+        'A held-out session of the first fold: the signals, the true behaviours, and for every '
+        'tokenizer its codes, a colour each, with the states that the HSMM found in them; below '
+        'them the peers. A state has the colour of the behaviour that it is matched to, grey '
+        'where it is matched to none.',
         '\n'.join(f'- {sentence}' for sentence in conclusions(results)),
         '## Tokenizers',
         markdown(window_rows(results)),
@@ -233,7 +234,8 @@ def text(results: Mapping[str, Any]) -> str:
         f'behaviours; "states found" looks for up to {config["states"]}. Durations are negative '
         f'binomial with {own["phases"]} phases, {own["duration_s"]:g} s expected. "late": from '
         f'codes up to {own["lag_s"]:g} s after each place, as in a stream. The estimate is that '
-        'of the weak limit of a sticky HDP-HSMM by EM, no sample of its posterior.',
+        'of the weak limit of a sticky HDP-HSMM by EM, no sample of its posterior; it ends in the '
+        'best optimum of a few starts, which need not be the best there is.',
         'Frame accuracy: states matched one to one to labels so that most steps agree. Boundary '
         'F1: found and true boundaries within half a second, one to one. States: those that '
         'occur in held-out sessions. Nats a place: log likelihood of held-out codes; to be '
@@ -254,10 +256,8 @@ def _strips(pictures):
     yield 'true', pictures['session'].labels[0], False
     others = []
     for method, found in pictures['found'].items():
-        models = [name for name in found if name.endswith('found')]
         yield f'{method}: codes', found['codes'], True
-        for name in models:
-            yield 'HSMM', found[name], False
+        yield 'HSMM', found['HSMM'], False
         if 'classifier' in found:
             yield 'classifier', found['classifier'], False
         others += [(name, found[name], False) for name in found if ' + ' in name]
