@@ -15,7 +15,12 @@ from vqjax.trainer.files import replace_file
 from vqjax.trainer.logs import show
 from vqjax.trainer.summaries import (
     BASELINE,
+    EXAMPLES,
+    FOLDS,
+    METHODS,
+    SEEDS,
     code_use,
+    covers,
     mean_calibrated_error,
     paired_difference,
     summarise,
@@ -54,6 +59,15 @@ def _share(x: float) -> str:
     return f'{100 * x:.1f}%' if x >= 0.01 else f'{100 * x:.2g}%'
 
 
+def _runs(results: Mapping[str, Any]) -> str:
+    """What the runs of a method are: 'seeds', or 'folds' where each tests another part."""
+    return FOLDS if _covers(results['methods']) == FOLDS else SEEDS
+
+
+def _covers(methods: Mapping[str, Any]) -> str:
+    return covers(*(method['seeds'] for method in methods.values()))
+
+
 def _difference(results: Mapping[str, Any], name: str) -> Interval | None:
     methods = results['methods']
     if BASELINE not in methods or name == BASELINE:
@@ -85,7 +99,7 @@ def _outcome_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
 
 def _difference_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
     yield [
-        "method", "verdict", "points", "95% interval", "seeds better / equal / worse",
+        "method", "verdict", "points", "95% interval", f"{_runs(results)} better / equal / worse",
     ]  # fmt: skip
     for name, method in results['methods'].items():
         difference = _difference(results, name)
@@ -147,6 +161,11 @@ def _calibration_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
         ]
 
 
+def _over_what(results: Mapping[str, Any]) -> str:
+    kind = _covers(results['methods'])
+    return 'seeds and test examples' if kind == EXAMPLES else kind
+
+
 def _over(value: str, interval: str) -> str:
     """A value with its interval in a line of its own, '' where there is none."""
     return value and f'{value}\n({interval})'
@@ -156,8 +175,9 @@ def table(results: Mapping[str, Any]) -> Table:
     """The comparison in under 100 columns, intervals and baselines below the values."""
     num_seeds = max(len(m['seeds']) for m in results['methods'].values())
     found = Table(
-        title=f'{results["config"]["dataset"]}: test split, {num_seeds} seeds',
-        caption='( ) 95% interval over seeds   [ ] calibrated model, uniform source',
+        title=f'{results["config"]["dataset"]}: test split, {num_seeds} {_runs(results)}',
+        caption=f'( ) 95% interval over {_over_what(results)}   '
+        '[ ] calibrated model, uniform source',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -216,7 +236,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     num_seeds = max(len(m['seeds']) for m in methods.values())
     parts = [
         f'# Comparison on {config["dataset"]}',
-        f'{len(methods)} methods, {num_seeds} seeds each, {config["epochs"]} epochs, batch size '
+        f'{len(methods)} methods, {num_seeds} {_runs(results)} each, {config["epochs"]} epochs, '
+        'batch size '
         f"{config['batch_size']}, bottleneck '{config['bottleneck']}': the same encoder, head, "
         'optimizer, data order and budget for every method.',
     ]
@@ -228,8 +249,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         '![Test accuracy of every method](accuracy.png)',
         '## Outcome on the test split',
         tables.markdown(_outcome_rows(results)),
-        f'95% interval: bootstrap over seeds. {_sampling_note(methods)} Seconds: all seeds '
-        'together.',
+        f'95% interval: {METHODS[_covers(methods)]}. {_sampling_note(methods)}Seconds: all '
+        f'{_runs(results)} together.',
     ]
     if config['dataset'] == 'digits':
         parts.append(f'**Read with care.** {CHOSEN}')
@@ -238,7 +259,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts += [
             f'## Accuracy compared with {BASELINE}',
             tables.markdown(differences, words=2),
-            'Paired by seed: the same initial encoder and data order.',
+            f'Paired by {_runs(results)[:-1]}: the same initial encoder and data order. 95% '
+            f'interval: {METHODS[_covers(methods)]}.',
         ]
     perplexities = list(_perplexity_rows(results))
     if len(perplexities) > 1:
@@ -278,13 +300,16 @@ def sampling_error(accuracy: float, num_images: int) -> float:
 
 
 def _sampling_note(methods: Mapping[str, Any]) -> str:
+    """What an interval over seeds alone leaves out; '' of the others."""
+    if _covers(methods) != SEEDS:
+        return ''
     name = BASELINE if BASELINE in methods else next(iter(methods))
     method = methods[name]
     num_images = round(sum(method['seeds'][0]['reliability']['count']))
     half = sampling_error(method['summary']['accuracy']['mean'], num_images)
     return (
         f'It leaves out that the {num_images:,} test images are themselves a sample: that alone '
-        f'is worth {100 * half:.1f} points either way at the accuracy of {name}.'
+        f'is worth {100 * half:.1f} points either way at the accuracy of {name}. '
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from vqjax import quantizers
 from vqjax.trainer import data, logs, loop, steps, training
+from vqjax.trainer.correctness import pack_correct
 from vqjax.trainer.counts import pack_counts
 from vqjax.trainer.outcomes import count_params, measure
 from vqjax.trainer.plans import plan
@@ -89,6 +90,8 @@ class Run:
         record = measure(evaluation, quantizer)
         record['validation_accuracy'] = self.progress.history[-1]['accuracy']
         record['seconds'] = self.progress.elapsed()
+        if self.settings.classification_weight:
+            record['correct'] = pack_correct(evaluation.probs.argmax(-1) == evaluation.labels)
         tokens = 1
         if evaluation.counts is not None:
             record['counts'] = pack_counts(evaluation.counts)
