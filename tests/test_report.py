@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 from support import ROOT
 
-from vqjax import metrics
-from vqjax.studies import report, tables
+from vqjax import intervals, metrics
+from vqjax.studies import notes, report, tables
 from vqjax.trainer import summaries
+from vqjax.trainer.correctness import pack_correct, read_correct
 from vqjax.trainer.counts import pack_counts
 
 TOKENS, CLASSES = 360, 10
@@ -138,6 +139,147 @@ def test_difference_is_paired_by_seed_and_not_by_place():
         report.paired_difference(base[:1], other[:1], 'accuracy')
 
 
+def with_correct(results):
+    """The results as runs of now leave them: with what each seed told rightly."""
+    rng = np.random.default_rng(0)
+    hard = rng.permutation(TOKENS)  # shared by all, so that methods are wrong of the same images
+    methods = {}
+    for name, method in results['methods'].items():
+        seeds = []
+        for seed in method['seeds']:
+            wrong = TOKENS - round(TOKENS * seed['accuracy'])
+            correct = np.ones(TOKENS, bool)
+            correct[hard[rng.permutation(2 * wrong)[:wrong]]] = False
+            seeds.append(seed | {'correct': pack_correct(correct)})
+        methods[name] = method | {'seeds': seeds, 'summary': report.summarise(seeds)}
+    return results | {'methods': methods}
+
+
+def as_folds(results):
+    """The results as those of five folds."""
+    methods = {}
+    for name, method in results['methods'].items():
+        seeds = [
+            s | {'fold': {'fold': i, 'repeat': 0, 'train': 1077, 'test': 360}}
+            for i, s in enumerate(method['seeds'])
+        ]
+        methods[name] = method | {'seeds': seeds, 'summary': report.summarise(seeds)}
+    return results | {'methods': methods}
+
+
+def test_intervals_are_those_that_the_results_allow(results):
+    """Examples and seeds where each seed says what it told rightly, folds where they are folds."""
+    now, folds = with_correct(results), as_folds(with_correct(results))
+    before, after, parted = (
+        [r['methods'][name]['seeds'] for name in ('vq_ema', 'none')] for r in (results, now, folds)
+    )
+    assert [summaries.covers(*x) for x in (before, after, parted)] == ['seeds', 'examples', 'folds']
+    assert summaries.covers(after[0], before[1]) == 'seeds'
+    correct = [np.stack([read_correct(s) for s in seeds]) for seeds in after]
+    apart = [s['accuracy'] - t['accuracy'] for s, t in zip(*before, strict=True)]
+    expected = [
+        metrics.bootstrap_interval(apart),
+        intervals.crossed_bootstrap(*correct),
+        intervals.corrected_t(apart, 360 / 1077),
+    ]
+    for seeds, interval in zip((before, after, parted), expected, strict=True):
+        assert report.paired_difference(*seeds, 'accuracy') == pytest.approx(interval, abs=1e-6)
+    alone = after[0][0]['accuracy']
+    accuracy = now['methods']['vq_ema']['summary']['accuracy']
+    # Five seeds agree to half a point on what are 360 images and no more.
+    assert accuracy['low'] < alone - notes.sampling_error(alone, TOKENS) * 0.7
+    assert folds['methods']['none']['summary']['accuracy']['high'] <= 1.0
+
+
+def test_reports_name_what_their_intervals_cover(results):
+    for made, words, runs in (
+        (results, 'bootstrap over seeds alone. It leaves out that', 'seeds'),
+        (
+            with_correct(results),
+            'bootstrap over seeds and test examples together. Seconds',
+            'seeds',
+        ),
+        (as_folds(results), '(Nadeau and Bengio 2003). Seconds', 'folds'),
+    ):
+        text = report.markdown(made)
+        assert (
+            f'95% interval: {summaries.METHODS[summaries.covers(made["methods"]["fsq"]["seeds"])]}'
+            in text
+        )
+        assert words in text and f'5 {runs} each' in text
+        assert f'{runs} better / equal / worse' in text and f'all {runs} together' in text
+        assert f'5 {runs}' in report.table(made).title
+
+
+def test_a_run_that_still_learns_is_no_comparison(results, capsys):
+    words = 'Not converged: methods cannot be compared.'
+    rises = {'none': 0.004, 'vq_ema': 0.031, 'fsq': None, 'rvq': 0.0102}
+    methods = {n: m | {'rise': rises[n]} for n, m in results['methods'].items()}
+    text = report.markdown(results | {'methods': methods})
+    assert f'**{words}' in text and 'vq_ema +3.1 points, rvq +1.0 points. Remedy' in text
+    report.print_findings(results | {'methods': methods})
+    assert words in ' '.join(capsys.readouterr().out.split())
+    assert words not in report.markdown(results)  # results of before tell nothing of it
+    still = {n: m | {'rise': 0.009} for n, m in results['methods'].items()}
+    assert words not in report.markdown(results | {'methods': still})
+
+
+def test_the_budget_is_named(results):
+    config = results['config'] | {'steps': 2000}
+    assert '30 epochs or 2,000 steps, whichever' in report.markdown(results | {'config': config})
+    assert 'steps, whichever' not in report.markdown(results)
+
+
+def test_a_fitted_temperature_stands_beside_the_raw_error(results):
+    methods = {}
+    for name, method in results['methods'].items():
+        more = {'temperature': 1.4, 'scaled_ece': 0.0123, 'scaled_nll': 0.0567}
+        seeds = [seed | more for seed in method['seeds']]
+        methods[name] = method | {'seeds': seeds, 'summary': report.summarise(seeds)}
+    text = report.markdown(results | {'methods': methods})
+    row = cells(text, 'Calibration', 'fsq')
+    assert row[4:7] == ['0.012', '0.057', '1.40'] and notes.TEMPERATURE in text
+    before = report.markdown(results)
+    assert notes.TEMPERATURE not in before and len(cells(before, 'Calibration', 'fsq')) == 6
+
+
+def test_what_was_told_rightly_comes_back_from_its_bits():
+    for number in (1, 8, 359, 10_000):
+        correct = np.random.default_rng(number).random(number) < 0.9
+        kept = json.loads(json.dumps({'correct': pack_correct(correct)}))
+        np.testing.assert_array_equal(read_correct(kept), correct)
+        assert len(kept['correct']['bits']) <= number / 6 + 4
+    assert read_correct({'accuracy': 0.5}) is None
+
+
+@pytest.mark.parametrize(
+    'kept',
+    [
+        'all',
+        {'examples': 4},
+        {'examples': 9, 'bits': '8A=='},
+        {'examples': -1, 'bits': ''},
+        {'examples': 4, 'bits': '?'},
+        {'examples': 4, 'bits': '8A=='},  # all four, where the accuracy says half
+    ],
+)
+def test_damaged_bits_are_refused_in_a_sentence(kept):
+    with pytest.raises(ValueError, match='correct of seed 3 is damaged'):
+        read_correct({'seed': 3, 'accuracy': 0.5, 'correct': kept})
+
+
+def test_short_results_keep_what_intervals_are_made_from(results):
+    made = json.loads(json.dumps(as_folds(with_correct(results))))
+    whole = {n: report.paired_difference(m['seeds'], made['methods']['none']['seeds'], 'accuracy')
+             for n, m in made['methods'].items()}  # fmt: skip
+    summaries.shorten(made)
+    seeds = made['methods']['rvq']['seeds']
+    assert 'reliability' not in seeds[0] and 'counts' not in seeds[0]
+    for name, method in made['methods'].items():
+        others = made['methods']['none']['seeds']
+        assert report.paired_difference(method['seeds'], others, 'accuracy') == whole[name]
+
+
 @pytest.mark.parametrize(
     'difference,words',
     [
@@ -211,17 +353,17 @@ def test_report_states_findings_with_evidence_and_remedy(workdir, results):
 )
 def test_sampling_error_is_half_of_wilson_s_interval(accuracy, num_images, points):
     """Near 1.96 sqrt(p (1 - p) / n), but not 0 where every image is right."""
-    found = 100 * report.sampling_error(accuracy, num_images)
+    found = 100 * notes.sampling_error(accuracy, num_images)
     assert found == pytest.approx(points, abs=0.06)
     plain = 196 * math.sqrt(accuracy * (1 - accuracy) / num_images)
     assert plain < found < plain + 0.15
-    assert 100 * report.sampling_error(1.0, 360) == pytest.approx(0.53, abs=0.01)
+    assert 100 * notes.sampling_error(1.0, 360) == pytest.approx(0.53, abs=0.01)
 
 
 def test_sampling_error_of_360_images_is_stated(workdir, results):
     text = (workdir / 'report.md').read_text()
     accuracy = results['methods']['none']['summary']['accuracy']['mean']
-    half = 100 * report.sampling_error(accuracy, TOKENS)
+    half = 100 * notes.sampling_error(accuracy, TOKENS)
     assert f'is worth {half:.1f} points either way at the accuracy of none' in text
     assert 'the 360 test images are themselves a sample' in text
 

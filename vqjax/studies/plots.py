@@ -155,7 +155,7 @@ def accuracy(results: Mapping[str, Any]) -> Figure:
     axis.set_xlabel('test accuracy (%)')
     axis.set_title(results['config']['dataset'])
     shaded = '; shaded: interval of none' if 'none' in methods else ''
-    _caption(figure, f'dots: seeds; diamonds: their mean with 95% interval{shaded}')
+    _caption(figure, f'dots: runs; diamonds: their mean with 95% interval{shaded}')
     return figure
 
 

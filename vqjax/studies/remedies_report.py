@@ -15,7 +15,7 @@ from vqjax.metrics import Interval
 from vqjax.studies import tables
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.summaries import BASELINE as NONE
-from vqjax.trainer.summaries import MARGIN, paired_difference
+from vqjax.trainer.summaries import MARGIN, METHODS, covers, paired_difference
 
 WEAK, HEALTHY, GUARD = 'weak', 'default', 'reset_on_collapse'
 
@@ -322,7 +322,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         'where the idea is no event that could be counted, such as another start.',
         tables.markdown(_outcome_rows(results), words=2),
         '## Intervals',
-        '95%: of the accuracy by bootstrap over seeds, of differences paired by seed, of the share '
+        '95%: of accuracies and differences '
+        f'{METHODS[covers(*(m["seeds"] for m in results["methods"].values()))]}, of the share '
         'of collapsed runs after Wilson.',
         tables.markdown(_interval_rows(results)),
         '## Codes',

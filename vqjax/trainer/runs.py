@@ -9,8 +9,9 @@ import numpy as np
 
 from vqjax import quantizers
 from vqjax.trainer import data, logs, loop, steps, training
+from vqjax.trainer.correctness import pack_correct
 from vqjax.trainer.counts import pack_counts
-from vqjax.trainer.outcomes import count_params, measure
+from vqjax.trainer.outcomes import count_params, measure, recalibrate
 from vqjax.trainer.plans import plan
 from vqjax.trainer.recordings import RecordingSet
 from vqjax.trainer.settings import RunError, Settings
@@ -83,12 +84,17 @@ class Run:
             opened.callback(self.recorder.close)
             self._train()
             evaluation = self._evaluate('test')
+            scaled = {}
+            if self.settings.classification_weight:
+                scaled = recalibrate(evaluation, self._evaluate('validation'))
         if self.context.workdir is None:
             return
         quantizer = self.settings.quantizer
-        record = measure(evaluation, quantizer)
+        record = measure(evaluation, quantizer) | scaled
         record['validation_accuracy'] = self.progress.history[-1]['accuracy']
         record['seconds'] = self.progress.elapsed()
+        if self.settings.classification_weight:
+            record['correct'] = pack_correct(evaluation.probs.argmax(-1) == evaluation.labels)
         tokens = 1
         if evaluation.counts is not None:
             record['counts'] = pack_counts(evaluation.counts)

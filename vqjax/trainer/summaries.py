@@ -5,13 +5,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vqjax import metrics
+from vqjax import intervals, metrics
 from vqjax.metrics import Interval
+from vqjax.trainer.correctness import read_correct
 from vqjax.trainer.counts import read_counts
 
 BASELINE = 'none'  # the method that the others are compared with
 MARGIN = 0.02  # of accuracy: a difference inside it counts as none
-ENOUGH_SEEDS = 5  # a bootstrap interval of fewer seeds is too narrow to go by
+ENOUGH_SEEDS = 5  # fewer say too little of other seeds, whatever their interval
+
+# What the 95% interval of an accuracy, or of a difference, covers; and how it was made.
+FOLDS, EXAMPLES, SEEDS = 'folds', 'examples', 'seeds'
+METHODS = {
+    FOLDS: 'corrected resampled t over folds, whose training sets overlap (Nadeau and Bengio 2003)',
+    EXAMPLES: 'bootstrap over seeds and test examples together',
+    SEEDS: 'bootstrap over seeds alone',
+}
 
 
 class CodeUse(NamedTuple):
@@ -22,8 +31,35 @@ class CodeUse(NamedTuple):
     uniform: metrics.UniformBaseline
 
 
+def covers(*groups: Sequence[Mapping[str, Any]]) -> str:
+    """What an interval of accuracies of these seeds can hold: FOLDS, EXAMPLES or SEEDS.
+
+    EXAMPLES where every seed keeps which test examples it told rightly; SEEDS for results of
+    before, and where the numbers of examples differ.
+    """
+    seeds = [seed for group in groups for seed in group]
+    if all('fold' in seed for seed in seeds):
+        return FOLDS
+    numbers = {(seed.get('correct') or {}).get('examples') for seed in seeds}
+    return EXAMPLES if len(numbers) == 1 and None not in numbers else SEEDS
+
+
+def _test_to_train(seeds: Sequence[Mapping[str, Any]]) -> float:
+    """Test examples of a fold for each training example; 0 where seeds are no folds."""
+    if covers(seeds) != FOLDS:
+        return 0.0
+    return float(np.mean([seed['fold']['test'] / seed['fold']['train'] for seed in seeds]))
+
+
+def _correct(seeds: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.stack([read_correct(seed) for seed in seeds])
+
+
 def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and bootstrap 95% interval over seeds of every number that all seeds report.
+    """Mean and 95% interval of every number that all seeds report.
+
+    Of the accuracy as METHODS says, of all others Student's t over seeds, or the corrected one over
+    folds.
 
     Args:
         per_seed: one mapping a seed; entries that are no numbers (lists, tables) are left aside.
@@ -41,16 +77,34 @@ def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
         for name, value in per_seed[0].items()
         if name != 'seed' and isinstance(value, int | float) and all(name in s for s in per_seed)
     ]
-    return {
-        name: metrics.bootstrap_interval([s[name] for s in per_seed])._asdict() for name in names
-    }
+    ratio = _test_to_train(per_seed)
+    found = {name: intervals.corrected_t([s[name] for s in per_seed], ratio) for name in names}
+    if 'accuracy' in found:
+        found['accuracy'] = _accuracy(per_seed, found['accuracy'])
+    return {name: interval._asdict() for name, interval in found.items()}
+
+
+def _accuracy(per_seed: Sequence[Mapping[str, Any]], by_t: Interval) -> Interval:
+    kind = covers(per_seed)
+    if kind == FOLDS:
+        return Interval(by_t.mean, max(by_t.low, 0.0), min(by_t.high, 1.0))
+    if kind == EXAMPLES:
+        return intervals.crossed_bootstrap(_correct(per_seed))
+    return metrics.bootstrap_interval([s['accuracy'] for s in per_seed])
 
 
 def shorten(results: dict[str, Any]) -> None:
-    """Leaves of every seed the numbers alone: counts and tables stay in the finished runs."""
+    """Leaves of every seed the numbers, and what intervals are made from.
+
+    Counts and tables stay in the finished runs.
+    """
     for method in results['methods'].values():
         method['seeds'] = [
-            {name: value for name, value in seed.items() if isinstance(value, int | float)}
+            {
+                name: value
+                for name, value in seed.items()
+                if isinstance(value, int | float) or name in ('correct', 'fold')
+            }
             for seed in method['seeds']
         ]
 
@@ -58,15 +112,24 @@ def shorten(results: dict[str, Any]) -> None:
 def paired_difference(
     a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str
 ) -> Interval:
-    """Mean over common seeds of `metric` of `a` minus that of `b`, with its bootstrap interval.
+    """Mean over common seeds of `metric` of `a` minus that of `b`, with its 95% interval.
+
+    Of accuracies as METHODS says of `covers(a, b)`; of other figures over folds, or seeds alone.
 
     Raises:
         ValueError: no seed in common.
     """
-    other = {s['seed']: s[metric] for s in b}
-    differences = [s[metric] - other[s['seed']] for s in a if s['seed'] in other]
-    if not differences:
+    other = {s['seed']: s for s in b}
+    a = [s for s in a if s['seed'] in other]
+    if not a:
         raise ValueError(f'metric={metric!r}: the two methods have no seed in common')
+    b = [other[s['seed']] for s in a]
+    differences = [x[metric] - y[metric] for x, y in zip(a, b, strict=True)]
+    kind = covers(a, b)
+    if kind == FOLDS:
+        return intervals.corrected_t(differences, _test_to_train(a))
+    if kind == EXAMPLES and metric == 'accuracy':
+        return intervals.crossed_bootstrap(_correct(a), _correct(b))
     return metrics.bootstrap_interval(differences)
 
 
@@ -87,7 +150,7 @@ def verdict(difference: Interval, num_seeds: int) -> str:
         return f'worse than {BASELINE}'
     if low > 0:
         return f'better than {BASELINE}'
-    return 'undecided: the interval is too wide, more seeds are needed'
+    return 'undecided: the interval is too wide, more seeds, folds or test examples are needed'
 
 
 def code_use(method: Mapping[str, Any]) -> CodeUse | None:

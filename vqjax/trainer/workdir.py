@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqjax.trainer import checkpoints, logs
+from vqjax.trainer.correctness import read_correct
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.fields import RunError, complete
 from vqjax.trainer.files import cannot_write, read_json, replace_file, to_json
@@ -153,6 +154,7 @@ def _missing(record: Mapping[str, Any], seed: int) -> str:
         return f'its result has no {min(lacking)}'
     try:
         read_counts(record['result'])
+        read_correct(record['result'])
     except ValueError as error:
         return str(error)
     return ''
