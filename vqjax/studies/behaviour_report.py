@@ -11,8 +11,8 @@ import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
 
+from vqjax.intervals import corrected_t
 from vqjax.metrics import Interval
 from vqjax.studies.segmentation import fit_matching
 from vqjax.studies.tables import made_by, markdown, points, points_range
@@ -26,13 +26,11 @@ SHOWN = {
 
 
 def over_folds(values: Sequence[float]) -> Interval:
-    """Mean with the t interval of folds, one value each; one fold has none."""
-    values = np.asarray(values, float)
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
-    return Interval(mean, float(mean - half), float(mean + half))
+    """Mean over folds, one value each, with its corrected interval: their training sets overlap."""
+    number = len(values)
+    if number < 2:
+        return Interval(float(np.mean(values)), math.nan, math.nan)
+    return corrected_t(values, 1 / (number - 1))
 
 
 def of_method(results: Mapping[str, Any], method: str, *path: str) -> list[float]:
@@ -222,8 +220,8 @@ def text(results: Mapping[str, Any]) -> str:
         markdown(model_rows(results), words=2),
         '## How',
         f'{len(folds)} folds of {", ".join(map(str, held))} held-out recordings, {config["seeds"]} '
-        'seed each; in brackets the 95% t interval over folds, whose training sets overlap, so '
-        'that it is somewhat too narrow. A network is trained on labelled windows of '
+ 'seed each; in brackets the 95% interval over folds, corrected for training sets that overlap '
+        '(Nadeau and Bengio 2003). A network is trained on labelled windows of '
         f'{config["window"]} steps. Then every recording occurs {own["rounds"]} times, in random '
         f'order, {own["session"]} to a session; two neighbours of one label are one stretch. The '
         'sequence models are fitted to the codes of sessions of training recordings, without '
