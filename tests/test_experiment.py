@@ -46,7 +46,10 @@ def test_results_hold_every_figure_of_every_seed(done):
         assert seed['perplexity'] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)
         assert seed['active_codes'] == (counts > 0).sum() == round(16 * seed['usage'])
     assert 'perplexity' not in none['seeds'][0]
+    # Two epochs are no training: from the first to the second the accuracy rises.
+    assert results['methods']['none']['rise'] > 0.1
     for seed in none['seeds'] + vq['seeds']:
+        assert 0.05 <= seed['temperature'] <= 20 and 0 <= seed['scaled_ece'] <= 1
         correct = read_correct(seed)
         assert correct.shape == (360,) and correct.mean() == pytest.approx(seed['accuracy'])
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from support import ROOT
 
 from vqjax import intervals, metrics
-from vqjax.studies import report, tables
+from vqjax.studies import notes, report, tables
 from vqjax.trainer import summaries
 from vqjax.trainer.correctness import pack_correct, read_correct
 from vqjax.trainer.counts import pack_counts
@@ -187,7 +187,7 @@ def test_intervals_are_those_that_the_results_allow(results):
     alone = after[0][0]['accuracy']
     accuracy = now['methods']['vq_ema']['summary']['accuracy']
     # Five seeds agree to half a point on what are 360 images and no more.
-    assert accuracy['low'] < alone - report.sampling_error(alone, TOKENS) * 0.7
+    assert accuracy['low'] < alone - notes.sampling_error(alone, TOKENS) * 0.7
     assert folds['methods']['none']['summary']['accuracy']['high'] <= 1.0
 
 
@@ -209,6 +209,38 @@ def test_reports_name_what_their_intervals_cover(results):
         assert words in text and f'5 {runs} each' in text
         assert f'{runs} better / equal / worse' in text and f'all {runs} together' in text
         assert f'5 {runs}' in report.table(made).title
+
+
+def test_a_run_that_still_learns_is_no_comparison(results, capsys):
+    words = 'Not converged: methods cannot be compared.'
+    rises = {'none': 0.004, 'vq_ema': 0.031, 'fsq': None, 'rvq': 0.0102}
+    methods = {n: m | {'rise': rises[n]} for n, m in results['methods'].items()}
+    text = report.markdown(results | {'methods': methods})
+    assert f'**{words}' in text and 'vq_ema +3.1 points, rvq +1.0 points. Remedy' in text
+    report.print_findings(results | {'methods': methods})
+    assert words in ' '.join(capsys.readouterr().out.split())
+    assert words not in report.markdown(results)  # results of before tell nothing of it
+    still = {n: m | {'rise': 0.009} for n, m in results['methods'].items()}
+    assert words not in report.markdown(results | {'methods': still})
+
+
+def test_the_budget_is_named(results):
+    config = results['config'] | {'steps': 2000}
+    assert '30 epochs or 2,000 steps, whichever' in report.markdown(results | {'config': config})
+    assert 'steps, whichever' not in report.markdown(results)
+
+
+def test_a_fitted_temperature_stands_beside_the_raw_error(results):
+    methods = {}
+    for name, method in results['methods'].items():
+        more = {'temperature': 1.4, 'scaled_ece': 0.0123, 'scaled_nll': 0.0567}
+        seeds = [seed | more for seed in method['seeds']]
+        methods[name] = method | {'seeds': seeds, 'summary': report.summarise(seeds)}
+    text = report.markdown(results | {'methods': methods})
+    row = cells(text, 'Calibration', 'fsq')
+    assert row[4:7] == ['0.012', '0.057', '1.40'] and notes.TEMPERATURE in text
+    before = report.markdown(results)
+    assert notes.TEMPERATURE not in before and len(cells(before, 'Calibration', 'fsq')) == 6
 
 
 def test_what_was_told_rightly_comes_back_from_its_bits():
@@ -321,17 +353,17 @@ def test_report_states_findings_with_evidence_and_remedy(workdir, results):
 )
 def test_sampling_error_is_half_of_wilson_s_interval(accuracy, num_images, points):
     """Near 1.96 sqrt(p (1 - p) / n), but not 0 where every image is right."""
-    found = 100 * report.sampling_error(accuracy, num_images)
+    found = 100 * notes.sampling_error(accuracy, num_images)
     assert found == pytest.approx(points, abs=0.06)
     plain = 196 * math.sqrt(accuracy * (1 - accuracy) / num_images)
     assert plain < found < plain + 0.15
-    assert 100 * report.sampling_error(1.0, 360) == pytest.approx(0.53, abs=0.01)
+    assert 100 * notes.sampling_error(1.0, 360) == pytest.approx(0.53, abs=0.01)
 
 
 def test_sampling_error_of_360_images_is_stated(workdir, results):
     text = (workdir / 'report.md').read_text()
     accuracy = results['methods']['none']['summary']['accuracy']['mean']
-    half = 100 * report.sampling_error(accuracy, TOKENS)
+    half = 100 * notes.sampling_error(accuracy, TOKENS)
     assert f'is worth {half:.1f} points either way at the accuracy of none' in text
     assert 'the 360 test images are themselves a sample' in text
 

@@ -21,12 +21,12 @@ __all__ = [
     'to_spec',
 ]
 # Imported when first asked for.
-_LATER = ('codec', 'hsmm', 'importers', 'intervals', 'nnx', 'testing')
+_LATER = ('calibration', 'codec', 'hsmm', 'importers', 'intervals', 'nnx', 'testing')
 __all__ += [*_LATER, *(kind.__name__ for kind in _REGISTRY.values())]
 
 
 def __getattr__(name: str):
-    """`vqjax.codec`, `hsmm`, `importers`, `intervals`, `nnx` and `testing`."""
+    """`vqjax.calibration`, `codec`, `hsmm`, `importers`, `intervals`, `nnx` and `testing`."""
     if name in _LATER:
         return importlib.import_module(f'vqjax.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

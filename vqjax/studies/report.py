@@ -9,18 +9,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from vqjax.metrics import Interval, wilson_interval
-from vqjax.studies import tables
+from vqjax.metrics import Interval
+from vqjax.studies import notes, tables
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.logs import show
 from vqjax.trainer.summaries import (
     BASELINE,
-    EXAMPLES,
-    FOLDS,
     METHODS,
-    SEEDS,
     code_use,
-    covers,
     mean_calibrated_error,
     paired_difference,
     summarise,
@@ -59,15 +55,6 @@ def _share(x: float) -> str:
     return f'{100 * x:.1f}%' if x >= 0.01 else f'{100 * x:.2g}%'
 
 
-def _runs(results: Mapping[str, Any]) -> str:
-    """What the runs of a method are: 'seeds', or 'folds' where each tests another part."""
-    return FOLDS if _covers(results['methods']) == FOLDS else SEEDS
-
-
-def _covers(methods: Mapping[str, Any]) -> str:
-    return covers(*(method['seeds'] for method in methods.values()))
-
-
 def _difference(results: Mapping[str, Any], name: str) -> Interval | None:
     methods = results['methods']
     if BASELINE not in methods or name == BASELINE:
@@ -99,7 +86,8 @@ def _outcome_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
 
 def _difference_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
     yield [
-        "method", "verdict", "points", "95% interval", f"{_runs(results)} better / equal / worse",
+        "method", "verdict", "points", "95% interval",
+        f"{notes.runs(results)} better / equal / worse",
     ]  # fmt: skip
     for name, method in results['methods'].items():
         difference = _difference(results, name)
@@ -150,20 +138,26 @@ def _use_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
 
 
 def _calibration_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
-    yield ['method', 'NLL (nats)', 'Brier score', 'ECE', 'ECE if calibrated', '95% range of that']
+    scaled = _rescaled(results)
+    yield [
+        'method', 'NLL (nats)', 'Brier score', 'ECE',
+        *['ECE at fitted T', 'NLL at fitted T', 'T'] * scaled,
+        'ECE of a calibrated model', '95% range of that',
+    ]  # fmt: skip
     for name, method in results['methods'].items():
         summary, band = method['summary'], mean_calibrated_error(method)
         yield [
             name,
             *(f'{summary[metric]["mean"]:.3f}' for metric in ('nll', 'brier', 'ece')),
+            *(f'{summary[m]["mean"]:.3f}' for m in ('scaled_ece', 'scaled_nll') if scaled),
+            *(f'{summary[m]["mean"]:.2f}' for m in ('temperature',) if scaled),
             f'{band.mean:.3f}',
             f'{band.low:.3f} to {band.high:.3f}',
         ]
 
 
-def _over_what(results: Mapping[str, Any]) -> str:
-    kind = _covers(results['methods'])
-    return 'seeds and test examples' if kind == EXAMPLES else kind
+def _rescaled(results: Mapping[str, Any]) -> bool:
+    return all('temperature' in method['summary'] for method in results['methods'].values())
 
 
 def _over(value: str, interval: str) -> str:
@@ -175,8 +169,8 @@ def table(results: Mapping[str, Any]) -> Table:
     """The comparison in under 100 columns, intervals and baselines below the values."""
     num_seeds = max(len(m['seeds']) for m in results['methods'].values())
     found = Table(
-        title=f'{results["config"]["dataset"]}: test split, {num_seeds} {_runs(results)}',
-        caption=f'( ) 95% interval over {_over_what(results)}   '
+        title=f'{results["config"]["dataset"]}: test split, {num_seeds} {notes.runs(results)}',
+        caption=f'( ) 95% interval over {notes.over_what(results)}   '
         '[ ] calibrated model, uniform source',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -216,18 +210,9 @@ def print_table(results: Mapping[str, Any]) -> None:
 
 def print_findings(results: Mapping[str, Any]) -> None:
     """Prints what is wrong with the runs, or that nothing is."""
-    lines = [_finding(f).replace('**', '') for f in results['findings']]
-    text = '\n'.join(lines or ['Diagnosis: nothing wrong.'])
-    show(escape(text))
-
-
-def _finding(finding: Mapping[str, Any]) -> str:
-    where = ', '.join(f'{k} {finding[k]}' for k in ('method', 'seed') if k in finding)
-    evidence = ', '.join(f'{k} = {v:.4g}' for k, v in finding['evidence'].items())
-    return (
-        f'- **{finding["name"]}** ({finding["severity"]}{", " + where if where else ""}): '
-        f'{evidence}. Remedy: {finding["remedy"]}'
-    )
+    lines = [notes.finding(f).replace('**', '') for f in results['findings']]
+    lines = [line for line in (notes.rising(results), *lines) if line]
+    show(escape('\n'.join(lines or ['Diagnosis: nothing wrong.'])))
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -236,11 +221,12 @@ def markdown(results: Mapping[str, Any]) -> str:
     num_seeds = max(len(m['seeds']) for m in methods.values())
     parts = [
         f'# Comparison on {config["dataset"]}',
-        f'{len(methods)} methods, {num_seeds} {_runs(results)} each, {config["epochs"]} epochs, '
-        'batch size '
-        f"{config['batch_size']}, bottleneck '{config['bottleneck']}': the same encoder, head, "
-        'optimizer, data order and budget for every method.',
+        f'{len(methods)} methods, {num_seeds} {notes.runs(results)} each, {notes.budget(config)}, '
+        f"batch size {config['batch_size']}, bottleneck '{config['bottleneck']}': the same "
+        'encoder, head, optimizer, data order and budget for every method.',
     ]
+    if rising := notes.rising(results):
+        parts.append(f'**{rising}**')
     changed = {n: m['overrides'] for n, m in methods.items() if m.get('overrides')}
     if changed:
         said = (f'{n} ({", ".join(f"{k} {v}" for k, v in o.items())})' for n, o in changed.items())
@@ -249,8 +235,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         '![Test accuracy of every method](accuracy.png)',
         '## Outcome on the test split',
         tables.markdown(_outcome_rows(results)),
-        f'95% interval: {METHODS[_covers(methods)]}. {_sampling_note(methods)}Seconds: all '
-        f'{_runs(results)} together.',
+        f'95% interval: {METHODS[notes.covered(methods)]}. {notes.sampling_note(methods)}'
+        f'Seconds: all {notes.runs(results)} together.',
     ]
     if config['dataset'] == 'digits':
         parts.append(f'**Read with care.** {CHOSEN}')
@@ -259,8 +245,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts += [
             f'## Accuracy compared with {BASELINE}',
             tables.markdown(differences, words=2),
-            f'Paired by {_runs(results)[:-1]}: the same initial encoder and data order. 95% '
-            f'interval: {METHODS[_covers(methods)]}.',
+            f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. 95% '
+            f'interval: {METHODS[notes.covered(methods)]}.',
         ]
     perplexities = list(_perplexity_rows(results))
     if len(perplexities) > 1:
@@ -277,40 +263,17 @@ def markdown(results: Mapping[str, Any]) -> str:
         '## Calibration',
         tables.markdown(_calibration_rows(results)),
         'ECE: 15 equal bins; beside it the mean and the 95% range of a perfectly calibrated model '
-        'with the same confidences.',
+        'with the same confidences.' + notes.TEMPERATURE * _rescaled(results),
         '![Reliability](reliability.png)',
     ]
     if results.get('findings'):
-        parts += ['## Findings', '\n'.join(_finding(f) for f in results['findings'])]
+        parts += ['## Findings', '\n'.join(notes.finding(f) for f in results['findings'])]
     parts += [
         '## How it was made',
         tables.made_by(results.get('command'), results['environment']),
         'With the configuration that `results.json` holds.',
     ]
     return '\n\n'.join(parts) + '\n'
-
-
-def sampling_error(accuracy: float, num_images: int) -> float:
-    """Half the 95% interval of an accuracy on so many images, which are a sample themselves.
-
-    After Wilson, which holds near an accuracy of 1 too.
-    """
-    found = wilson_interval(round(accuracy * num_images), num_images)
-    return (found.high - found.low) / 2
-
-
-def _sampling_note(methods: Mapping[str, Any]) -> str:
-    """What an interval over seeds alone leaves out; '' of the others."""
-    if _covers(methods) != SEEDS:
-        return ''
-    name = BASELINE if BASELINE in methods else next(iter(methods))
-    method = methods[name]
-    num_images = round(sum(method['seeds'][0]['reliability']['count']))
-    half = sampling_error(method['summary']['accuracy']['mean'], num_images)
-    return (
-        f'It leaves out that the {num_images:,} test images are themselves a sample: that alone '
-        f'is worth {100 * half:.1f} points either way at the accuracy of {name}. '
-    )
 
 
 def write(

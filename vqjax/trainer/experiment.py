@@ -19,6 +19,7 @@ import vqjax
 from vqjax import encoders, health, quantizers
 from vqjax.trainer import data, levels, logs, models, pretrained, sizes, training
 from vqjax.trainer.checkpoints import CheckpointError
+from vqjax.trainer.convergence import rise
 from vqjax.trainer.files import cannot_write
 from vqjax.trainer.parallel import Pmap, make_form
 from vqjax.trainer.plans import plan
@@ -262,6 +263,7 @@ def collect(settings: Settings, folder: Workdir, parts: Parts) -> dict[str, Any]
     for name, method in settings.methods.items():
         runs = [folder.finished(name, seed) for seed in range(settings.seeds)]
         seeds = [run['result'] for run in runs]
+        classifies = method.classification_weight > 0
         methods[name] = {
             'spec': None if method.quantizer is None else parts.spec(method.quantizer),
             'overrides': settings.overrides.get(name, {}),
@@ -269,6 +271,7 @@ def collect(settings: Settings, folder: Workdir, parts: Parts) -> dict[str, Any]
             'params': runs[0]['params'],
             'seconds': sum(seed['seconds'] for seed in seeds),
             'summary': summarise(seeds),
+            'rise': rise([run['history'] for run in runs]) if classifies else None,
             'seeds': seeds,
         }
     return {

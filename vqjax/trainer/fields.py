@@ -137,6 +137,12 @@ FIELDS: dict[str, Field] = {
     'init_from': Field('', 'checkpoints of a run whose encoder this one starts from'),
     # Training.
     'epochs': Field(40, 'passes over the training split', least=1),
+    'steps': Field(
+        0,
+        'optimizer steps that a run takes at least, in whole epochs; epochs or this, whichever is '
+        'longer',
+        least=0,
+    ),
     'batch_size': Field(96, 'images an optimizer step, over all devices', least=1),
     'accumulate': Field(1, 'micro-batches that make up such a batch', least=1),
     'init_batch_size': Field(1024, 'images that k-means starts the codebooks from', least=1),

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqjax import metrics
+from vqjax import calibration, metrics
 from vqjax.trainer import loop, training
 
 
@@ -44,6 +44,22 @@ def measure(evaluation: loop.Evaluation, quantizer: Any = None) -> dict[str, Any
             share = counts / np.maximum(counts.sum(-1, keepdims=True), 1.0)
             record['position_overlap'] = float(share.min(0).sum())
     return record
+
+
+def recalibrate(test: loop.Evaluation, validation: loop.Evaluation) -> dict[str, float]:
+    """temperature, fitted on validation, and scaled_nll and scaled_ece of the test split with it.
+
+    See `calibration.fit_temperature`. {} where the split has one class.
+    """
+    if test.probs.shape[-1] < 2:
+        return {}
+    temperature = calibration.fit_temperature(validation.probs, validation.labels)
+    probs = calibration.at_temperature(test.probs, temperature)
+    return {
+        'temperature': temperature,
+        'scaled_nll': float(metrics.negative_log_likelihood(probs, test.labels)),
+        'scaled_ece': float(metrics.expected_calibration_error(probs, test.labels)),
+    }
 
 
 def count_params(state: training.TrainState) -> int:

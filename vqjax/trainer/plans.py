@@ -58,16 +58,17 @@ def plan(settings: Settings, dataset: data.Dataset) -> Plan:
       ValueError: the batch is larger than the training split, or the run longer than can be.
     """
     per_epoch = data.steps_per_epoch(dataset, settings.batch_size)
-    num_steps = settings.epochs * per_epoch
+    epochs = max(settings.epochs, -(-settings.steps // per_epoch))
+    num_steps = epochs * per_epoch
     if num_steps >= 2**31:
         raise ValueError(
-            f'epochs is {settings.epochs}: {num_steps} steps of {per_epoch} an epoch, more than a '
+            f'epochs is {epochs}: {num_steps} steps of {per_epoch} an epoch, more than a '
             'counter of steps holds (2147483647)'
         )
 
-    def steps(epochs: float) -> int:
+    def steps(part: float) -> int:
         # What lies beyond the end is at the end, however far.
-        return round(min(epochs, settings.epochs) * per_epoch)
+        return round(min(part, epochs) * per_epoch)
 
     switch = steps(settings.continuous_epochs) if settings.quantizer else 0
     # XLA differentiates convolutions in a loop on a CPU tens of times slower (jax-ml/jax#12868);

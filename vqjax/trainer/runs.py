@@ -11,7 +11,7 @@ from vqjax import quantizers
 from vqjax.trainer import data, logs, loop, steps, training
 from vqjax.trainer.correctness import pack_correct
 from vqjax.trainer.counts import pack_counts
-from vqjax.trainer.outcomes import count_params, measure
+from vqjax.trainer.outcomes import count_params, measure, recalibrate
 from vqjax.trainer.plans import plan
 from vqjax.trainer.recordings import RecordingSet
 from vqjax.trainer.settings import RunError, Settings
@@ -84,10 +84,13 @@ class Run:
             opened.callback(self.recorder.close)
             self._train()
             evaluation = self._evaluate('test')
+            scaled = {}
+            if self.settings.classification_weight:
+                scaled = recalibrate(evaluation, self._evaluate('validation'))
         if self.context.workdir is None:
             return
         quantizer = self.settings.quantizer
-        record = measure(evaluation, quantizer)
+        record = measure(evaluation, quantizer) | scaled
         record['validation_accuracy'] = self.progress.history[-1]['accuracy']
         record['seconds'] = self.progress.elapsed()
         if self.settings.classification_weight:

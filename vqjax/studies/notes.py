@@ -1,0 +1,79 @@
+"""What reports say of their runs: budget, intervals, convergence, findings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vqjax.metrics import wilson_interval
+from vqjax.trainer.convergence import RISE, still_rising
+from vqjax.trainer.summaries import BASELINE, EXAMPLES, FOLDS, SEEDS, covers
+
+TEMPERATURE = (
+    ' T: one temperature a run, fitted on its validation split (Guo et al. 2017) and applied to '
+    'the test split; 1 leaves it as it is, more makes it less sure.'
+)
+
+
+def runs(results: Mapping[str, Any]) -> str:
+    """What the runs of a method are: 'seeds', or 'folds' where each tests another part."""
+    return FOLDS if covered(results['methods']) == FOLDS else SEEDS
+
+
+def covered(methods: Mapping[str, Any]) -> str:
+    """What the intervals of all these methods cover, see `summaries.covers`."""
+    return covers(*(method['seeds'] for method in methods.values()))
+
+
+def over_what(results: Mapping[str, Any]) -> str:
+    """The same in words."""
+    kind = covered(results['methods'])
+    return 'seeds and test examples' if kind == EXAMPLES else kind
+
+
+def budget(config: Mapping[str, Any]) -> str:
+    """How long a run is."""
+    steps = config.get('steps', 0)
+    epochs = f'{config["epochs"]} epochs'
+    return f'{epochs} or {steps:,} steps, whichever is longer' if steps else epochs
+
+
+def rising(results: Mapping[str, Any]) -> str:
+    """That runs were too short, with the methods whose training accuracy tells; '' otherwise."""
+    rises = ', '.join(f'{n} {100 * x:+.1f} points' for n, x in still_rising(results).items())
+    return rises and (
+        'Not converged: methods cannot be compared. In the last third of the runs the training '
+        f'accuracy still rises by more than {100 * RISE:g} point: {rises}. Remedy: raise steps '
+        'or epochs.'
+    )
+
+
+def finding(found: Mapping[str, Any]) -> str:
+    """What `health.diagnose` found, with its evidence and remedy, as an item of a list."""
+    where = ', '.join(f'{k} {found[k]}' for k in ('method', 'seed') if k in found)
+    evidence = ', '.join(f'{k} = {v:.4g}' for k, v in found['evidence'].items())
+    return (
+        f'- **{found["name"]}** ({found["severity"]}{", " + where if where else ""}): '
+        f'{evidence}. Remedy: {found["remedy"]}'
+    )
+
+
+def sampling_error(accuracy: float, num_images: int) -> float:
+    """Half the 95% interval of an accuracy on so many images, which are a sample themselves.
+
+    After Wilson, which holds near an accuracy of 1 too.
+    """
+    found = wilson_interval(round(accuracy * num_images), num_images)
+    return (found.high - found.low) / 2
+
+
+def sampling_note(methods: Mapping[str, Any]) -> str:
+    """What an interval over seeds alone leaves out; '' of the others."""
+    if covered(methods) != SEEDS:
+        return ''
+    name = BASELINE if BASELINE in methods else next(iter(methods))
+    method = methods[name]
+    num_images = round(sum(method['seeds'][0]['reliability']['count']))
+    half = sampling_error(method['summary']['accuracy']['mean'], num_images)
+    return (
+        f'It leaves out that the {num_images:,} test images are themselves a sample: that alone '
+        f'is worth {100 * half:.1f} points either way at the accuracy of {name}. '
+    )
