@@ -518,6 +518,19 @@ def test_the_command_trains_on_a_folder_and_what_it_leaves_can_be_read(tmp_path)
     check_finished(workdir)
 
 
+def test_folds_in_turn_hold_out_other_recordings_with_every_seed(tmp_path):
+    folder, workdir = write(tmp_path / 'data', some(4)), tmp_path / 'run'
+    changes = {'folds': 2, 'seeds': 2, 'epochs': 1, 'features': 8, 'writers': '', 'batch_size': 8}
+    results = experiment.run(config(folder, **changes), str(workdir))
+    seeds = results['methods']['none']['seeds']
+    assert [seed['fold']['fold'] for seed in seeds] == [0, 1] and 'recordings' not in results
+    read = [finished.read(workdir, 'none', seed).dataset for seed in (0, 1)]
+    held = [[r.name for r in dataset.recordings['test']] for dataset in read]
+    assert len(held[0]) == len(held[1]) == 6 and len({*held[0], *held[1]}) == 12
+    for dataset, seed in zip(read, seeds, strict=True):
+        assert len(dataset.splits['test'].indices) == seed['fold']['test']
+
+
 def check_finished(workdir):
     """What is read of the run later agrees with its figures."""
     for method in ('none', 'vq_ema'):

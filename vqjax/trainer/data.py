@@ -14,14 +14,15 @@ import grain
 import numpy as np
 
 from vqjax.trainer import recording_files
+from vqjax.trainer.folds import one_fold_of
 from vqjax.trainer.recordings import WHOLE, Cutting, from_recordings
 from vqjax.trainer.records import (
     SPLIT_SEED,
     Batch,
-    DataInfo,
     Dataset,
     InMemory,
     Split,
+    assemble,
     carve,
     check_arrays,
     whole,
@@ -57,15 +58,17 @@ def load(
         data_dir: folder of the prepared TFDS sets, None is TFDS's own default; or of recordings,
             see `recording_files.read_folder`.
         image_size: side in pixels to crop and resize TFDS images to; None keeps their size.
-        cutting: how recordings are split and cut into windows.
+        cutting: how recordings are cut into windows; and with `folds` which part of recordings, or
+            of images without a test split of their own, is the test split.
 
     Raises:
-        ValueError: unknown set, or not prepared (with the command that prepares it), or neither
-            images of one size nor recordings of one number of sensors with one label each; and what
+        ValueError: folds of a set of images with a test split, or too large for memory; unknown
+            set, or not prepared (with the command that prepares it), or neither images of one size
+            nor recordings of one number of sensors with one label each; and what
             `recordings.from_recordings` refuses.
     """
     if name == 'digits':
-        return _digits()
+        return _digits(cutting)
     if name in recording_files.NAMES:
         return from_recordings(name, recording_files.read(name, data_dir), cutting)
     from vqjax.trainer import (
@@ -75,6 +78,26 @@ def load(
     found = tfds_records.open_recordings(name, data_dir)
     if found is not None:
         return from_recordings(name, found, cutting)
+    if cutting.folds:
+        num_classes, _, found = _read_once(name, data_dir, image_size)
+        _check_folds(name, found)
+        return one_fold_of(name, num_classes, found['train'], cutting, held_out=10)
+    num_classes, shape, found = _read(name, data_dir, image_size)
+    # Sets such as ImageNet publish no labelled test split: their validation split is the test.
+    if 'test' not in found and 'validation' in found:
+        found['test'] = found.pop('validation')
+    for split in ('test', 'validation'):
+        if split not in found:
+            found['train'], found[split] = carve(found['train'])
+    return assemble(name, num_classes, shape, found)
+
+
+def _read(
+    name: str, data_dir: str | None, image_size: int | None
+) -> tuple[int, tuple[int, int, int], dict[str, Split]]:
+    """Number of classes, shape of the images and splits of a TFDS set."""
+    from vqjax.trainer import tfds_records
+
     num_classes, files = tfds_records.open_splits(name, data_dir, image_size)
     shape = files['train'].image_shape
     size = sum(len(f) for f in files.values()) * int(np.prod(shape))
@@ -88,24 +111,21 @@ def load(
             )  # fmt: skip
         if not len(examples.indices):
             raise ValueError(f'dataset={name!r}: no image of split {split!r} can be decoded')
-    # Sets such as ImageNet publish no labelled test split: their validation split is the test.
-    if 'test' not in found and 'validation' in found:
-        found['test'] = found.pop('validation')
+    return num_classes, shape, found
+
+
+_read_once = functools.lru_cache(maxsize=1)(_read)  # for all folds of a set
+
+
+def _check_folds(name: str, found: Mapping[str, Split]) -> None:
     for split in ('test', 'validation'):
-        if split not in found:
-            found['train'], found[split] = carve(found['train'])
-    return _dataset(name, num_classes, shape, found)
-
-
-def _check_sizes(info: DataInfo) -> None:
-    empty = [split for split, number in info.num_examples.items() if not number]
-    if empty:
-        raise ValueError(
-            f'dataset={info.name!r} has no usable image in {", ".join(empty)}: '
-            f'its splits have {dict(info.num_examples)}'
-        )
-    if info.num_classes < 1:
-        raise ValueError(f'dataset={info.name!r} has {info.num_classes} classes: need at least 1')
+        if split in found:
+            raise ValueError(
+                f'dataset={name!r} has a {split} split of its own, and a fixed one is kept as it '
+                'is: set folds to 0'
+            )
+    if not isinstance(found['train'].records, InMemory):
+        raise ValueError(f'dataset={name!r} does not fit in memory: set folds to 0')
 
 
 def from_arrays(
@@ -136,42 +156,28 @@ def from_arrays(
             np.flatnonzero(good),
             set(np.flatnonzero(~good).tolist()),
         )
-    return _dataset(name, num_classes, shape, found)
+    return assemble(name, num_classes, shape, found)
 
 
-def _digits() -> Dataset:
-    """1,797 handwritten digits of 8 x 8 pixels in 17 grey levels, split 1,077 / 360 / 360."""
+def _digits(cutting: Cutting) -> Dataset:
+    """1,797 handwritten digits of 8 x 8 pixels in 17 grey levels, split 1,077 / 360 / 360.
+
+    Folds hold out a quarter of what is left for validation: five of them have these sizes too.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = digits.images[..., None].astype(np.uint8)
+    if cutting.folds:
+        records = InMemory(images, digits.target.astype(np.int32))
+        return one_fold_of('digits', 10, whole(records, in_memory=False), cutting, held_out=4)
     cut = functools.partial(train_test_split, random_state=SPLIT_SEED)
     train, held_out = cut(np.arange(len(images)), test_size=720, stratify=digits.target)
     validation, test = cut(held_out, test_size=360, stratify=digits.target[held_out])
     parts = {'train': train, 'validation': validation, 'test': test}
     return from_arrays(
         'digits', 10, {split: (images[i], digits.target[i]) for split, i in parts.items()}
-    )
-
-
-def _dataset(
-    name: str, num_classes: int, shape: tuple[int, int, int], splits: Mapping[str, Split]
-) -> Dataset:
-    splits = {split: splits[split] for split in ('train', 'validation', 'test')}
-    num_examples = {split: len(examples.indices) for split, examples in splits.items()}
-    info = DataInfo(name, tuple(shape), num_classes, num_examples)
-    _check_sizes(info)
-    train = splits['train']
-    # A spread of 5,000 images gives each channel's mean and std to about a percent.
-    sample = np.unique(np.linspace(0, len(train.indices) - 1, 5000).astype(int))
-    images, _, good = train.read(sample)
-    if not good.any():
-        raise ValueError(f'dataset={name!r}: none of {len(sample)} training images can be decoded')
-    pixels = images[good].reshape(-1, shape[-1]).astype(np.float64)
-    std = pixels.std(0)
-    return Dataset(
-        info, splits, pixels.mean(0).astype(np.float32), np.where(std, std, 1).astype(np.float32)
     )
 
 

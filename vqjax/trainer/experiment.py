@@ -26,7 +26,15 @@ from vqjax.trainer.plans import plan
 from vqjax.trainer.processes import agree, on_first_process
 from vqjax.trainer.recordings import RecordingSet
 from vqjax.trainer.runs import Run
-from vqjax.trainer.settings import Parts, RunError, Settings, check, cutting, load_dataset
+from vqjax.trainer.settings import (
+    Parts,
+    RunError,
+    Settings,
+    check,
+    cutting,
+    fold_of,
+    load_dataset,
+)
 from vqjax.trainer.starting import Context, Stage
 from vqjax.trainer.stopping import Stopped, StopRequest
 from vqjax.trainer.summaries import summarise
@@ -61,11 +69,15 @@ def run(
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
     settings = check(config, parts)
-    dataset = load_dataset(settings.dataset, settings.data_dir, cutting(settings.config))
+    folds = _folds(settings)
+    dataset = folds(0)
     try:
         form = make_form(settings.parallel, tuple(settings.mesh_shape))
         fit_quantizers(settings, dataset)
-        num_steps = {n: plan(m, dataset).num_steps for n, m in settings.methods.items()}
+        num_steps = {
+            name: [plan(method, folds(seed)).num_steps for seed in range(settings.seeds)]
+            for name, method in settings.methods.items()
+        }
         for name in settings.methods:
             _check_method(settings, name, dataset, form)
     except (ValueError, OSError) as error:
@@ -74,15 +86,15 @@ def run(
     folder = on_first_process(lambda: _claim(settings, dataset, workdir))
     try:
         todo = agree(_unfinished(settings, folder) if writes else None)
-        total = sum(len(seeds) * num_steps[method] for method, seeds in todo.items())
+        total = sum(num_steps[method][seed] for method, seeds in todo.items() for seed in seeds)
         with logs.Display(total, quiet=not writes) as display, StopRequest() as stop:
-            context = Context(settings, dataset, folder, display, stop, form)
+            context = Context(settings, dataset, folder, display, stop, form, folds)
             for method, seeds in todo.items():
                 run_method(context, method, seeds)
         if not writes:
             return {}
         results = collect(settings, folder, parts)
-        if isinstance(dataset, RecordingSet):
+        if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
             results['recordings'] = dataset.counts()
         results['findings'] = findings(settings, folder, dataset.info.num_classes, parts)
         conclude(results, folder)
@@ -98,6 +110,24 @@ def run(
     finally:
         if folder is not None:
             folder.close()
+
+
+def _folds(settings: Settings) -> Callable[[int], data.Dataset]:
+    """The data of every seed: all the same, but where folds are in turn.
+
+    Raises:
+      RunError: some examples would be tested more often than others, or what `load_dataset` says.
+    """
+    load = functools.cache(
+        lambda cutting: load_dataset(settings.dataset, settings.data_dir, cutting)
+    )
+    config, folds = settings.config, settings.folds
+    if fold_of(config, 0) and settings.seeds % folds:
+        raise RunError(
+            f'seeds is {settings.seeds} and folds is {folds}: give seeds a multiple of folds, a '
+            f'seed for each fold, such as {-(-settings.seeds // folds) * folds}'
+        )
+    return lambda seed: load(cutting(config, seed))
 
 
 def _sentence(error: Exception, workdir: str) -> str | None:
@@ -192,18 +222,29 @@ def _unfinished(settings: Settings, folder: Workdir) -> dict[str, list[int]]:
 
 
 def run_method(context: Context, method: str, seeds: list[int]) -> None:
-    """Compiles one method once and trains it with every seed given."""
-    settings, dataset = context.settings, context.dataset
-    whole = make_task(settings, method, dataset, context.form)
+    """Compiles one method once and trains it with every seed given.
+
+    Folds of recordings may differ in their number of steps: once for each number.
+    """
+    compiled: dict[Any, dict[bool, Stage]] = {}
+    for seed in seeds:
+        own = context.of(seed)
+        schedule = plan(own.settings.methods[method], own.dataset)
+        if schedule not in compiled:
+            compiled[schedule] = _stages(own, method, schedule.switch > 0)
+        Run.start(own, method, seed, compiled[schedule]).finish()
+    training.forget_programs()
+
+
+def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
+    whole = make_task(context.settings, method, context.dataset, context.form)
     stages = {}
-    for continuous in {False, plan(settings.methods[method], dataset).switch > 0}:
+    for continuous in {False, two}:
         task = dataclasses.replace(whole, continuous=continuous)
         train_fn = context.form.compile(functools.partial(training.train_steps, task), donate=True)
         eval_fn = context.form.compile(functools.partial(training.eval_step, task))
         stages[continuous] = Stage(task, train_fn, eval_fn)
-    for seed in seeds:
-        Run.start(context, method, seed, stages).finish()
-    training.forget_programs()
+    return stages
 
 
 def make_task(

@@ -83,12 +83,14 @@ FIELDS: dict[str, Field] = {
     'pad': Field(False, 'the last window may reach beyond the end of its recording', shared=True),
     'folds': Field(
         0,
-        'parts that recordings are dealt out to, one of them the test split; 0 = the splits '
-        'that the set has',
+        'parts that images or recordings are dealt out to, each the test split in turn, a seed '
+        'each; 0 = the splits that the set has',
         least=0,
         shared=True,
     ),
-    'fold': Field(0, 'which of these parts is the test split, from 0', least=0, shared=True),
+    'fold': Field(
+        -1, 'the one part that is the test split, from 0; -1 = all in turn', least=-1, shared=True
+    ),
     'augment': Field(False, 'random flips and crops'),
     # Model.
     'encoder': Field(

@@ -108,7 +108,9 @@ def read(
         raise RunError(f'{method} with seed {seed} is not finished in {folder}')
     record = json.loads(file.read_text())
     given = settings.check(json.loads((folder / 'config.json').read_text()), parts)
-    dataset = settings.load_dataset(given.dataset, given.data_dir, settings.cutting(given.config))
+    dataset = settings.load_dataset(
+        given.dataset, given.data_dir, settings.cutting(given.config, seed)
+    )
     if not isinstance(dataset, RecordingSet):
         raise RunError(f'{folder} is a run on {given.dataset}, which holds no recordings')
     experiment.fit_quantizers(given, dataset)

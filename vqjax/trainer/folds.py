@@ -1,20 +1,25 @@
-"""Recordings dealt out to splits and folds: whole, by label, and by subject where it is known."""
+"""Images and recordings dealt out to splits and folds: by label, and by subject where it is known.
+
+Recordings stay whole.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vqjax.trainer.records import SPLIT_SEED
+from vqjax.trainer.records import SPLIT_SEED, Dataset, Split, assemble
 
 
-def deal(labels: Sequence[str], subjects: Sequence[str], folds: int) -> np.ndarray:
+def deal(labels: Sequence[Any], subjects: Sequence[str], folds: int, repeat: int = 0) -> np.ndarray:
     """The fold of every recording, int [n]: always the same, of sizes and labels as even as can be.
 
+    Every `repeat` is another way.
     All recordings of a subject come into one fold; subject '' is one for each recording. Without
     subjects the sizes differ by at most one, and so do the numbers of every label.
     """
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    seed = (SPLIT_SEED, repeat) if repeat else SPLIT_SEED
+    order = np.random.default_rng(seed).permutation(len(labels))
     names = np.asarray(labels)[order]
     fold = np.empty(len(order), int)
     if not any(subjects):
@@ -34,7 +39,7 @@ def deal(labels: Sequence[str], subjects: Sequence[str], folds: int) -> np.ndarr
 
 
 def one_fold(
-    where: str, recordings: Sequence[Any], folds: int, fold: int
+    where: str, recordings: Sequence[Any], folds: int, fold: int, repeat: int = 0
 ) -> tuple[list[Any], list[Any]]:
     """All recordings but those of a fold, and these.
 
@@ -44,7 +49,46 @@ def one_fold(
     units, what = _units(recordings)
     if folds > units:
         raise ValueError(f'{where} has {units} {what}: give at most {units} folds, got {folds}')
-    return _apart(recordings, deal(*_of(recordings), folds) == fold)
+    return _apart(recordings, deal(*_of(recordings), folds, repeat) == fold)
+
+
+def parts_of(
+    where: str, labels: np.ndarray, folds: int, fold: int, repeat: int, held_out: int
+) -> dict[str, np.ndarray]:
+    """Places in labels int [n] of the splits of one fold, stratified, each int and in order.
+
+    Test is the fold, validation one of `held_out` parts of what is left. Training is of one size in
+    every fold, so that all train for as many steps: validation takes what is over.
+
+    Raises:
+      ValueError: more folds than there are examples of some label.
+    """
+    classes, number = np.unique(labels, return_counts=True)
+    if folds > number.min():
+        rare = classes[number.argmin()]
+        raise ValueError(
+            f'{where} has {number.min()} examples of class {rare}: give at most that many folds, '
+            f'at least 2, got {folds}'
+        )
+    dealt = deal(labels, [''] * len(labels), folds, repeat)
+    test, rest = np.flatnonzero(dealt == fold), np.flatnonzero(dealt != fold)
+    again = deal(labels[rest], [''] * len(rest), held_out)
+    least = len(labels) - -(-len(labels) // folds)  # what the largest fold leaves
+    train = rest[again != 0][: least - -(-least // held_out)]
+    return {'train': train, 'validation': np.setdiff1d(rest, train), 'test': test}
+
+
+def one_fold_of(
+    name: str, num_classes: int, examples: Split, cutting: Any, held_out: int
+) -> Dataset:
+    """One fold of decoded images, which a `recordings.Cutting` names; see `parts_of`."""
+    records, indices = examples.records, examples.indices
+    where = f'dataset={name!r}'
+    order = cutting.folds, cutting.fold, cutting.repeat
+    parts = parts_of(where, records.labels[indices], *order, held_out)
+    found = {split: Split(records, indices[places]) for split, places in parts.items()}
+    found['train'].corrupt.update(examples.corrupt)
+    return assemble(name, num_classes, records.images.shape[1:], found)
 
 
 def carve(

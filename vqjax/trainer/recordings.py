@@ -47,6 +47,7 @@ class Cutting(NamedTuple):
       pad: the last window of a recording may reach beyond its end.
       folds: parts that the recordings are dealt out to; 0 = the splits that the set has.
       fold: which of them is the test split, from 0.
+      repeat: which way of dealing out, from 0.
     """
 
     window: int = 0
@@ -54,6 +55,7 @@ class Cutting(NamedTuple):
     pad: bool = False
     folds: int = 0
     fold: int = 0
+    repeat: int = 0
 
 
 WHOLE = Cutting()  # a window a recording
@@ -212,7 +214,7 @@ def _split(
     """Train, validation and test."""
     if cutting.folds:
         everything = [r for recordings in found.values() for r in recordings]
-        train, test = one_fold(where, everything, cutting.folds, cutting.fold)
+        train, test = one_fold(where, everything, cutting.folds, cutting.fold, cutting.repeat)
         found = {'train': train, 'test': test}
     else:
         check_subjects(where, found)

@@ -14,7 +14,7 @@ from vqjax.trainer.counts import pack_counts
 from vqjax.trainer.outcomes import count_params, measure, recalibrate
 from vqjax.trainer.plans import plan
 from vqjax.trainer.recordings import RecordingSet
-from vqjax.trainer.settings import RunError, Settings
+from vqjax.trainer.settings import RunError, Settings, fold_of
 from vqjax.trainer.starting import Context, Stage, Start, init_batch, start
 from vqjax.trainer.stopping import Stopped
 from vqjax.trainer.writers import open_writers
@@ -104,6 +104,9 @@ class Run:
         more = {}
         if isinstance(dataset, RecordingSet):
             more['recordings'] = dataset.about()
+        if turn := fold_of(self.context.settings.config, self.seed):
+            sizes = {split: dataset.info.num_examples[split] for split in ('train', 'test')}
+            record['fold'] = {'repeat': turn[0], 'fold': turn[1]} | sizes
         self.context.workdir.finish(
             self.method,
             self.seed,

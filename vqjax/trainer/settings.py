@@ -29,6 +29,7 @@ __all__ = [
     'choose',
     'config',
     'cutting',
+    'fold_of',
     'load_dataset',
 ]
 
@@ -85,10 +86,21 @@ def load_dataset(name: str, data_dir: str, cutting: Cutting = WHOLE) -> data.Dat
         raise RunError(f'dataset {name}: {" ".join(str(error).split())}') from error
 
 
-def cutting(config: Mapping[str, Any]) -> Cutting:
-    """How a configuration has recordings cut and split."""
+def cutting(config: Mapping[str, Any], seed: int = 0) -> Cutting:
+    """How a configuration has recordings cut, and any set split for this seed."""
     config = complete(config)
-    return Cutting(**{name: config[name] for name in Cutting._fields})
+    repeat, fold = fold_of(config, seed) or (0, max(config['fold'], 0))
+    return Cutting(*(config[n] for n in ('window', 'hop', 'pad', 'folds')), fold, repeat)
+
+
+def fold_of(config: Mapping[str, Any], seed: int) -> tuple[int, int] | None:
+    """(repeat, fold) that a seed tests where all folds are in turn, else None.
+
+    Seeds 0 to folds - 1 test each example once, so do the next ones, dealt out in another way.
+    """
+    config = complete(config)
+    in_turn = config['folds'] and config['fold'] < 0
+    return divmod(seed, config['folds']) if in_turn else None
 
 
 def check(config: dict[str, Any], parts: Parts = Parts()) -> Settings:  # noqa: B008
@@ -130,7 +142,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
             'or there is no task'
         )
     folds, fold = config['folds'], config['fold']
-    if folds == 1 or fold and fold >= folds:
+    if folds == 1 or fold > 0 and fold >= folds:
         raise RunError(
             f'fold is {fold} and folds is {folds}: give folds of at least 2 and a fold below '
             'it, or neither'

@@ -19,7 +19,13 @@ from vqjax.trainer.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What all runs of an experiment share. workdir is None on processes that write nothing."""
+    """What all runs of an experiment share.
+
+    Fields beyond what their types say:
+      dataset: of all seeds, or of the first one where folds are in turn.
+      workdir: None on processes that write nothing.
+      folds: seed -> data of its fold; None where all seeds have the same.
+    """
 
     settings: Settings
     dataset: Any
@@ -27,6 +33,11 @@ class Context:
     display: logs.Display
     stop: StopRequest
     form: Any
+    folds: Callable[[int], Any] | None = None
+
+    def of(self, seed: int) -> 'Context':
+        """The same with the data of this seed: another fold, where folds are in turn."""
+        return self if self.folds is None else dataclasses.replace(self, dataset=self.folds(seed))
 
 
 class Stage(NamedTuple):
