@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.overrides = {'broken': {'standardize': False}}
     config.methods = 'all'
     config.folds = 5
-    config.seeds = 1
+    config.seeds = 5  # one a fold
     # The sequence models; see vqjax.studies.behaviour.
     config.rounds = 3  # times that every recording occurs in sessions
     config.session = 8  # recordings of a session

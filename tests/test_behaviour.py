@@ -121,7 +121,7 @@ def fold(method, f1, accuracy, perplexity):
 
 def test_conclusions_follow_from_the_figures():
     folds = [fold('good', 0.6, 0.95, 20.0), fold('good', 0.7, 0.94, 30.0)]
-    results = {'folds': folds, 'config': {'states': 12}}
+    results = {'folds': folds, 'sequence_models': {'states': 12}}
     said = '\n'.join(behaviour_report.conclusions(results))
     assert 'within 2 points; collapsed to one code in 0 of 2 folds' in said
     assert 'Sticky states raise boundary F1 on codes of none (+0.10' in said
@@ -135,7 +135,14 @@ def small(**fields):
     from configs import behaviour as configuration
 
     config = configuration.get_config().to_dict()
-    config |= {'folds': 2, 'epochs': 1, 'width': 4, 'features': 8, 'methods': 'none,vq_ema'}
+    config |= {
+        'folds': 2,
+        'seeds': 2,
+        'epochs': 1,
+        'width': 4,
+        'features': 8,
+        'methods': 'none,vq_ema',
+    }
     config |= {'rounds': 1, 'states': 5, 'tokens': 8, 'restarts': 1, 'writers': ''}
     return config | fields
 
@@ -170,6 +177,8 @@ def test_a_whole_run_in_small(tmp_path):
     'fields, said',
     [
         ({'folds': 0}, 'set folds to 2 or more'),
+        ({'fold': 1}, 'fold to -1'),
+        ({'seeds': 3}, 'a multiple of folds'),
         ({'bottleneck': 'vector'}, "set 'sensor' and 'grid'"),
         ({'dataset': 'digits', 'encoder': 'conv'}, "encoder='conv'"),
         ({'states': 0}, 'states'),

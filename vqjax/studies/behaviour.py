@@ -6,9 +6,10 @@ random order, are sessions; their codes go to hidden (semi-)Markov models, which
 
 from __future__ import annotations
 
+import functools
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from vqjax.trainer import experiment, finished, settings
 from vqjax.trainer.fields import RunError
 from vqjax.trainer.logs import show
 from vqjax.trainer.recordings import RecordingSet
+from vqjax.trainer.summaries import shorten
 from vqjax.trainer.workdir import Workdir
 
 _log = logging.getLogger('vqjax')
@@ -48,42 +50,37 @@ class Tokens(NamedTuple):
 
 
 def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
-    """`experiment.run` on every fold, then sequence models and peers on its held-out recordings.
+    """`experiment.run` with all folds in turn, then sequence models and peers on what was held out.
 
     Args:
       config: the fields of every configuration, and those of `OWN`.
-      workdir: folder for results.json, report.md, session.png and a folder for each fold.
+      workdir: as of `experiment.run`; report.md and session.png are added.
 
     Raises:
       RunError: something for the user to put right.
     """
     own = {name: config.get(name, default) for name, default in OWN.items()}
     plain = {name: value for name, value in config.items() if name not in OWN}
-    given = _check(own, plain)
-    folder = Workdir(workdir, config)
-    try:
-        folds, pictures = [], None
-        for fold in range(given.folds):
-            _log.info('fold %d of %d', fold + 1, given.folds)
-            part = folder.path / f'fold_{fold}'
-            trained = experiment.run(plain | {'fold': fold}, part, parts=faults.PARTS)
-            if not trained:  # another process writes
-                return {}
-            found, shown = measure(part, trained, own, given)
-            folds.append(found)
-            pictures = pictures or shown
-        results = {'schema': 1, 'config': config, 'environment': trained['environment']}
-        results |= {'command': trained.get('command'), 'folds': folds}
-        report.write(folder.path, results, pictures)
-        folder.write_json('results.json', results)
-        show(report.table(results))
-        return results
-    finally:
-        folder.close()
+    _check(own, plain)
+    return experiment.run(plain, workdir, functools.partial(conclude, own), faults.PARTS)
 
 
-def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> settings.Settings:
-    """The settings of every fold, once it is known that they can be studied."""
+def conclude(own: Mapping[str, Any], results: dict[str, Any], folder: Workdir) -> None:
+    """Measures every fold, and writes and prints the report."""
+    folds, seeds = results['config']['folds'], results['config']['seeds']
+    found = [measure(folder.path, results, own, range(f, seeds, folds)) for f in range(folds)]
+    results |= {'sequence_models': dict(own), 'folds': [figures for figures, _ in found]}
+    shorten(results)
+    report.write(folder.path, results, found[0][1])
+    show(report.table(results))
+
+
+def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Checks that this can be studied.
+
+    Raises:
+      RunError: otherwise.
+    """
     given = settings.check(dict(plain), faults.PARTS)
     try:
         for name in ('rounds', 'session', 'states', 'phases', 'tokens', 'restarts'):
@@ -93,8 +90,10 @@ def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> settings.Setting
                 raise ValueError(f'{name} must be seconds above 0, got {own[name]!r}')
     except ValueError as error:
         raise RunError(str(error)) from None
-    if not given.folds:
-        raise RunError('study behaviour holds recordings out in turn: set folds to 2 or more')
+    if not given.folds or given.fold >= 0:
+        raise RunError(
+            'study behaviour holds recordings out in turn: set folds to 2 or more, fold to -1'
+        )
     for name, method in given.methods.items():
         if method.encoder != 'sensor' or method.bottleneck != 'grid':
             raise RunError(
@@ -107,32 +106,33 @@ def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> settings.Setting
             f'study behaviour needs recordings that tell their rate, and {given.dataset} does '
             'not: choose another dataset'
         )
-    return given
 
 
 def measure(
-    workdir: pathlib.Path, trained: Mapping[str, Any], own: Mapping[str, Any], given: Any
+    workdir: pathlib.Path, results: Mapping[str, Any], own: Mapping[str, Any], seeds: Sequence[int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of one fold, and what its picture shows: a held-out session of the first seed."""
-    result: dict[str, Any] = {'methods': {}, 'peers': {}, 'findings': trained['findings']}
-    pictures: dict[str, Any] = {}
-    for method, entry in trained['methods'].items():
+    """Figures of the seeds that share a fold, and what a picture shows: a session of the first."""
+    result: dict[str, Any] = {'methods': {}, 'peers': {}}
+    pictures: dict[str, Any] = {'found': {}}
+    for method, entry in results['methods'].items():
         rows = []
-        for figures in entry['seeds']:
-            seed = figures['seed']
-            model = finished.read(workdir, method, seed, faults.PARTS)
+        for seed in seeds:
+            figures, model = (
+                entry['seeds'][seed],
+                finished.read(workdir, method, seed, faults.PARTS),
+            )
             train, test = _sessions(model.dataset, own, seed)
             row = {k: figures[k] for k in ('accuracy', 'ece', 'perplexity') if k in figures}
             row['models'], shown = _models(model, train, test, own, seed)
             rows.append(row)
-            if not result['peers'].get(seed):
+            if seed not in result['peers']:
                 result['peers'][seed], others = _peers(model.dataset, train, test, own, seed)
                 shown |= others
-            if seed == 0:
+            if seed == seeds[0]:
                 pictures |= {'session': test, 'dataset': model.dataset}
-                pictures.setdefault('found', {})[method] = shown
+                pictures['found'][method] = shown
+                result['recordings'] = model.dataset.counts()
         result['methods'][method] = {'seeds': rows, 'spec': entry['spec'], 'bits': entry['bits']}
-    result['recordings'] = trained['recordings']
     return result, pictures
 
 

@@ -171,12 +171,12 @@ def _raises(results, methods, better, worse):
         apart = _difference(a, b)
         if apart is None:
             continue
-        less = 'lower it' if apart.high < 0 else 'are not shown to move it'
+        less = 'lower boundary F1' if apart.high < 0 else 'are not shown to move boundary F1'
         verdict = 'raise boundary F1' if apart.low > 0 else less
         by_verdict.setdefault(verdict, []).append(
             f'{method} ({apart.mean:+.2f}, {apart.low:+.2f} to {apart.high:+.2f})'
         )
-    order = ('raise boundary F1', 'lower it', 'are not shown to move it')
+    order = ('raise boundary F1', 'lower boundary F1', 'are not shown to move boundary F1')
     return '; '.join(
         f'{v} on codes of {", ".join(by_verdict[v])}' for v in order if v in by_verdict
     )
@@ -187,7 +187,7 @@ def _found(results, methods):
     for method in methods:
         values = of_method(results, method, 'models', 'HSMM, states found', 'states_found')
         parts.append(f'{np.mean(values):.1f} on codes of {method}')
-    return f'States found, at most {results["config"]["states"]}: {", ".join(parts)}.'
+    return f'States found, at most {results["sequence_models"]["states"]}: {", ".join(parts)}.'
 
 
 def _against(results, methods, peer):
@@ -202,8 +202,7 @@ def _against(results, methods, peer):
 
 def text(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
-    config, folds = results['config'], results['folds']
-    own = {name: config[name] for name in ('rounds', 'session', 'phases', 'duration_s', 'lag_s')}
+    config, folds, own = results['config'], results['folds'], results['sequence_models']
     held = [fold['recordings']['test']['recordings'] for fold in folds]
     parts = [
         f'# Behaviours from codes of {config["dataset"]}',
@@ -219,17 +218,17 @@ def text(results: Mapping[str, Any]) -> str:
         '## Sequence models',
         markdown(model_rows(results), words=2),
         '## How',
-        f'{len(folds)} folds of {", ".join(map(str, held))} held-out recordings, {config["seeds"]} '
+        f'{len(folds)} folds of {", ".join(map(str, held))} held-out recordings, {config["seeds"] // len(folds)} '
  'seed each; in brackets the 95% interval over folds, corrected for training sets that overlap '
         '(Nadeau and Bengio 2003). A network is trained on labelled windows of '
         f'{config["window"]} steps. Then every recording occurs {own["rounds"]} times, in random '
         f'order, {own["session"]} to a session; two neighbours of one label are one stretch. The '
         'sequence models are fitted to the codes of sessions of training recordings, without '
         'labels, and find the most likely states of held-out sessions. For `none` the codes are '
-        f'those of k-means with {config["tokens"]} centroids on the encoder\'s vectors, and '
+        f'those of k-means with {own["tokens"]} centroids on the encoder\'s vectors, and '
         '`classifier` is the class of the window around each place, which labels made. `codes` '
         'takes every code for a state. HMM, sticky HMM and HSMM are given the number of '
-        f'behaviours; "states found" looks for up to {config["states"]}. Durations are negative '
+        f'behaviours; "states found" looks for up to {own["states"]}. Durations are negative '
         f'binomial with {own["phases"]} phases, {own["duration_s"]:g} s expected. "late": from '
         f'codes up to {own["lag_s"]:g} s after each place, as in a stream. The estimate is that '
         'of the weak limit of a sticky HDP-HSMM by EM, no sample of its posterior; it ends in the '
