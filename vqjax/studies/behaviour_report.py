@@ -218,8 +218,9 @@ def text(results: Mapping[str, Any]) -> str:
         '## Sequence models',
         markdown(model_rows(results), words=2),
         '## How',
-        f'{len(folds)} folds of {", ".join(map(str, held))} held-out recordings, {config["seeds"] // len(folds)} '
- 'seed each; in brackets the 95% interval over folds, corrected for training sets that overlap '
+        f'{len(folds)} folds of {", ".join(map(str, held))} held-out recordings, '
+        f'{config["seeds"] // len(folds)} seed each; in brackets the 95% interval over folds, '
+        'corrected for training sets that overlap '
         '(Nadeau and Bengio 2003). A network is trained on labelled windows of '
         f'{config["window"]} steps. Then every recording occurs {own["rounds"]} times, in random '
         f'order, {own["session"]} to a session; two neighbours of one label are one stretch. The '
