@@ -19,6 +19,7 @@ from vqjax.trainer.recordings import WHOLE, Cutting, from_recordings
 from vqjax.trainer.records import (
     SPLIT_SEED,
     Batch,
+    DataInfo,  # noqa: F401, its callers name it here
     Dataset,
     InMemory,
     Split,
