@@ -71,7 +71,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
         ({'study': 'remedy'}, "study is 'remedy': choose one of comparison, remedies"),
         ({'seeds': 0}, 'seeds is 0'),
         ({'methods': 'weak,cure'}, "unknown method 'cure'"),
-        ({'steps': 3}, "unknown config field 'steps'"),
+        ({'num_epochs': 3}, "unknown config field 'num_epochs'"),
         ({'overrides': {'weak': {'decay': 0.5}}}, "unknown field of overrides.weak 'decay'"),
         ({'quantizers': {'weak': {'name': 'vq_emu'}}, 'overrides': {}}, 'quantizers.weak: name'),
     ],
