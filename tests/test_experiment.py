@@ -166,7 +166,7 @@ def test_another_configuration_in_the_same_folder_is_refused(done):
         ({'batch_size': 5000}, '5000'),
         ({'epochs': 0}, 'epochs is 0: give at least 1'),
         ({'epochs': 2.5}, 'epochs is 2.5: give a value of type int'),
-        ({'encoder': 'vit'}, "encoder is 'vit': choose one of conv, resnet18"),
+        ({'encoder': 'vit'}, "encoder is 'vit': choose one of conv, resnet9, resnet18"),
         ({'learning_rate': -1.0}, 'learning_rate is -1.0'),
         ({'dataset': 'no_such_set'}, 'no_such_set'),
         ({'augment': True}, 'augment'),

@@ -473,7 +473,7 @@ def test_a_folder_that_is_no_data_set_is_one_sentence_and_nothing_is_written(
         ({'data_dir': ''}, 'needs data_dir'),
         ({'data_dir': '/no/such'}, 'there is no such folder'),
         ({'encoder': 'conv'}, 'holds recordings: set encoder to sensor, not conv'),
-        ({'dataset': 'digits'}, 'holds images: set encoder to conv or resnet18, not sensor'),
+        ({'dataset': 'digits'}, 'holds images: set encoder to conv, resnet9, resnet18'),
         ({'augment': True}, 'augment is for images'),
         ({'bottleneck': 'two_level'}, 'set bottleneck to vector or grid'),
         ({'folds': 3, 'fold': 3}, 'fold is 3 and folds is 3'),

@@ -164,6 +164,7 @@ def test_gradients_reach_the_top_through_its_codes_and_stop_where_frozen():
     [
         ('conv', (32, 32, 3), ((4, 4), (8, 8))),
         ('conv', (28, 28, 1), ((4, 4), (7, 7))),
+        ('resnet9', (32, 24, 3), ((2, 2), (4, 3))),
         ('resnet18', (32, 24, 3), ((2, 2), (4, 3))),
     ],
 )

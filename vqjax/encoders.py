@@ -13,10 +13,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from vqjax import ops, sensors
+from vqjax.trunks import ConvTrunk, ResNet9, ResNet18, are_small, convolution
 
-ENCODERS = ('conv', 'resnet18', 'sensor')
+__all__ = [
+    'BOTTLENECKS',
+    'ENCODERS',
+    'ConvTrunk',
+    'Decoder',
+    'Encoder',
+    'ResNet9',
+    'ResNet18',
+    'Standardize',
+    'TwoLevelEncoder',
+    'are_small',
+    'convolution',
+    'repeat_to',
+    'two_level_grids',
+]
+
+ENCODERS = ('conv', 'resnet9', 'resnet18', 'sensor')
 BOTTLENECKS = ('vector', 'grid', 'two_level')
-_SMALL = 144  # pixels of an image
 
 
 class Standardize(nn.Module):
@@ -67,100 +83,17 @@ def _sum(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Arra
     return ops.psum(jnp.sum(x, axis=axes), axis_name)
 
 
-def are_small(image_shape: Sequence[int]) -> bool:
-    """Whether convolutions of such images (H, W, C) are taken as products of patches: on a CPU."""
-    return jax.default_backend() == 'cpu' and image_shape[0] * image_shape[1] <= _SMALL
-
-
-def convolution(image_shape: Sequence[int]) -> Any:
-    """What nn.Conv computes with, in a network for images (H, W, C)."""
-    return ops.convolve if are_small(image_shape) else lax.conv_general_dilated
-
-
-class ConvTrunk(nn.Module):
-    """Three 3x3 convolutions, the last two of stride 2: [B, H, W, C] -> [B, H/4, W/4, 4 * width].
-
-    Attributes:
-      width: channels of the first convolution.
-      dtype: of the computation; parameters are float32.
-    """
-
-    width: int = 32
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        del train  # nothing here differs between training and evaluation
-        compute = convolution(x.shape[1:])
-        for factor, stride in ((1, 1), (2, 2), (4, 2)):
-            x = nn.Conv(
-                factor * self.width,
-                (3, 3),
-                strides=stride,
-                dtype=self.dtype,
-                conv_general_dilated=compute,
-            )(x)
-            x = nn.relu(x)
-        return x
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 for small images: 3x3 stem, no first pool: [B, H, W, C] -> [B, H/8, W/8, 512].
-
-    He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2 (the CIFAR stem)
-    with the widths and depths of its table 1.
-
-    Attributes:
-      axis_name: replicas whose batch statistics are averaged; None for one device.
-      dtype: of the computation; parameters and statistics are float32.
-    """
-
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        def norm(**kwargs: Any) -> nn.BatchNorm:
-            return nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-                **kwargs,
-            )
-
-        def conv(features: int, size: int, stride: int = 1) -> nn.Conv:
-            return nn.Conv(
-                features,
-                (size, size),
-                strides=stride,
-                use_bias=False,
-                kernel_init=nn.initializers.he_normal(),
-                dtype=self.dtype,
-            )
-
-        x = nn.relu(norm()(conv(64, 3)(x)))
-        for features, first_stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            for stride in (first_stride, 1):
-                y = nn.relu(norm()(conv(features, 3, stride)(x)))
-                # A zero scale makes each block start as the identity.
-                y = norm(scale_init=nn.initializers.zeros)(conv(features, 3)(y))
-                if x.shape != y.shape:
-                    x = norm()(conv(features, 1, stride)(x))
-                x = nn.relu(x + y)
-        return x
-
-
 class Encoder(nn.Module):
     """Images to vectors: [B, H, W, C] -> z float32 [B, 1, 1, D] or [B, h, w, D].
 
     Attributes:
-      kind: 'conv' or 'resnet18', or 'sensor' for windows [B, 1, T, C] in which NaN is missing.
+      kind: 'conv', 'resnet9' or 'resnet18', or 'sensor' for windows [B, 1, T, C] in which NaN is
+        missing.
       features: D.
       bottleneck: 'vector' (one vector an image) or 'grid' (one a place of the feature map).
       axis_name: replicas that share batch statistics; None for one device.
       dtype: of the computation; parameters are float32.
-      width: channels of the first convolution of 'conv' and 'sensor'.
+      width: channels of the first convolution of 'conv', 'resnet9' and 'sensor'.
       standardize: every feature of z has mean 0 and variance 1; without, z is what comes.
     """
 
@@ -195,6 +128,8 @@ def _trunk(encoder: Any) -> nn.Module:
     """The convolutions of an encoder: images to a feature map."""
     if encoder.kind == 'conv':
         return ConvTrunk(encoder.width, encoder.dtype)
+    if encoder.kind == 'resnet9':
+        return ResNet9(encoder.width, encoder.axis_name, encoder.dtype)
     if encoder.kind == 'resnet18':
         return ResNet18(axis_name=encoder.axis_name, dtype=encoder.dtype)
     if encoder.kind == 'sensor':
@@ -218,7 +153,7 @@ Size = tuple[int, int]
 
 def two_level_grids(kind: str, image_shape: Sequence[int]) -> tuple[Size, Size]:
     """(height, width) of the top and of the bottom grid of images (H, W, C)."""
-    steps = {'conv': 2, 'resnet18': 3}[kind]
+    steps = {'conv': 2, 'resnet9': 3, 'resnet18': 3}[kind]
     sizes = [tuple(-(-side // 2**n) for side in image_shape[:2]) for n in (steps + 1, steps)]
     return sizes[0], sizes[1]
 

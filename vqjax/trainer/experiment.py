@@ -148,7 +148,8 @@ def _sentence(error: Exception, workdir: str) -> str | None:
 def _check_method(settings: Settings, name: str, dataset: data.Dataset, form: Any) -> None:
     own, of_windows = settings.methods[name], isinstance(dataset, RecordingSet)
     if of_windows != (own.encoder == 'sensor'):
-        kind, need = ('recordings', 'sensor') if of_windows else ('images', 'conv or resnet18')
+        images = ('images', ', '.join(kind for kind in encoders.ENCODERS if kind != 'sensor'))
+        kind, need = ('recordings', 'sensor') if of_windows else images
         raise RunError(
             f'dataset {dataset.info.name} holds {kind}: set encoder to {need}, not {own.encoder}'
         )

@@ -94,11 +94,13 @@ FIELDS: dict[str, Field] = {
     'augment': Field(False, 'random flips and crops'),
     # Model.
     'encoder': Field(
-        'conv', "'conv', 'resnet18' or, for recordings, 'sensor'", choices=tuple(encoders.ENCODERS)
+        'conv',
+        "'conv', 'resnet9', 'resnet18' or, for recordings, 'sensor'",
+        choices=tuple(encoders.ENCODERS),
     ),
     'width': Field(
         32,
-        "channels of the first convolution of 'conv' and 'sensor', and the last of the decoder",
+        "channels of the first convolution of all but 'resnet18', and the last of the decoder",
         least=1,
     ),
     'bottleneck': Field(
