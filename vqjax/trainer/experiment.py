@@ -17,7 +17,7 @@ from jax.errors import JaxRuntimeError
 
 import vqjax
 from vqjax import encoders, health, quantizers
-from vqjax.trainer import data, levels, logs, models, pretrained, sizes, training
+from vqjax.trainer import data, features, levels, logs, models, pretrained, sizes, training
 from vqjax.trainer.checkpoints import CheckpointError
 from vqjax.trainer.convergence import rise
 from vqjax.trainer.files import cannot_write
@@ -239,6 +239,8 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
 
 def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
     whole = make_task(context.settings, method, context.dataset, context.form)
+    own = context.settings.methods[method]
+    whole = features.reading(whole, features.may_stand_in(own, context.dataset))
     stages = {}
     for continuous in {False, two}:
         task = dataclasses.replace(whole, continuous=continuous)

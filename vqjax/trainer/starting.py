@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vqjax import quantizers
-from vqjax.trainer import data, logs, pretrained, training
+from vqjax.trainer import data, features, logs, pretrained, training
 from vqjax.trainer.checkpoints import Checkpoints
 from vqjax.trainer.processes import agree, agree_arrays, on_first_process
 from vqjax.trainer.progress import Progress
@@ -52,12 +52,14 @@ class Start(NamedTuple):
     """Where a run begins.
 
     state: placed on the devices
-    batches: the iterator, at the first batch that is to come
+    dataset: what the run reads: images, or what the encoder makes of them
+    batches: its iterator, at the first batch that is to come
     progress: of the steps behind it
     checkpoints: open; None on processes that write nothing
     """
 
     state: training.TrainState
+    dataset: data.Dataset
     batches: Any
     progress: Progress
     checkpoints: Checkpoints | None
@@ -75,15 +77,9 @@ def start(context: Context, method: str, seed: int, task: training.Task) -> Star
     """
     own, progress = context.settings.methods[method], Progress()
     checkpoints, taken = None, False
+    dataset, task = context.dataset, features.reading(task, False)
     try:
-        batches = data.train_batches(
-            context.dataset,
-            own.batch_size,
-            seed,
-            jax.process_index(),
-            jax.process_count(),
-            own.augment,
-        )
+        batches = _batches(dataset, own, seed)
         like = training.state_shapes(task, context.dataset.info.image_shape, own.init_batch_size)
         if context.workdir is not None:
             checkpoints = Checkpoints(
@@ -94,14 +90,25 @@ def start(context: Context, method: str, seed: int, task: training.Task) -> Star
         state = _restore(context, checkpoints, like, batches, progress)
         if state is None:
             state = _init(context.dataset, own, seed, task, like)
+        if features.may_stand_in(own, dataset):
+            dataset = features.stand_in(dataset, task, state)
+            position = batches.get_state()
+            batches = _batches(dataset, own, seed)
+            batches.set_state(position)
         placed = context.form.place(state, task)
         taken = True
-        return Start(placed, batches, progress, checkpoints)
+        return Start(placed, dataset, batches, progress, checkpoints)
     except ValueError as error:  # what data and quantizers say of values that do not fit
         raise RunError(f'{method} seed {seed}: {error}') from error
     finally:
         if checkpoints is not None and not taken:
             checkpoints.close()
+
+
+def _batches(dataset: data.Dataset, own: Settings, seed: int) -> Any:
+    return data.train_batches(
+        dataset, own.batch_size, seed, jax.process_index(), jax.process_count(), own.augment
+    )
 
 
 def init_batch(dataset: data.Dataset, own: Settings, seed: int) -> Any:
@@ -112,8 +119,12 @@ def init_batch(dataset: data.Dataset, own: Settings, seed: int) -> Any:
 def _init(
     dataset: data.Dataset, own: Settings, seed: int, task: training.Task, like: training.TrainState
 ) -> training.TrainState:
-    loaded = _load(own.init_from, seed, like) if own.init_from else None
-    return training.init_state(task, seed, init_batch(dataset, own, seed), loaded)
+    images = init_batch(dataset, own, seed)
+    if not own.init_from:
+        return training.init_state(task, seed, images)
+    loaded = _load(own.init_from, seed, like)
+    there = agree(on_first_process(lambda: pretrained.bottleneck_of(own.init_from, seed)))
+    return training.init_state(task, seed, images, loaded, there != own.bottleneck)
 
 
 def _load(path: str, seed: int, like: training.TrainState) -> Any:

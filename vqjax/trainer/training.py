@@ -82,11 +82,15 @@ def _within(tree: Any, name: str) -> Any:
     )
 
 
-def init_state(task: Task, seed: int, images: jax.Array, loaded: Any = None) -> TrainState:
+def init_state(
+    task: Task, seed: int, images: jax.Array, loaded: Any = None, other_places: bool = False
+) -> TrainState:
     """A fresh state, not replicated. Codebooks start from `images` [N, H, W, C], so give many.
 
     Args:
       loaded: collections of another run's model, by name; their entries replace the fresh ones.
+      other_places: that run had another bottleneck. Places of a grid vary more than their mean
+        over an image does, so mean and variance of z are taken anew, from `images`.
 
     Raises:
       ValueError: the encoder maps the images to identical, zero or non-finite vectors.
@@ -98,6 +102,8 @@ def init_state(task: Task, seed: int, images: jax.Array, loaded: Any = None) -> 
         state = state._replace(
             params=params, stats=stats, ema_params=params if task.ema_decay else ()
         )
+        if other_places and task.model.standardize:
+            state = _jit_restandardize(task, state, images)
         return start_quantizer(task, state, images)
     if task.model.quantizer is not None:
         ops.check_distinct(z, _counting(task, images, z))
@@ -134,9 +140,28 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
 _jit_init = steps.quick_jit(_init)
 
 
+def _restandardize(task: Task, state: TrainState, images: Any) -> TrainState:
+    old = state.stats['batch_stats']
+    neutral = {'mean': jnp.zeros(task.model.features), 'variance': jnp.ones(task.model.features)}
+
+    def standing(moments: Any) -> Any:
+        encoder = old[ENCODER] | {'standardize': moments}
+        return state.stats | {'batch_stats': old | {ENCODER: encoder}}
+
+    z = task.model.clone(axis_name=None).apply(
+        {'params': state.params, **standing(neutral)}, images, method='represent'
+    )
+    axes = tuple(range(z.ndim - 1))
+    moments = {'mean': jnp.mean(z, axes), 'variance': jnp.var(z, axes)}
+    return state._replace(stats=standing(moments))
+
+
+_jit_restandardize = steps.quick_jit(_restandardize)
+
+
 def forget_programs() -> None:
     """Drops what was compiled for the methods so far: forty of them would fill the memory."""
-    for function in (_jit_init, _jit_start_quantizer, steps.gradient_flow):
+    for function in (_jit_init, _jit_restandardize, _jit_start_quantizer, steps.gradient_flow):
         function.clear_cache()
 
 
