@@ -133,7 +133,7 @@ def test_the_test_split_is_encoded_when_it_is_opened(source):
     ],
 )
 def test_only_an_encoder_that_sees_every_image_alike_for_good_is_read_once(changes, expected):
-    given = config(methods='frozen', frozen_epochs=-1, **changes)
+    given = config(**{'methods': 'frozen', 'frozen_epochs': -1} | changes)
     own = settings.check(given).methods['frozen']
     assert features.may_stand_in(own, data.load('digits')) == expected
 
