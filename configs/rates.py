@@ -26,44 +26,49 @@ LEVELS = {
 }
 
 
-def _vq_ema(bits: int, **fields) -> dict:
+def vq_ema(bits: int, **fields) -> dict:
+    """The spec of one codebook."""
     return {'name': 'vq_ema', 'num_codes': 2**bits, 'decay': 0.95} | fields
 
 
-def _projected(dim: int, inner: dict) -> dict:
+def projected(dim: int, inner: dict) -> dict:
+    """The spec of a quantizer behind a learned linear map to fewer dimensions."""
     return {'name': 'projected', 'dim': dim, 'inner': inner}
 
 
-def _specs(bits: int) -> dict[str, dict]:
+def specs(bits: int) -> dict[str, dict]:
     """Family -> spec at so many bits a token."""
     levels, half = LEVELS[bits], bits // 2
     found = {}
     if bits <= 12:
         found = {
-            'vq_ema': _vq_ema(bits),
-            'balanced': _vq_ema(bits, assignment={'epsilon': 0.1, 'iters': 5}),
+            'vq_ema': vq_ema(bits),
+            'balanced': vq_ema(bits, assignment={'epsilon': 0.1, 'iters': 5}),
             'sim_vq': {'name': 'sim_vq', 'num_codes': 2**bits},
             'gumbel': {'name': 'gumbel', 'num_codes': 2**bits},
         }
     return found | {
-        'fsq': _projected(len(levels), {'name': 'fsq', 'levels': levels}),
-        'lfq': _projected(bits, {'name': 'lfq', 'num_bits': bits}),
-        'rvq': {'name': 'residual', 'num_stages': 2, 'inner': _vq_ema(half, commitment=0.1)},
-        'product': {'name': 'product', 'num_groups': 2, 'inner': _vq_ema(half)},
+        'fsq': projected(len(levels), {'name': 'fsq', 'levels': levels}),
+        'lfq': projected(bits, {'name': 'lfq', 'num_bits': bits}),
+        'rvq': {'name': 'residual', 'num_stages': 2, 'inner': vq_ema(half, commitment=0.1)},
+        'product': {'name': 'product', 'num_groups': 2, 'inner': vq_ema(half)},
     }
 
 
 def get_config(bottleneck: str = 'both') -> ml_collections.ConfigDict:
     """For 'vector', 'grid' or 'both': methods `fsq-8`, and `fsq-8-grid`."""
+    found = {f'{family}-{bits}': spec for bits in RATES for family, spec in specs(bits).items()}
+    return at(bottleneck, {'none': None} | found)
+
+
+def at(bottleneck: str, each: dict) -> ml_collections.ConfigDict:
+    """The configuration of these methods, name -> spec, at 'vector', 'grid' or 'both'."""
     kinds = {'both': ('', '-grid'), 'vector': ('',), 'grid': ('-grid',)}
     if bottleneck not in kinds:
         raise settings.RunError(
             f'bottleneck is {bottleneck!r}: choose one of {", ".join(kinds)}, as in rates.py:grid'
         )
-    specs = {'none': None} | {
-        f'{family}-{bits}': spec for bits in RATES for family, spec in _specs(bits).items()
-    }
-    quantizers = {name + kind: spec for kind in kinds[bottleneck] for name, spec in specs.items()}
+    quantizers = {name + kind: spec for kind in kinds[bottleneck] for name, spec in each.items()}
     # Every field that decides a figure is named here: no other configuration's change moves it.
     return settings.config(
         study='rates',
