@@ -104,8 +104,12 @@ def test_the_test_split_is_encoded_when_it_is_opened(source):
     dataset = dataclasses.replace(dataset, splits=dict(dataset.splits) | {'test': watched})
     task = experiment.make_task(checked, 'frozen', dataset)
     state = training.init_state(task, 0, data.init_batch(dataset, 64, 0)['image'])
-    encoded = features.stand_in(dataset, task, state)
-    assert features.stand_in(dataset, task, state) is encoded
+
+    def stand_in(state):
+        return features.stand_in(dataset, task, features.encoder_of(task, state))
+
+    encoded = stand_in(state)
+    assert stand_in(state) is encoded
     next(data.train_batches(encoded, 32, 0))
     assert not read and encoded.info.num_examples == dataset.info.num_examples
     batch = next(iter(data.eval_batches(encoded, 'test', 32)))
@@ -118,7 +122,7 @@ def test_the_test_split_is_encoded_when_it_is_opened(source):
     np.testing.assert_array_equal(batch['label'], images['label'])
     # Another encoder, other features.
     other = training.init_state(task, 1, data.init_batch(dataset, 64, 0)['image'])
-    assert features.stand_in(dataset, task, other) is not encoded
+    assert stand_in(other) is not encoded
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,9 @@ def test_a_grid_from_an_encoder_of_vectors_is_standardised_anew(source):
         task = experiment.make_task(own, 'none', dataset)
         loaded = pretrained.load(str(source), 0, training.state_shapes(task, (8, 8, 1), 64))
         assert pretrained.bottleneck_of(str(source), 0) == 'vector'
-        state = training.init_state(task, 0, images, loaded, bottleneck != 'vector')
+        if bottleneck != 'vector':
+            loaded = training.restandardize(task, loaded, images)
+        state = training.init_state(task, 0, images, loaded)
         variables = {'params': state.params, **state.stats}
         model = task.model.clone(axis_name=None)
         z = model.apply(variables, images, method='represent')

@@ -46,21 +46,23 @@ def reading(task: Task, features: bool) -> Task:
     return dataclasses.replace(task, model=task.model.clone(encoded=features))
 
 
-def stand_in(dataset: Dataset, task: Task, state: TrainState) -> Dataset:
+def encoder_of(task: Task, state: TrainState) -> Mapping[str, Any]:
+    """Collections of the model of a run, as evaluation reads it."""
+    return {'params': state.ema_params if task.ema_decay else state.params} | dict(state.stats)
+
+
+def stand_in(dataset: Dataset, task: Task, variables: Mapping[str, Any]) -> Dataset:
     """The data set whose images [N, H, W, C] are replaced by features z float32 [N, h, w, D].
 
-    Those of the newest encoder are kept for the methods and seeds to come.
+    Those of the two newest encoders (of a vector, of a grid) are kept for the runs to come.
 
     Args:
       dataset: for which `may_stand_in`.
       task: for images.
-      state: of a run; its encoder is what is read.
+      variables: collections of the model; the encoder's are what is read.
     """
-    read = state.ema_params if task.ema_decay else state.params
     variables = {
-        name: {ENCODER: tree[ENCODER]}
-        for name, tree in ({'params': read} | dict(state.stats)).items()
-        if ENCODER in tree
+        name: {ENCODER: tree[ENCODER]} for name, tree in variables.items() if ENCODER in tree
     }
     key = hashlib.sha256(repr((task.model.bottleneck, id(dataset))).encode())
     for path, x in jax.tree_util.tree_leaves_with_path(variables):
@@ -78,7 +80,7 @@ class _Keyed:
     variables: Any = dataclasses.field(compare=False)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _encoded(given: _Keyed) -> Dataset:
     dataset = given.dataset
     encode = jax.jit(functools.partial(given.model.apply, method='represent'))

@@ -88,13 +88,17 @@ def start(context: Context, method: str, seed: int, task: training.Task) -> Star
                 own.keep_checkpoints,
             )
         state = _restore(context, checkpoints, like, batches, progress)
-        if state is None:
-            state = _init(context.dataset, own, seed, task, like)
+        loaded = _load(own, seed, dataset, task, like) if own.init_from and state is None else None
         if features.may_stand_in(own, dataset):
-            dataset = features.stand_in(dataset, task, state)
+            if state is None and loaded is None:
+                state = training.init_state(task, seed, init_batch(dataset, own, seed))
+            dataset = features.stand_in(dataset, task, loaded or features.encoder_of(task, state))
+            task = features.reading(task, True)
             position = batches.get_state()
             batches = _batches(dataset, own, seed)
             batches.set_state(position)
+        if state is None:
+            state = training.init_state(task, seed, init_batch(dataset, own, seed), loaded)
         placed = context.form.place(state, task)
         taken = True
         return Start(placed, dataset, batches, progress, checkpoints)
@@ -116,26 +120,23 @@ def init_batch(dataset: data.Dataset, own: Settings, seed: int) -> Any:
     return data.init_batch(dataset, own.init_batch_size, seed)['image']
 
 
-def _init(
-    dataset: data.Dataset, own: Settings, seed: int, task: training.Task, like: training.TrainState
-) -> training.TrainState:
-    images = init_batch(dataset, own, seed)
-    if not own.init_from:
-        return training.init_state(task, seed, images)
-    loaded = _load(own.init_from, seed, like)
-    there = agree(on_first_process(lambda: pretrained.bottleneck_of(own.init_from, seed)))
-    return training.init_state(task, seed, images, loaded, there != own.bottleneck)
-
-
-def _load(path: str, seed: int, like: training.TrainState) -> Any:
+def _load(
+    own: Settings, seed: int, dataset: data.Dataset, task: training.Task, like: training.TrainState
+) -> Any:
     """Parts of another run's model, from process 0."""
+    path = own.init_from
     found = on_first_process(lambda: pretrained.load(path, seed, like))
     names = agree(found and {collection: list(tree) for collection, tree in found.items()})
     if found is None:
         here = {'params': like.params} | like.stats
         taken = {c: {name: here[c][name] for name in parts} for c, parts in names.items()}
         found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), taken)
-    return agree_arrays(found)
+    found = agree_arrays(found)
+    there = agree(on_first_process(lambda: pretrained.bottleneck_of(path, seed)))
+    if there == own.bottleneck:
+        return found
+    # The same images whatever the seed, so that all seeds see the same features.
+    return training.restandardize(task, found, init_batch(dataset, own, 0))
 
 
 def _restore(
