@@ -1,7 +1,7 @@
 """A ResNet-9 without quantizer on CIFAR-10, on a CPU; configs/cifar10_codes.py starts from it.
 
     python train.py --config configs/cifar10_encoder.py --config.data_dir=FOLDER_OF_PREPARED_SETS
-    python train.py --config configs/cifar10_encoder.py:again --workdir runs/cifar10_encoder_again \\
+    python train.py --config configs/cifar10_encoder.py:again --workdir runs/cifar10_again \\
         --config.data_dir=FOLDER_OF_PREPARED_SETS
 
 16 epochs, then a warm restart of 10 (Loshchilov and Hutter 2017) from where they ended. Resumable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vqjax import health, quantizers
+from vqjax import quantizers
 from vqjax.metrics import Interval
 from vqjax.trainer.summaries import BASELINE, MARGIN, paired_difference
 
@@ -13,6 +13,7 @@ UPHELD, OVERTURNED, UNDECIDED = 'upheld', 'overturned', 'undecided'
 
 Results = Mapping[str, Any]
 PLACES = {'vector': '', 'grid': '-grid'}  # bottleneck -> how names of methods end
+FEW = 0.5  # of the classes: fewer codes are a collapse, whatever the number of bits
 IN_USE = 0.9  # of the codes of every stage, which sentence 3 promises
 LARGE = 8  # bits a token from which VQ-EMA is judged
 
@@ -61,7 +62,7 @@ def collapsed(method: Mapping[str, Any], num_classes: int) -> int:
     By the perplexity on the test split; of stages or groups the product of theirs.
     """
     stages = quantizers.stages(quantizers.make(method['spec']))
-    bound = health.CLASS_SHARE * num_classes
+    bound = FEW * num_classes
     return sum(seed['perplexity'] ** stages < bound for seed in method['seeds'])
 
 
