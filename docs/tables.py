@@ -13,6 +13,7 @@ from pathlib import Path
 
 import benchmark_tables
 
+from vqjax.studies import answer as answers
 from vqjax.studies import remedies_report
 from vqjax.trainer import summaries
 
@@ -22,6 +23,7 @@ PAGES = (
     'docs/index.md',
     'docs/quantizers.md',
     'docs/behaviour.md',
+    'docs/answer.md',
     'benchmarks/README.md',
 )
 
@@ -128,6 +130,20 @@ def remedies(digits, mnist):
             f'{_points(guard)}.'
         )
     return '\n'.join(lines)
+
+
+# Answer ----------------------------------------------------------------------------------------
+
+
+def answer(digits, cifar10, behaviour, *others):
+    """The verdict on each sentence of the sources, with its figures."""
+    names = ('rates', 'fine-tuned', 'remedies on digits', 'remedies on MNIST', 'autopsy')
+    found = answers.verdicts(digits, cifar10, behaviour, dict(zip(names, others, strict=True)))
+    rows = [
+        [f'{i}. {v.sentence} (source {v.source})', f'**{v.verdict}**', '; '.join(v.figures)]
+        for i, v in enumerate(found, 1)
+    ]
+    return benchmark_tables.table(['sentence', 'verdict', 'figures: points, 95% interval'], rows)
 
 
 # Pages -----------------------------------------------------------------------------------------
