@@ -13,13 +13,14 @@ from pathlib import Path
 
 import benchmark_tables
 
-from vqjax.studies import remedies_report
+from vqjax.studies import rates_report, remedies_report
 from vqjax.trainer import summaries
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
     'README.md',
     'docs/index.md',
+    'docs/comparison.md',
     'docs/quantizers.md',
     'docs/behaviour.md',
     'benchmarks/README.md',
@@ -128,6 +129,15 @@ def remedies(digits, mnist):
             f'{_points(guard)}.'
         )
     return '\n'.join(lines)
+
+
+# Rates -----------------------------------------------------------------------------------------
+
+
+def rates(results):
+    """The bits a token that are enough for each quantizer."""
+    header, *rows = rates_report.enough_rows(results)
+    return benchmark_tables.table(header, rows)
 
 
 # Pages -----------------------------------------------------------------------------------------
