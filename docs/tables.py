@@ -14,13 +14,14 @@ from pathlib import Path
 import benchmark_tables
 
 from vqjax.studies import answer as answers
-from vqjax.studies import remedies_report
+from vqjax.studies import rates_report, remedies_report
 from vqjax.trainer import summaries
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
     'README.md',
     'docs/index.md',
+    'docs/comparison.md',
     'docs/quantizers.md',
     'docs/behaviour.md',
     'docs/answer.md',
@@ -144,6 +145,15 @@ def answer(digits, cifar10, behaviour, *others):
         for i, v in enumerate(found, 1)
     ]
     return benchmark_tables.table(['sentence', 'verdict', 'figures: points, 95% interval'], rows)
+
+
+# Rates -----------------------------------------------------------------------------------------
+
+
+def rates(results):
+    """The bits a token that are enough for each quantizer."""
+    header, *rows = rates_report.enough_rows(results)
+    return benchmark_tables.table(header, rows)
 
 
 # Pages -----------------------------------------------------------------------------------------

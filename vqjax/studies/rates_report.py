@@ -34,6 +34,7 @@ LABELS = {
     'rvq': 'RVQ',
     'product': 'Product',
 }
+CALIBRATION = {'ECE': 'ece', 'ECE at fitted T': 'scaled_ece'}  # heading -> metric
 NOT_REACHED = 'not reached'
 
 
@@ -80,7 +81,7 @@ def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
     """A row for every point of a bottleneck."""
     yield ['quantizer', 'bits a token', 'bits an image', 'accuracy %', '95% interval',
            'points compared with none', '95% interval', 'perplexity, share of uniform',
-           'runs collapsed']  # fmt: skip
+           'runs collapsed', *CALIBRATION]  # fmt: skip
     for family, points in curves(results, kind).items():
         for point in points:
             yield [
@@ -93,7 +94,14 @@ def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
                 tables.points_range(point.difference),
                 f'{100 * point.evenness:.0f}%',
                 f'{point.collapsed} of {point.runs}',
+                *calibration(results, point.name),
             ]
+
+
+def calibration(results: Mapping[str, Any], name: str) -> list[str]:
+    """The cells of a method under CALIBRATION; '' where a run does not tell them."""
+    summary = results['methods'][name]['summary']
+    return [f'{summary[m]["mean"]:.3f}' if m in summary else '' for m in CALIBRATION.values()]
 
 
 def table(results: Mapping[str, Any]) -> Table:
@@ -223,7 +231,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         'vector an image and a grid of them, beside the same network without a quantizer '
         f'(`none`). {config["seeds"]} {notes.runs(results)} each, {notes.budget(config)}, batch '
         f'size {config["batch_size"]}. All rates share one learning rate and all other settings; '
-        'none was tuned for its quantizer or rate, so a method may do better with its own.',
+        'none was tuned for its quantizer or rate, so a method may do better with its own.'
+        + notes.started(config),
         *([f'**{rising}**'] if rising else []),
         '![Accuracy against bits a token](rates.png)',
         '## What was found',
@@ -243,14 +252,15 @@ def markdown(results: Mapping[str, Any]) -> str:
             accuracy = methods[none]['summary']['accuracy']
             parts.append(
                 f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy)}), '
-                f'{methods[none]["bits"]:,.0f} bits an image.'
+                f'{methods[none]["bits"]:,.0f} bits an image; '
+                f'{", ".join(map(" ".join, zip(CALIBRATION, calibration(results, none))))}.'
             )
         parts.append(tables.markdown(point_rows(results, kind)))
     return '\n\n'.join([
         *parts,
         f'Intervals: {METHODS[notes.covered(methods)]}; differences are paired by run with `none` '
         'of the same bottleneck. Bits of FSQ are log2 of the product of its levels, the nearest '
-        'to a power of two; RVQ and Product have two stages or groups of half the bits each, FSQ '
+        'to a power of two; RVQ and Product have two stages or groups of half the bits each (at 32 bits four), FSQ '
         'and LFQ stand behind a learned projection. Above 12 bits a token one codebook (VQ-EMA, '
         'SimVQ, Gumbel-Softmax) is left out: 65,536 codes are many times the images there are to '
         'learn them from. Perplexity, on the test split, stands beside that of a uniform source '
