@@ -128,6 +128,7 @@ def method(accuracies, bits=None, bottleneck='vector', evenness=0.5, collapsed=0
     """An entry of results.json, with bits a token, over as many folds as accuracies."""
     seeds = [
         {'seed': s, 'accuracy': a, 'fold': {'repeat': 0, 'fold': s, 'test': 20, 'train': 60}}
+        | {'ece': 0.02, 'scaled_ece': 0.01}
         for s, a in enumerate(accuracies)
     ]
     found = {'spec': None, 'bits': 4096.0}
@@ -186,8 +187,9 @@ def test_the_table_of_what_is_enough_follows_from_the_differences(results):
 
 def test_a_row_has_bits_accuracy_difference_use_and_collapses(results):
     header, four, eight, *_ = rates_report.point_rows(results, 'vector')
-    assert len(header) == len(four) == 9
-    assert four[:2] == ['FSQ', '4'] and four[-1] == '2 of 5' and eight[-1] == '0 of 5'
+    assert len(header) == len(four) == 11
+    assert four[:2] == ['FSQ', '4'] and four[8] == '2 of 5' and eight[8] == '0 of 5'
+    assert header[9:] == ['ECE', 'ECE at fitted T'] and four[9:] == ['0.020', '0.010']
     assert eight[1:4] == ['7.91', '7.91', '97.1'] and eight[5:8] == ['-0.5', '-0.5 to -0.5', '50%']
     # Twice the mean of 5 values with variance s2: half an interval is t4 sqrt(1/5 + 1/3) s.
     _, _, _, unsure, _ = rates_report.point_rows(results, 'vector')

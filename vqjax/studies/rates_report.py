@@ -250,19 +250,20 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts.append(f'## {title(kind, by_family).capitalize()}')
         if none:
             accuracy = methods[none]['summary']['accuracy']
+            told = map(' '.join, zip(CALIBRATION, calibration(results, none), strict=True))
             parts.append(
                 f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy)}), '
                 f'{methods[none]["bits"]:,.0f} bits an image; '
-                f'{", ".join(map(" ".join, zip(CALIBRATION, calibration(results, none))))}.'
+                f'{", ".join(told)}.'
             )
         parts.append(tables.markdown(point_rows(results, kind)))
     return '\n\n'.join([
         *parts,
         f'Intervals: {METHODS[notes.covered(methods)]}; differences are paired by run with `none` '
         'of the same bottleneck. Bits of FSQ are log2 of the product of its levels, the nearest '
-        'to a power of two; RVQ and Product have two stages or groups of half the bits each (at 32 bits four), FSQ '
-        'and LFQ stand behind a learned projection. Above 12 bits a token one codebook (VQ-EMA, '
-        'SimVQ, Gumbel-Softmax) is left out: 65,536 codes are many times the images there are to '
+        'to a power of two; RVQ and Product have two stages or groups of half the bits each '
+        '(at 32 bits four of 8), FSQ and LFQ stand behind a learned projection. Above 12 bits a '
+        'token one codebook (VQ-EMA, SimVQ, Gumbel-Softmax) is left out: 65,536 codes are many times the images there are to '
         'learn them from. Perplexity, on the test split, stands beside that of a uniform source '
         'of as many tokens (mean over stages). Collapsed: all codes of an image together tell '
         'fewer images apart than there are classes (95% of their number).',
