@@ -263,10 +263,11 @@ def markdown(results: Mapping[str, Any]) -> str:
         'of the same bottleneck. Bits of FSQ are log2 of the product of its levels, the nearest '
         'to a power of two; RVQ and Product have two stages or groups of half the bits each '
         '(at 32 bits four of 8), FSQ and LFQ stand behind a learned projection. Above 12 bits a '
-        'token one codebook (VQ-EMA, SimVQ, Gumbel-Softmax) is left out: 65,536 codes are many times the images there are to '
-        'learn them from. Perplexity, on the test split, stands beside that of a uniform source '
-        'of as many tokens (mean over stages). Collapsed: all codes of an image together tell '
-        'fewer images apart than there are classes (95% of their number).',
+        'token one codebook (VQ-EMA, SimVQ, Gumbel-Softmax) is left out: 65,536 codes are many '
+        'times the images there are to learn them from. Perplexity, on the test split, stands '
+        'beside that of a uniform source of as many tokens (mean over stages). Collapsed: all '
+        'codes of an image together tell fewer images apart than there are classes (95% of their '
+        'number).',
         '## How it was made',
         tables.made_by(results.get('command'), results['environment']),
         'With the configuration that `results.json` holds.',
