@@ -12,7 +12,6 @@ import ml_collections
 from configs import rates
 
 RATES = (4, 8, 12, 16)
-SKIPPED = ('balanced',)  # configs/rates.py has it
 
 
 def _methods() -> dict:
@@ -20,12 +19,7 @@ def _methods() -> dict:
     four = {'num_groups': 4, 'inner': rates.vq_ema(8)}
     return (
         {'none': None}
-        | {
-            f'{family}-{bits}': spec
-            for bits in RATES
-            for family, spec in rates.specs(bits).items()
-            if family not in SKIPPED
-        }
+        | {f'{family}-{bits}': spec for bits in RATES for family, spec in rates.specs(bits).items()}
         | {
             # What a source advises: 4 x 256 codes rather than 1,024, and fewer dimensions.
             'vq_ema-10': large,

@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from vqjax import quantizers
 from vqjax.studies import notes, tables
 from vqjax.studies.rates_curves import (
     WITHIN,
@@ -26,7 +27,6 @@ from vqjax.trainer.summaries import METHODS
 
 LABELS = {
     'vq_ema': 'VQ-EMA',
-    'balanced': 'VQ-EMA, balanced',
     'sim_vq': 'SimVQ',
     'gumbel': 'Gumbel-Softmax',
     'fsq': 'FSQ',
@@ -79,13 +79,14 @@ def enough_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
 
 def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
     """A row for every point of a bottleneck."""
-    yield ['quantizer', 'bits a token', 'bits an image', 'accuracy %', '95% interval',
+    yield ['quantizer', 'codes', 'bits a token', 'bits an image', 'accuracy %', '95% interval',
            'points compared with none', '95% interval', 'perplexity, share of uniform',
            'runs collapsed', *CALIBRATION]  # fmt: skip
     for family, points in curves(results, kind).items():
         for point in points:
             yield [
                 label(family),
+                _codes(results['methods'][point.name]['spec']),
                 bits(point),
                 f'{round(point.image_bits, 2):g}',
                 tables.percent(point.accuracy._asdict()),
@@ -102,6 +103,12 @@ def calibration(results: Mapping[str, Any], name: str) -> list[str]:
     """The cells of a method under CALIBRATION; '' where a run does not tell them."""
     summary = results['methods'][name]['summary']
     return [f'{summary[m]["mean"]:.3f}' if m in summary else '' for m in CALIBRATION.values()]
+
+
+def _codes(spec: Mapping[str, Any]) -> str:
+    quantizer = quantizers.make(spec)
+    stages = quantizers.stages(quantizer)
+    return (f'{stages} x ' if stages > 1 else '') + f'{quantizer.num_codes:,}'
 
 
 def table(results: Mapping[str, Any]) -> Table:
@@ -221,6 +228,17 @@ def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
 # Report -----------------------------------------------------------------------------------------
 
 
+def _left_out(results: Mapping[str, Any]) -> str:
+    """The families that end before the largest rate, as sentences; '' where none does."""
+    last: dict[str, int] = {}
+    for kind in bottlenecks(results):
+        for family, points in curves(results, kind).items():
+            last[family] = max(last.get(family, 0), nominal(points[-1]))
+    most = max(last.values(), default=0)
+    said = ', '.join(f'{label(f)} (to {rate} bits)' for f, rate in last.items() if rate < most)
+    return said and f'Not run to {most} bits, which are {2**most:,} codes of one codebook: {said}. '
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
     config, methods = results['config'], results['methods']
@@ -260,14 +278,12 @@ def markdown(results: Mapping[str, Any]) -> str:
     return '\n\n'.join([
         *parts,
         f'Intervals: {METHODS[notes.covered(methods)]}; differences are paired by run with `none` '
-        'of the same bottleneck. Bits of FSQ are log2 of the product of its levels, the nearest '
-        'to a power of two; RVQ and Product have two stages or groups of half the bits each '
-        '(at 32 bits four of 8), FSQ and LFQ stand behind a learned projection. Above 12 bits a '
-        'token one codebook (VQ-EMA, SimVQ, Gumbel-Softmax) is left out: 65,536 codes are many '
-        'times the images there are to learn them from. Perplexity, on the test split, stands '
-        'beside that of a uniform source of as many tokens (mean over stages). Collapsed: all '
-        'codes of an image together tell fewer images apart than there are classes (95% of their '
-        'number).',
+        'of the same bottleneck. Codes: of a token, stages or groups x codes of each; bits are '
+        'their log2. '
+        + _left_out(results)
+        + 'Perplexity on the test split as a share of that of a uniform source of as many tokens, '
+        'mean over stages. Collapsed: all codes of an image together tell fewer images apart than '
+        'there are classes (95% of their number).',
         '## How it was made',
         tables.made_by(results.get('command'), results['environment']),
         'With the configuration that `results.json` holds.',
