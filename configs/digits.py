@@ -4,7 +4,7 @@
 
 Five folds a method. The settings of each are the outcome of
 
-    python train.py --config configs/digits.py --config.trials=24 --config.folds=0
+    python train.py --config configs/digits.py --config.trials=24
 """
 
 import ml_collections

@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import operator
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,7 +60,7 @@ def run(
 
     Returns:
       The content of results.json: that of the final runs, and `tuning`: the space, every trial
-      with its scores, and which was chosen, for each seed.
+      with its scores, which was chosen for each seed, and which is best on average.
 
     Raises:
       RunError: the space is wrong, a trial is no quantizer, all trials of a method diverged, or
@@ -147,7 +148,7 @@ def _search(searched: dict[str, Any], trials: Trials, path: pathlib.Path) -> Res
     wanted = {name: list(range(searched['seeds'])) for name in every}
     while True:
         try:
-            return experiment.run(searched, str(path), wanted=wanted)
+            return experiment.run(searched, str(path), _tidy, wanted=wanted)
         except DivergedRun as diverged:  # a bad setting, which is an answer too
             wanted[diverged.method].remove(diverged.seed)
         except RunError as error:
@@ -155,12 +156,18 @@ def _search(searched: dict[str, Any], trials: Trials, path: pathlib.Path) -> Res
             raise RunError(f'{_named(trial)}: {error}' if trial else str(error)) from error
 
 
+def _tidy(_: Results, folder: Workdir) -> None:
+    """Checkpoints of trials are of no use once all have been run."""
+    shutil.rmtree(folder.path / 'checkpoints', ignore_errors=True)
+
+
 def _record(settings: Settings, trials: Trials, results: Results) -> dict[str, Any]:
     """Space, trials with their scores, and the choice of every method."""
     seeds, methods = results['config']['seeds'], {}
     for method, own in trials.items():
         said = [{'settings': t.settings} | _scores(results, t.name, seeds) for t in own]
-        methods[method] = {'trials': said, 'chosen': _choose(settings, method, said)}
+        chosen, together = _choose(settings, method, said)
+        methods[method] = {'trials': said, 'chosen': chosen, 'together': together}
     return {
         'trials': settings.trials,
         'seeds': seeds,
@@ -180,23 +187,27 @@ def _scores(results: Results, name: str, seeds: int) -> dict[str, list[float | N
     }
 
 
-def _choose(settings: Settings, method: str, trials: list[dict[str, Any]]) -> list[int]:
-    """The trial that every seed of the final runs takes: its fold's own, or one for all."""
+def _choose(
+    settings: Settings, method: str, trials: list[dict[str, Any]]
+) -> tuple[list[int], int | None]:
+    """The trial that every seed of the final runs takes, and the one that is best on average.
+
+    They are one, but where each fold takes its own; None where every trial diverged on some fold.
+    """
 
     def column(of: Callable[[list[float | None]], float | None]) -> list[list[float | None]]:
         return [[of(trial[metric]) for trial in trials] for metric in ('accuracy', 'nll')]
 
+    together = best(*column(mean))
+    found = [together] * settings.seeds
     if _in_turn(settings):
-        columns = [column(operator.itemgetter(seed)) for seed in range(settings.seeds)]
-    else:
-        columns = [column(mean)]
-    found = [best(*column) for column in columns]
+        found = [best(*column(operator.itemgetter(seed))) for seed in range(settings.seeds)]
     if None in found:
         raise RunError(
             f'space.{method}: all {len(trials)} trials diverged, so there is none to choose: '
             'lower learning_rate there, or give more trials'
         )
-    return found if _in_turn(settings) else found * settings.seeds
+    return found, together
 
 
 def _final(
