@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / 'results'
@@ -46,6 +47,19 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> ar
     options = parser.parse_args(argv)
     _CLOCK[:] = [time.process_time if options.cpu_time else time.perf_counter]
     return options
+
+
+def random_patches(
+    images: np.ndarray, which: np.ndarray, side: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Patches float32 [n, side * side] from 0 to 1, grey, at random places of the images `which`.
+
+    images: uint8 [N, H, W, C]; which: int [n].
+    """
+    grey = images.astype(np.float32).mean(-1) / 255
+    y, x = rng.integers(0, grey.shape[1] - side + 1, (2, len(which)))
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (side, side), axis=(1, 2))
+    return windows[which, y, x].reshape(len(which), -1)
 
 
 def version(package: str) -> str | None:

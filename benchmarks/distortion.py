@@ -149,11 +149,8 @@ def patches(data_dir, split, number):
     from vqjax.trainer import data
 
     images, _, _ = data.load('cifar10', data_dir).splits[split].read(np.arange(number))
-    grey = images.astype(np.float32).mean(-1) / 255
     rng = np.random.default_rng(len(split))
-    y, x = rng.integers(0, grey.shape[1] - SIDE + 1, (2, number))
-    windows = np.lib.stride_tricks.sliding_window_view(grey, (SIDE, SIDE), axis=(1, 2))
-    return windows[np.arange(number), y, x].reshape(number, -1)
+    return common.random_patches(images, np.arange(number), SIDE, rng)
 
 
 def noise(number, seed):

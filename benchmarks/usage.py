@@ -49,12 +49,8 @@ def patches(data_dir, split, number, seed):
     from vqjax.trainer import data
 
     images, _, _ = data.load('cifar10', data_dir).splits[split].read(np.arange(10_000))
-    grey = images.astype(np.float32).mean(-1) / 255
     rng = np.random.default_rng(seed)
-    image = rng.integers(len(grey), size=number)
-    y, x = rng.integers(0, grey.shape[1] - SIDE + 1, (2, number))
-    windows = np.lib.stride_tricks.sliding_window_view(grey, (SIDE, SIDE), axis=(1, 2))
-    return windows[image, y, x].reshape(number, -1)
+    return common.random_patches(images, rng.integers(len(images), size=number), SIDE, rng)
 
 
 def curve(q, train, test, steps, batch, rate, evaluations):

@@ -1,7 +1,7 @@
 """What docs/comparison keeps of the long runs, from the results.json of each.
 
-    python docs/excerpts.py trials runs/digits_trials docs/comparison/trials.json
-    python docs/excerpts.py halves runs/digits_50 docs/comparison/halves.json
+python docs/excerpts.py trials runs/digits_trials docs/comparison/trials.json
+python docs/excerpts.py halves runs/digits_50 docs/comparison/halves.json
 """
 
 from __future__ import annotations

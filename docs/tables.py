@@ -14,7 +14,8 @@ from pathlib import Path
 
 import benchmark_tables
 
-from vqjax.studies import remedies_report
+from vqjax.studies import answer as answers
+from vqjax.studies import rates_report, remedies_report
 from vqjax.trainer import summaries
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,7 @@ PAGES = (
     'docs/comparison.md',
     'docs/quantizers.md',
     'docs/behaviour.md',
+    'docs/answer.md',
     'benchmarks/README.md',
 )
 
@@ -189,6 +191,29 @@ def remedies(digits, mnist):
             f'{_points(guard)}.'
         )
     return '\n'.join(lines)
+
+
+# Answer ----------------------------------------------------------------------------------------
+
+
+def answer(digits, cifar10, behaviour, *others):
+    """The verdict on each sentence of the sources, with its figures."""
+    names = ('rates', 'fine-tuned', 'remedies on digits', 'remedies on MNIST', 'autopsy')
+    found = answers.verdicts(digits, cifar10, behaviour, dict(zip(names, others, strict=True)))
+    rows = [
+        [f'{i}. {v.sentence} (source {v.source})', f'**{v.verdict}**', '; '.join(v.figures)]
+        for i, v in enumerate(found, 1)
+    ]
+    return benchmark_tables.table(['sentence', 'verdict', 'figures: points, 95% interval'], rows)
+
+
+# Rates -----------------------------------------------------------------------------------------
+
+
+def rates(results):
+    """The bits a token that are enough for each quantizer."""
+    header, *rows = rates_report.enough_rows(results)
+    return benchmark_tables.table(header, rows)
 
 
 # Pages -----------------------------------------------------------------------------------------

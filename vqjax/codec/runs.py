@@ -94,10 +94,7 @@ def read_checkpoint(directory: pathlib.Path) -> dict[str, Any]:
     """The state in the newest checkpoint as nested dicts, whatever it was made of."""
     import orbax.checkpoint as ocp
 
-    steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
-    if not steps:
-        raise ValueError(f'{directory} has no checkpoint')
-    path = (directory / str(max(steps)) / 'state').absolute()
+    path = _newest(directory) / 'state'
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             return checkpointer.restore(path)
@@ -106,6 +103,20 @@ def read_checkpoint(directory: pathlib.Path) -> dict[str, Any]:
             raise ValueError(
                 f'checkpoint {path} cannot be read ({reason[:200]}): run train.py there again'
             ) from error
+
+
+def read_extra(directory: pathlib.Path) -> dict[str, Any]:
+    """Plain data beside the newest checkpoint: `config` of its run, `digest` of its state."""
+    import orbax.checkpoint as ocp
+
+    return ocp.JsonCheckpointHandler().restore(_newest(directory) / 'extra')
+
+
+def _newest(directory: pathlib.Path) -> pathlib.Path:
+    steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
+    if not steps:
+        raise ValueError(f'{directory} has no checkpoint')
+    return (directory / str(max(steps))).absolute()
 
 
 def filled(like: Any, raw: Any) -> Any:

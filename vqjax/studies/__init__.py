@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-STUDIES = ('comparison', 'remedies', 'tokenizer', 'vqvae2', 'autopsy', 'behaviour')
+STUDIES = ('comparison', 'remedies', 'rates', 'tokenizer', 'vqvae2', 'autopsy', 'behaviour')
 
 
 def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:

@@ -41,6 +41,18 @@ def budget(config: Mapping[str, Any]) -> str:
     return f'{epochs} or {steps:,} steps, whichever is longer' if steps else epochs
 
 
+def started(config: Mapping[str, Any]) -> str:
+    """Whose encoder the runs started from, and for how long it stood still; '' for none."""
+    if not config.get('init_from'):
+        return ''
+    frozen = config['frozen_epochs']
+    still = f'stood still for {frozen:g} epochs' if frozen > 0 else 'was trained on'
+    return (
+        ' Every run starts from the encoder of another one, trained without a quantizer, which '
+        f'{"stood still" if frozen < 0 else still}; the head is trained further.'
+    )
+
+
 def rising(results: Mapping[str, Any]) -> str:
     """That runs were too short, with the methods whose training accuracy tells; '' otherwise."""
     rises = ', '.join(f'{n} {100 * x:+.1f} points' for n, x in still_rising(results).items())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
 from vqjax import encoders, quantizers
-from vqjax.trainer import data, levels, logs, models, pretrained, sizes, training
+from vqjax.trainer import data, features, levels, logs, models, pretrained, sizes, training
 from vqjax.trainer.checkpoints import CheckpointError
 from vqjax.trainer.files import cannot_write
 from vqjax.trainer.parallel import Pmap, make_form
@@ -240,6 +240,8 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
 
 def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
     whole = make_task(context.settings, method, context.dataset, context.form)
+    own = context.settings.methods[method]
+    whole = features.reading(whole, features.may_stand_in(own, context.dataset))
     stages = {}
     for continuous in {False, two}:
         task = dataclasses.replace(whole, continuous=continuous)

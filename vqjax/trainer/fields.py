@@ -46,7 +46,7 @@ class Field(NamedTuple):
 FIELDS: dict[str, Field] = {
     'study': Field(
         'comparison',
-        'what is reported: comparison, remedies, tokenizer, vqvae2 or autopsy',
+        'what is reported: comparison, remedies, rates, tokenizer, vqvae2, autopsy or behaviour',
         shared=True,
     ),
     'parallel': Field(

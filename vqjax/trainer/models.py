@@ -53,6 +53,7 @@ class Classifier(nn.Module):
       bridge: the Linen module around the quantizer.
       grids: (height, width) of top and bottom, where the bottleneck is `two_level`. Both are then
         packed in one: z is [B, 1, L, D], and the quantizer a `Levels`; see `levels.pack`.
+      encoded: images are z already, see `features`; the encoder is not called.
     """
 
     num_classes: int
@@ -67,6 +68,7 @@ class Classifier(nn.Module):
     decoded_shape: tuple[int, int, int] | None = None
     bridge: Any = vq_nn.Quantize
     grids: tuple[Size, ...] = ()
+    encoded: bool = False
 
     def setup(self) -> None:
         common = (self.axis_name, self.dtype, self.width, self.standardize)
@@ -111,7 +113,9 @@ class Classifier(nn.Module):
         if self.grids:
             z, quantized = self._two_levels(images, train, update, mask, quantizes, frozen)
         else:
-            z = self.encode(images, train=train and not frozen, mask=mask)
+            z = images
+            if not self.encoded:
+                z = self.encode(images, train=train and not frozen, mask=mask)
             if frozen:
                 z = jax.lax.stop_gradient(z)
             if quantizes:
@@ -162,7 +166,7 @@ class Classifier(nn.Module):
         """Vectors z [B, h, w, D] of images [B, H, W, C], as in evaluation."""
         if self.grids:
             return self._two_levels(images, False, False, None, False, False)[0]
-        return self.encode(images, train=False)
+        return images if self.encoded else self.encode(images, train=False)
 
     def requantize(
         self, z: jax.Array, *, train: bool, real: jax.Array | None = None

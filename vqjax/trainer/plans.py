@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from vqjax import encoders
-from vqjax.trainer import data
+from vqjax.trainer import data, features
 from vqjax.trainer.settings import Settings
 
 
@@ -72,9 +72,10 @@ def plan(settings: Settings, dataset: data.Dataset) -> Plan:
 
     switch = steps(settings.continuous_epochs) if settings.quantizer else 0
     # XLA differentiates convolutions in a loop on a CPU tens of times slower (jax-ml/jax#12868);
-    # those of small images and of recordings are none, see `ops.convolve`.
+    # those of small images and of recordings are none, see `ops.convolve`, and features need none.
     small = settings.encoder == 'conv' and encoders.are_small(dataset.info.image_shape)
     small |= settings.encoder == 'sensor' and not settings.reconstruction_weight
+    small |= features.may_stand_in(settings, dataset)
     alone = jax.default_backend() == 'cpu' and not small
     return Plan(
         num_steps,

@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import traverse_util
 
-from vqjax.codec.runs import read_checkpoint
+from vqjax.codec.runs import read_checkpoint, read_extra
+from vqjax.trainer.fields import complete
 from vqjax.trainer.models import ENCODER, HEAD
 from vqjax.trainer.settings import RunError
 
@@ -28,12 +29,7 @@ def load(path: str, seed: int, state: Any) -> dict[str, dict[str, Any]]:
     Raises:
       RunError: there is no checkpoint, or the encoders differ; in one line, with what differs.
     """
-    folder = pathlib.Path(path.replace(_SEED, str(seed)))
-    if not folder.is_dir():
-        raise RunError(
-            f'init_from: there is no folder {folder}: name the checkpoints of a run, '
-            'WORKDIR/checkpoints/METHOD/seed_0'
-        )
+    folder = _folder(path, seed)
     try:
         raw = read_checkpoint(folder)
     except ValueError as error:
@@ -52,6 +48,28 @@ def load(path: str, seed: int, state: Any) -> dict[str, dict[str, Any]]:
         )
     fits = not differences(part(here, HEAD), part(there, HEAD))
     return part(there, (ENCODER, *HEAD * fits))
+
+
+def bottleneck_of(path: str, seed: int) -> str:
+    """The bottleneck of the run of that checkpoint, whose vectors its encoder standardises.
+
+    Raises:
+      RunError: there is no checkpoint.
+    """
+    folder = _folder(path, seed)
+    config = read_extra(folder)['config']
+    own = config.get('overrides', {}).get(folder.parent.name, {})
+    return complete(config | own)['bottleneck']
+
+
+def _folder(path: str, seed: int) -> pathlib.Path:
+    folder = pathlib.Path(path.replace(_SEED, str(seed)))
+    if not folder.is_dir():
+        raise RunError(
+            f'init_from: there is no folder {folder}: name the checkpoints of a run, '
+            'WORKDIR/checkpoints/METHOD/seed_0'
+        )
+    return folder
 
 
 def by_seed(path: str) -> bool:

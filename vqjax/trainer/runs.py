@@ -53,7 +53,7 @@ class Run:
         self.form = self.context.form
         self.settings = self.context.settings.methods[self.method]
         self.plan = plan(self.settings, self.context.dataset)
-        self.state, self.batches, self.progress, self.checkpoints = self.origin
+        self.state, self.dataset, self.batches, self.progress, self.checkpoints = self.origin
 
     @classmethod
     def start(cls, context: Context, method: str, seed: int, stages: dict[bool, Stage]) -> 'Run':
@@ -180,7 +180,7 @@ class Run:
     def _switch(self) -> None:
         """Ends the continuous stage: codes start from the features as they are now."""
         task = self.stages[False].task
-        images = init_batch(self.context.dataset, self.settings, self.seed)
+        images = init_batch(self.dataset, self.settings, self.seed)
         try:
             state = training.start_quantizer(task, self.form.read(self.state), images)
         except ValueError as error:
@@ -213,14 +213,14 @@ class Run:
         if quantizer is None or quantizer.targets_only:
             return {}
         state = self.form.plain(self.state)
-        batch = data.init_batch(self.context.dataset, self.settings.batch_size, self.seed)
+        batch = data.init_batch(self.dataset, self.settings.batch_size, self.seed)
         flow = steps.gradient_flow(self.stage.task, state.params, state.stats, batch)
         flow.pop('quantizer_loss')  # evaluation has that of the whole split
         return {name: float(x) for name, x in flow.items()}
 
     def _evaluate(self, split: str) -> loop.Evaluation:
         batches = data.eval_batches(
-            self.context.dataset,
+            self.dataset,
             split,
             self.settings.batch_size,
             jax.process_index(),

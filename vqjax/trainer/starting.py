@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vqjax import quantizers
-from vqjax.trainer import data, logs, pretrained, training
+from vqjax.trainer import data, features, logs, pretrained, training
 from vqjax.trainer.checkpoints import Checkpoints
 from vqjax.trainer.processes import agree, agree_arrays, on_first_process
 from vqjax.trainer.progress import Progress
@@ -52,12 +52,14 @@ class Start(NamedTuple):
     """Where a run begins.
 
     state: placed on the devices
-    batches: the iterator, at the first batch that is to come
+    dataset: what the run reads: images, or what the encoder makes of them
+    batches: its iterator, at the first batch that is to come
     progress: of the steps behind it
     checkpoints: open; None on processes that write nothing
     """
 
     state: training.TrainState
+    dataset: data.Dataset
     batches: Any
     progress: Progress
     checkpoints: Checkpoints | None
@@ -75,15 +77,9 @@ def start(context: Context, method: str, seed: int, task: training.Task) -> Star
     """
     own, progress = context.settings.methods[method], Progress()
     checkpoints, taken = None, False
+    dataset, task = context.dataset, features.reading(task, False)
     try:
-        batches = data.train_batches(
-            context.dataset,
-            own.batch_size,
-            seed,
-            jax.process_index(),
-            jax.process_count(),
-            own.augment,
-        )
+        batches = _batches(dataset, own, seed)
         like = training.state_shapes(task, context.dataset.info.image_shape, own.init_batch_size)
         if context.workdir is not None:
             checkpoints = Checkpoints(
@@ -92,11 +88,20 @@ def start(context: Context, method: str, seed: int, task: training.Task) -> Star
                 own.keep_checkpoints,
             )
         state = _restore(context, checkpoints, like, batches, progress)
+        loaded = _load(own, seed, dataset, task, like) if own.init_from and state is None else None
+        if features.may_stand_in(own, dataset):
+            if state is None and loaded is None:
+                state = training.init_state(task, seed, init_batch(dataset, own, seed))
+            dataset = features.stand_in(dataset, task, loaded or features.encoder_of(task, state))
+            task = features.reading(task, True)
+            position = batches.get_state()
+            batches = _batches(dataset, own, seed)
+            batches.set_state(position)
         if state is None:
-            state = _init(context.dataset, own, seed, task, like)
+            state = training.init_state(task, seed, init_batch(dataset, own, seed), loaded)
         placed = context.form.place(state, task)
         taken = True
-        return Start(placed, batches, progress, checkpoints)
+        return Start(placed, dataset, batches, progress, checkpoints)
     except ValueError as error:  # what data and quantizers say of values that do not fit
         raise RunError(f'{method} seed {seed}: {error}') from error
     finally:
@@ -104,27 +109,34 @@ def start(context: Context, method: str, seed: int, task: training.Task) -> Star
             checkpoints.close()
 
 
+def _batches(dataset: data.Dataset, own: Settings, seed: int) -> Any:
+    return data.train_batches(
+        dataset, own.batch_size, seed, jax.process_index(), jax.process_count(), own.augment
+    )
+
+
 def init_batch(dataset: data.Dataset, own: Settings, seed: int) -> Any:
     """The images that codebooks of a run start from."""
     return data.init_batch(dataset, own.init_batch_size, seed)['image']
 
 
-def _init(
-    dataset: data.Dataset, own: Settings, seed: int, task: training.Task, like: training.TrainState
-) -> training.TrainState:
-    loaded = _load(own.init_from, seed, like) if own.init_from else None
-    return training.init_state(task, seed, init_batch(dataset, own, seed), loaded)
-
-
-def _load(path: str, seed: int, like: training.TrainState) -> Any:
+def _load(
+    own: Settings, seed: int, dataset: data.Dataset, task: training.Task, like: training.TrainState
+) -> Any:
     """Parts of another run's model, from process 0."""
+    path = own.init_from
     found = on_first_process(lambda: pretrained.load(path, seed, like))
     names = agree(found and {collection: list(tree) for collection, tree in found.items()})
     if found is None:
         here = {'params': like.params} | like.stats
         taken = {c: {name: here[c][name] for name in parts} for c, parts in names.items()}
         found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), taken)
-    return agree_arrays(found)
+    found = agree_arrays(found)
+    there = agree(on_first_process(lambda: pretrained.bottleneck_of(path, seed)))
+    if there == own.bottleneck:
+        return found
+    # The same images whatever the seed, so that all seeds see the same features.
+    return training.restandardize(task, found, init_batch(dataset, own, 0))
 
 
 def _restore(

@@ -21,6 +21,7 @@ __all__ = [
     'forget_programs',
     'init_state',
     'make_optimizer',
+    'restandardize',
     'start_quantizer',
     'state_shapes',
     'train_step',
@@ -86,7 +87,8 @@ def init_state(task: Task, seed: int, images: jax.Array, loaded: Any = None) -> 
     """A fresh state, not replicated. Codebooks start from `images` [N, H, W, C], so give many.
 
     Args:
-      loaded: collections of another run's model, by name; their entries replace the fresh ones.
+      loaded: collections of another run's model, by name; their entries replace the fresh ones. A
+        task for features has its encoder from there alone.
 
     Raises:
       ValueError: the encoder maps the images to identical, zero or non-finite vectors.
@@ -96,7 +98,10 @@ def init_state(task: Task, seed: int, images: jax.Array, loaded: Any = None) -> 
         params = state.params | loaded['params']
         stats = {c: tree | loaded.get(c, {}) for c, tree in state.stats.items()}
         state = state._replace(
-            params=params, stats=stats, ema_params=params if task.ema_decay else ()
+            params=params,
+            stats=stats,
+            opt_state=task.optimizer.init(params),
+            ema_params=params if task.ema_decay else (),
         )
         return start_quantizer(task, state, images)
     if task.model.quantizer is not None:
@@ -134,9 +139,38 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
 _jit_init = steps.quick_jit(_init)
 
 
+def restandardize(task: Task, loaded: Any, images: jax.Array) -> Any:
+    """What `init_state` loads, from a run with another bottleneck.
+
+    Places of a grid vary more than their mean over an image does, so the mean and variance by which
+    the encoder standardises z are taken anew, from images [N, H, W, C].
+    """
+    if not task.model.standardize:
+        return loaded
+    batch_stats = loaded['batch_stats']
+
+    def standing(moments: Any) -> Any:
+        encoder = batch_stats[ENCODER] | {'standardize': moments}
+        return loaded | {'batch_stats': batch_stats | {ENCODER: encoder}}
+
+    size = task.model.features
+    z = _jit_represent(
+        task, standing({'mean': jnp.zeros(size), 'variance': jnp.ones(size)}), images
+    )
+    axes = tuple(range(z.ndim - 1))
+    return standing({'mean': jnp.mean(z, axes), 'variance': jnp.var(z, axes)})
+
+
+def _represent(task: Task, variables: Any, images: jax.Array) -> jax.Array:
+    return task.model.clone(axis_name=None).apply(variables, images, method='represent')
+
+
+_jit_represent = steps.quick_jit(_represent)
+
+
 def forget_programs() -> None:
     """Drops what was compiled for the methods so far: forty of them would fill the memory."""
-    for function in (_jit_init, _jit_start_quantizer, steps.gradient_flow):
+    for function in (_jit_init, _jit_represent, _jit_start_quantizer, steps.gradient_flow):
         function.clear_cache()
 
 

@@ -1,0 +1,114 @@
+"""The verdicts on the sentences of the sources follow the rules of the protocol."""
+
+import copy
+
+import pytest
+
+from vqjax.studies import answer
+from vqjax.trainer.correctness import pack_correct
+from vqjax.trainer.summaries import summarise
+
+VQ = {'name': 'vq_ema', 'num_codes': 256}
+FSQ = {'name': 'projected', 'dim': 2, 'inner': {'name': 'fsq', 'levels': [4, 4]}}
+RVQ = {'name': 'residual', 'num_stages': 4, 'inner': VQ}
+ENDS = ('', '-grid')
+SEEDS, EXAMPLES = 5, 2000
+
+
+def method(accuracy, spec=None, perplexity=100.0, **more):
+    """Runs that tell so large a share of the examples rightly, the same ones in every run."""
+    right = [i < accuracy * EXAMPLES for i in range(EXAMPLES)]
+    seeds = [
+        {'seed': s, 'accuracy': accuracy, 'correct': pack_correct(right), 'perplexity': perplexity}
+        | more
+        for s in range(SEEDS)
+    ]
+    return {'spec': spec, 'seeds': seeds, 'summary': summarise(seeds)}
+
+
+@pytest.fixture
+def studies():
+    """Digits, CIFAR-10 and recordings where no quantizer costs anything, and another study."""
+    digits = {'none': method(0.95), 'vq_ema': method(0.95, VQ), 'fsq': method(0.95, FSQ)}
+    cifar10 = {}
+    for end in ENDS:
+        cifar10[f'none{end}'] = method(0.9)
+        for name in ('vq_ema-4', 'vq_ema-8', 'vq_ema-10', 'product-32', 'to_32-10', 'to_64-10'):
+            cifar10[f'{name}{end}'] = method(0.9, VQ)
+        cifar10[f'rvq-32{end}'] = method(0.9, RVQ, least_usage=0.95)
+        cifar10[f'fsq-4{end}'] = method(0.9, FSQ)
+    behaviour = {'none': method(0.95), 'vq_ema': method(0.95, VQ), 'fsq': method(0.95, FSQ)}
+    parts = (digits, cifar10, behaviour, {'fsq': method(0.9, FSQ)})
+    return [{'methods': methods} for methods in parts]
+
+
+def said(studies):
+    *own, other = studies
+    return [v.verdict for v in answer.verdicts(*own, {'other': other})]
+
+
+SOUND = [
+    answer.OVERTURNED,  # compatible everywhere
+    answer.UPHELD,  # no FSQ collapsed
+    answer.UPHELD,  # 95% in use
+    answer.OVERTURNED,  # no gain of small codebooks
+    answer.OVERTURNED,  # nor of projections
+    answer.UPHELD,  # nothing lost
+]
+
+
+def test_where_no_quantizer_costs_anything(studies):
+    assert said(studies) == SOUND
+
+
+@pytest.mark.parametrize(
+    'study, changes, sentence, verdict',
+    [
+        # One set against is not all sets; all sets are.
+        (0, {'vq_ema': method(0.90, VQ)}, 0, answer.UNDECIDED),
+        (0, {'vq_ema': method(0.95, VQ, perplexity=2.0)}, 0, answer.UNDECIDED),
+        # 4 bits are too few to be judged by.
+        (1, {'vq_ema-4': method(0.1, VQ, perplexity=1.0)}, 0, answer.OVERTURNED),
+        # A single collapsed run anywhere; four stages of 3 codes each tell 81 images apart.
+        (3, {'fsq': method(0.9, FSQ, perplexity=4.9)}, 1, answer.OVERTURNED),
+        (0, {'rvq': method(0.9, RVQ, perplexity=1.0)}, 1, answer.UPHELD),
+        (2, {'fsq': method(0.9, FSQ, perplexity=2.1)}, 1, answer.UPHELD),  # of four classes
+        (2, {'fsq': method(0.9, FSQ, perplexity=1.9)}, 1, answer.OVERTURNED),
+        (1, {'rvq-32': method(0.9, RVQ, least_usage=0.5)}, 2, answer.UNDECIDED),
+        (1, {f'rvq-32{e}': method(0.9, RVQ, least_usage=0.5) for e in ENDS}, 2, answer.OVERTURNED),
+        (1, {'product-32': method(0.95, VQ)}, 3, answer.UNDECIDED),
+        (1, {f'product-32{e}': method(0.95, VQ) for e in ENDS}, 3, answer.UPHELD),
+        (1, {f'product-32{e}': method(0.85, VQ) for e in ENDS}, 3, answer.OVERTURNED),
+        (1, {f'to_64-10{e}': method(0.95, VQ) for e in ENDS}, 4, answer.UPHELD),
+        # 32 better for a vector and 64 for a grid: neither for both.
+        (1, {'to_32-10': method(0.95, VQ), 'to_64-10-grid': method(0.95, VQ)}, 4,
+         answer.UNDECIDED),
+        (1, {'vq_ema-8-grid': method(0.85, VQ)}, 5, answer.UNDECIDED),
+        (1, {f'vq_ema-{b}{e}': method(0.85, VQ) for b in (8, 10) for e in ENDS}, 5,
+         answer.OVERTURNED),
+        # Some rate lost too much and some did not.
+        (1, {f'vq_ema-8{e}': method(0.85, VQ) for e in ENDS}, 5, answer.UNDECIDED),
+    ],
+)  # fmt: skip
+def test_a_change_of_the_figures_changes_the_verdict(studies, study, changes, sentence, verdict):
+    studies[study]['methods'] |= changes
+    assert said(studies)[sentence] == verdict
+
+
+def test_incompatible_needs_a_loss_or_a_collapse_on_every_set(studies):
+    changed = copy.deepcopy(studies)
+    changed[0]['methods']['vq_ema'] = method(0.90, VQ)
+    changed[2]['methods']['vq_ema'] = method(0.95, VQ, perplexity=1.0)
+    for end in ENDS:
+        for bits in (8, 10):
+            changed[1]['methods'][f'vq_ema-{bits}{end}'] = method(0.85, VQ)
+    assert said(changed)[0] == answer.UPHELD
+
+
+def test_every_verdict_gives_the_figures_it_rests_on(studies):
+    studies[1]['methods']['vq_ema-8'] = method(0.88, VQ)
+    *own, other = studies
+    found = answer.verdicts(*own, {'other': other})
+    assert 'CIFAR-10, vector: `vq_ema-8` -2.0 (-2.' in ' '.join(found[5].figures)
+    assert all(v.figures and v.source in range(5) for v in found)
+    assert found[1].figures == ('25 runs with FSQ in 4 studies', 'none collapsed')

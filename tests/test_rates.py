@@ -1,0 +1,280 @@
+"""Accuracy against bits: the rates of the configuration, the rate that is enough, the report."""
+
+import io
+import json
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from support import ROOT, configuration
+
+from vqjax import health, make, metrics, quantizers
+from vqjax.metrics import Interval
+from vqjax.studies import rates, rates_curves, rates_plots, rates_report
+from vqjax.studies.rates_curves import Point, enough
+from vqjax.trainer import data, experiment, settings
+from vqjax.trainer.counts import read_counts
+from vqjax.trainer.summaries import summarise
+
+ONE_CODEBOOK = ('vq_ema', 'balanced', 'sim_vq', 'gumbel')
+
+
+@pytest.fixture(scope='module')
+def config():
+    return configuration('rates')
+
+
+def levels_of(spec):
+    return spec['inner']['levels']
+
+
+def test_every_method_has_the_bits_that_its_name_says(config):
+    found = {}
+    for name, spec in config['quantizers'].items():
+        if spec is None:
+            continue
+        family, rate, *_ = name.split('-')
+        q = make(spec)
+        assert q.bits == pytest.approx(quantizers.stages(q) * math.log2(q.num_codes), abs=1e-12)
+        if family == 'fsq':  # 7 x 5^4 levels are 12.10 bits, 8 x 6 x 5 are 7.91
+            assert q.bits == pytest.approx(math.log2(math.prod(levels_of(spec))), abs=1e-12)
+            assert q.bits == pytest.approx(int(rate), abs=0.1)
+        else:
+            assert q.bits == int(rate)
+        found.setdefault(family, set()).add(int(rate))
+    assert {f: max(r) for f, r in found.items() if f in ONE_CODEBOOK} == dict.fromkeys(
+        ONE_CODEBOOK, 12
+    )
+    assert all(r - {16} == {4, 6, 8, 10, 12} for r in found.values())
+    assert {f for f, r in found.items() if 16 in r} == {'fsq', 'lfq', 'rvq', 'product'}
+
+
+def test_no_product_of_levels_is_nearer_to_the_power_of_two_in_the_paper_s_form(config):
+    """Of 16, 64, 256, ... the products of FSQ's paper, table 1, and exact powers below 8 bits."""
+    products = {
+        int(name.split('-')[1]): math.prod(levels_of(spec))
+        for name, spec in config['quantizers'].items()
+        if name.startswith('fsq')
+    }
+    assert products == {4: 16, 6: 64, 8: 240, 10: 1000, 12: 4375, 16: 64000}
+
+
+def test_every_method_builds_for_its_bottleneck_and_differs_in_nothing_else(config):
+    given, dataset = settings.check(config), data.load('digits')
+    z = jax.ShapeDtypeStruct((1024, 2, 2, 128), np.float32)
+    own = set(settings.FIELDS) - {'methods', 'overrides', 'quantizer_weight', 'bottleneck'}
+    for name, method in given.methods.items():
+        assert method.bottleneck == ('grid' if name.endswith('-grid') else 'vector')
+        assert all(getattr(method, field) == config[field] for field in own), name
+        experiment.make_task(given, name, dataset)
+        if method.quantizer is not None and method.bottleneck == 'vector':
+            params, state = jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
+            out = jax.eval_shape(method.quantizer.quantize, params, state, z)
+            assert out.codes.shape == (1024, 2, 2, *method.quantizer.code_shape)
+    vectors = {n: s for n, s in config['quantizers'].items() if not n.endswith('-grid')}
+    assert config['quantizers'] == vectors | {f'{n}-grid': s for n, s in vectors.items()}
+
+
+def test_an_argument_chooses_the_bottleneck():
+    source = sys.modules['configs.rates']
+    both, one, other = (set(source.get_config(k).quantizers) for k in ('both', 'vector', 'grid'))
+    assert one | other == both and not one & other and len(one) == len(other) == 45
+    with pytest.raises(settings.RunError, match='bottleneck is .cube.: choose one of both'):
+        source.get_config('cube')
+
+
+def points(*found):
+    """Of (bits, low, mean) of the difference, with intervals as wide above as below."""
+    return [
+        Point(
+            f'x-{bits}', bits, bits, Interval(0.9, 0.8, 1.0), Interval(m, lo, 2 * m - lo), 1, 0, 5
+        )
+        for bits, lo, m in found
+    ]
+
+
+@pytest.mark.parametrize(
+    'found, shown, estimate',
+    [
+        ([(4, -0.1, -0.05), (6, -0.009, -0.001), (8, -0.001, 0.0)], 6, 6),
+        ([(8, -0.001, 0.0), (6, -0.009, -0.001), (4, -0.1, -0.05)], 6, 6),  # in any order
+        ([(4, -0.1, -0.05), (8, -0.06, -0.02)], None, None),  # never
+        ([(4, -0.02, -0.005), (8, -0.015, -0.001)], None, 4),  # the interval crosses one point
+        ([(4, -0.02, -0.005), (8, -0.0099, 0.001)], 8, 4),
+        ([(4, -0.01, -0.009), (6, -0.011, -0.01), (8, 0.0, 0.0)], 8, 4),  # exactly one is too much
+        ([(4, -0.03, -0.01)], None, None),
+        ([(6, -0.1, -0.05), (6, -0.005, 0.0)], 6, 6),  # two of one rate: one of them is enough
+        ([(4, -0.005, 0.0), (8, -0.1, -0.05)], 4, 4),  # a larger rate that falls behind again
+        ([(7.906891, -0.005, 0.0)], 7.906891, 7.906891),
+        ([], None, None),
+    ],
+)
+def test_the_rate_that_is_enough_is_the_smallest_that_loses_less_than_a_point(
+    found, shown, estimate
+):
+    given = enough(points(*found))
+    assert [p and p.bits for p in given] == [shown, estimate]
+
+
+def test_nothing_is_enough_without_something_to_compare_with():
+    alone = [p._replace(difference=None) for p in points((4, 0.0, 0.0))]
+    assert enough(alone) == (None, None)
+
+
+def method(accuracies, bits=None, bottleneck='vector', evenness=0.5, collapsed=0):
+    """An entry of results.json, with bits a token, over as many folds as accuracies."""
+    seeds = [
+        {'seed': s, 'accuracy': a, 'fold': {'repeat': 0, 'fold': s, 'test': 20, 'train': 60}}
+        for s, a in enumerate(accuracies)
+    ]
+    found = {'spec': None, 'bits': 4096.0}
+    if bits is not None:
+        for s, seed in enumerate(seeds):
+            seed |= {'evenness': evenness, 'collapsed': float(s < collapsed)}
+        image = bits * (4 if bottleneck == 'grid' else 1)
+        found = {'spec': {'name': 'fsq'}, 'bits': image, 'bits_per_token': bits}
+    overrides = {'bottleneck': bottleneck} if bottleneck != 'vector' else {}
+    return found | {'summary': summarise(seeds), 'seeds': seeds, 'overrides': overrides}
+
+
+@pytest.fixture
+def results():
+    vector = np.array([0.98, 0.97, 0.99, 0.96, 0.98])
+    grid = np.array([0.90, 0.91, 0.90, 0.92, 0.89])
+    unsure = np.array([0.02, -0.03, 0.02, -0.03, 0.0])
+    return {
+        'config': {
+            'dataset': 'digits', 'seeds': 5, 'epochs': 40, 'batch_size': 96, 'bottleneck': 'vector',
+        },
+        'environment': {'vqjax': '0'},
+        'methods': {
+            'none': method(vector),
+            'fsq-8': method(vector - 0.005, 7.906891),
+            'fsq-4': method(vector - 0.3, 4.0, collapsed=2),
+            'vq_ema-4': method(vector + unsure, 4.0, evenness=0.25),
+            'vq_ema-16': method(vector - 0.02, 16.0),
+            'none-grid': method(grid, bottleneck='grid'),
+            'vq_ema-4-grid': method(grid + 0.001, 4.0, 'grid', evenness=0.125),
+        },
+    }  # fmt: skip
+
+
+def test_methods_are_compared_with_none_of_their_own_bottleneck(results):
+    vector, grid = (rates_curves.curves(results, kind) for kind in ('vector', 'grid'))
+    assert [p.name for p in vector['fsq']] == ['fsq-4', 'fsq-8']  # by bits
+    assert [p.difference.mean for p in vector['fsq']] == pytest.approx([-0.3, -0.005])
+    assert grid['vq_ema'][0].difference.mean == pytest.approx(0.001)
+    assert grid['vq_ema'][0].image_bits == 16.0
+    # The grid's own, or none at all.
+    del results['methods']['none-grid']
+    assert rates_curves.curves(results, 'grid')['vq_ema'][0].difference is None
+
+
+def test_the_table_of_what_is_enough_follows_from_the_differences(results):
+    assert list(rates_report.enough_rows(results)) == [
+        [
+            'quantizer', 'vector, shown', 'vector, point estimate', 'grid, shown',
+            'grid, point estimate',
+        ],
+        ['FSQ', '7.91', '7.91', 'not reached', 'not reached'],
+        ['VQ-EMA', 'not reached', '4', '4', '4'],
+    ]  # fmt: skip
+
+
+def test_a_row_has_bits_accuracy_difference_use_and_collapses(results):
+    header, four, eight, *_ = rates_report.point_rows(results, 'vector')
+    assert len(header) == len(four) == 9
+    assert four[:2] == ['FSQ', '4'] and four[-1] == '2 of 5' and eight[-1] == '0 of 5'
+    assert eight[1:4] == ['7.91', '7.91', '97.1'] and eight[5:8] == ['-0.5', '-0.5 to -0.5', '50%']
+    # Twice the mean of 5 values with variance s2: half an interval is t4 sqrt(1/5 + 1/3) s.
+    _, _, _, unsure, _ = rates_report.point_rows(results, 'vector')
+    s = np.std([0.02, -0.03, 0.02, -0.03, 0.0], ddof=1)
+    half = 2.776445 * math.sqrt(1 / 5 + 1 / 3) * s
+    assert unsure[6] == f'{100 * (-0.004 - half):+.1f} to {100 * (-0.004 + half):+.1f}'
+    grid = list(rates_report.point_rows(results, 'grid'))
+    assert grid[1][:3] == ['VQ-EMA', '4', '16'] and len(grid) == 2
+
+
+def test_the_findings_are_those_of_the_results(results):
+    said = rates_report.findings(results)
+    assert said[0] == (
+        '**vector, 1 token an image**: without a quantizer 97.6% (95.3 to 99.9). Bits a token '
+        'within 1 point of it, shown: FSQ (7.91). By the point estimate: VQ-EMA (4), FSQ (7.91).'
+    )
+    assert said[1].startswith('**grid, 4 tokens an image**') and 'shown: VQ-EMA (4).' in said[1]
+    text = '\n'.join(said)
+    assert '-0.4 (VQ-EMA) to -30.0 (FSQ) at 4 bits' in text
+    assert 'VQ-EMA at 16 bits an image: 95.6% as vector, 90.5% as grid.' in text
+    assert '25% (`vq_ema-4`) to 50%' in text and '2 of 20 runs collapsed' in text
+    # A family that is never near is named; so is what has not converged.
+    results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0) | {'rise': 0.05}
+    assert 'Not at any rate: VQ-EMA.' in rates_report.findings(results)[0]
+    assert 'vq_ema-4 +5.0 points' in rates_report.markdown(results)
+
+
+def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns(results, tmp_path):
+    rates_report.write(tmp_path, results)
+    text = (tmp_path / 'report.md').read_text()
+    places = [text.index(f'\n## {part}') for part in ('What was found', 'Bits a token', 'Vector',
+                                                      'Grid', 'How it was made')]  # fmt: skip
+    assert text.index('rates.png') < places[0] and places == sorted(places)
+    assert 'Nadeau and Bengio 2003' in text
+    assert (tmp_path / 'rates.png').read_bytes().startswith(b'\x89PNG')
+    every = configuration('rates')['quantizers']
+    names = {
+        name: method([0.5] * 5, float(name.split('-')[1]), 'grid' if 'grid' in name else 'vector')
+        for name, spec in every.items()
+        if spec is not None
+    }
+    wide = results | {'methods': results['methods'] | names}
+    console = Console(width=200, file=io.StringIO())
+    console.print(rates_report.table(wide))
+    printed = console.file.getvalue()
+    assert max(len(line.rstrip()) for line in printed.splitlines()) < 100
+    assert '…' not in printed and ' Gumbel-Softmax ' in printed
+
+
+def test_a_line_of_the_picture_has_the_errors_of_the_results(results):
+    left, right = (a for a in rates_plots.figure(results).axes if a.get_xlabel() == 'bits a token')
+    assert left.get_yscale() == 'log' and left.get_title(loc='left').startswith('digits: vector')
+    drawn = [line.get_ydata() for c in left.containers for line in [c.lines[0]]]
+    np.testing.assert_allclose(drawn[0], [32.4, 2.9], rtol=1e-6)  # FSQ at 4 and 8 bits
+    assert [t.get_text() for t in right.get_xticklabels()] == ['4']
+
+
+def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(
+    config, tmp_path, quick_compilation
+):
+    name, given = 'product-4-grid', config | {
+        'methods': 'none-grid,product-4-grid', 'folds': 2, 'seeds': 2, 'width': 4, 'features': 8,
+        'epochs': 1, 'batch_size': 256, 'init_batch_size': 64, 'writers': '',
+    }  # fmt: skip
+    found = rates.run(given, str(tmp_path / 'run'))['methods']
+    assert 'bits_per_token' not in found['none-grid']
+    assert (found[name]['bits_per_token'], found[name]['bits']) == (4.0, 16.0)
+    for seed in found[name]['seeds']:
+        path = tmp_path / 'run' / 'finished' / name / f'seed_{seed["seed"]}.json'
+        counts = read_counts(json.loads(path.read_text())['result'])
+        assert counts.shape == (2, 4)  # groups of 2 bits
+        assert counts.sum(-1).tolist() == [seed['fold']['test'] * 4] * 2
+        share = counts / counts.sum(-1, keepdims=True)
+        entropy = -np.sum(share * np.log(np.where(share > 0, share, 1)), -1)
+        perplexity = np.exp(entropy).mean()
+        uniform = metrics.uniform_baseline(int(counts[0].sum()), 4).perplexity
+        assert seed['evenness'] == pytest.approx(perplexity / uniform, rel=1e-4)
+        # Four places of two codes each.
+        assert seed['collapsed'] == (perplexity**8 < health.CLASS_SHARE * 10)
+    kept = json.loads((tmp_path / 'run' / 'results.json').read_text())
+    assert kept['methods'][name]['seeds'] == found[name]['seeds']
+    assert 'counts' not in found[name]['seeds'][0]
+    text = (tmp_path / 'run' / 'report.md').read_text()
+    assert '2 folds each, 1 epochs' in text and '| Product' in text
+
+
+def test_the_committed_report_is_that_of_the_committed_results():
+    folder = ROOT / 'docs' / 'rates'
+    results = json.loads((folder / 'results.json').read_text())
+    assert (folder / 'report.md').read_text() == rates_report.markdown(results)

@@ -1,0 +1,195 @@
+"""The verdict on each sentence of the sources, by the rules of docs/answer/protocol.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vqjax import quantizers
+from vqjax.metrics import Interval
+from vqjax.trainer.summaries import BASELINE, MARGIN, paired_difference
+
+UPHELD, OVERTURNED, UNDECIDED = 'upheld', 'overturned', 'undecided'
+
+Results = Mapping[str, Any]
+PLACES = {'vector': '', 'grid': '-grid'}  # bottleneck -> how names of methods end
+FEW = 0.5  # of the classes: fewer codes are a collapse, whatever the number of bits
+IN_USE = 0.9  # of the codes of every stage, which sentence 3 promises
+LARGE = 8  # bits a token from which VQ-EMA is judged
+
+
+class Verdict(NamedTuple):
+    """What became of a sentence.
+
+    sentence, source: as in docs/sources.md
+    verdict: UPHELD, OVERTURNED or UNDECIDED
+    figures: what it rests on, a sentence each
+    """
+
+    sentence: str
+    source: int
+    verdict: str
+    figures: tuple[str, ...]
+
+
+def verdicts(
+    digits: Results,
+    cifar10: Results,
+    behaviour: Results,
+    others: Mapping[str, Results],
+) -> list[Verdict]:
+    """The verdicts, in the order of the protocol.
+
+    Args:
+      digits: results of configs/digits.py; cifar10: of configs/cifar10_codes.py; behaviour: of
+        configs/behaviour.py.
+      others: name -> results of the studies that are searched for a collapsed FSQ besides.
+    """
+    searched = {'digits': digits, 'CIFAR-10': cifar10, 'recordings': behaviour} | dict(others)
+    return [
+        _incompatible(digits, cifar10, behaviour),
+        _fsq_collapses(searched),
+        _in_use(cifar10),
+        _small_codebooks(cifar10),
+        _projections(cifar10),
+        _two_stages(cifar10),
+    ]
+
+
+def collapsed(method: Mapping[str, Any], num_classes: int) -> int:
+    """How many runs of a method ended with fewer codes than half the classes.
+
+    By the perplexity on the test split; of stages or groups the product of theirs.
+    """
+    stages = quantizers.stages(quantizers.make(method['spec']))
+    bound = FEW * num_classes
+    return sum(seed['perplexity'] ** stages < bound for seed in method['seeds'])
+
+
+def compare(results: Results, a: str, b: str) -> Interval:
+    """Paired difference of accuracy, a less b, of two methods of a study."""
+    methods = results['methods']
+    return paired_difference(methods[a]['seeds'], methods[b]['seeds'], 'accuracy')
+
+
+def _incompatible(digits: Results, cifar10: Results, behaviour: Results) -> Verdict:
+    cases = [('digits', digits, ['vq_ema'], BASELINE, 10)]
+    for place, end in PLACES.items():
+        names = _vq_ema(cifar10, end)
+        cases.append((f'CIFAR-10, {place}', cifar10, names, BASELINE + end, 10))
+    cases.append(('recordings', behaviour, ['vq_ema'], BASELINE, 4))
+    fine, bad, figures = [], [], []
+    for where, results, names, baseline, classes in cases:
+        gone = sum(collapsed(results['methods'][name], classes) for name in names)
+        runs = sum(len(results['methods'][name]['seeds']) for name in names)
+        best = max(names, key=lambda name: compare(results, name, baseline).mean)
+        found = compare(results, best, baseline)
+        fine.append(not gone and found.low > -MARGIN)
+        bad.append(gone > 0 or found.high < -MARGIN)
+        figures.append(f'{where}: `{best}` {points(found)}, {gone} of {runs} runs collapsed')
+    return Verdict(
+        'VQ-EMA is fundamentally incompatible with classification',
+        0,
+        _of(all(bad), all(fine)),
+        tuple(figures),
+    )
+
+
+def _fsq_collapses(studies: Mapping[str, Results]) -> Verdict:
+    runs, gone = 0, []
+    for where, results in studies.items():
+        for name, method in results['methods'].items():
+            if _is_fsq(method['spec']):
+                runs += len(method['seeds'])
+                number = collapsed(method, 4 if where == 'recordings' else 10)
+                if number:
+                    lowest = min(seed['perplexity'] for seed in method['seeds'])
+                    gone.append(
+                        f'{where}: `{name}` in {number} of {len(method["seeds"])} runs, '
+                        f'perplexity {lowest:.3g}'
+                    )
+    figures = (f'{runs} runs with FSQ in {len(studies)} studies', *(gone or ['none collapsed']))
+    return Verdict('FSQ cannot collapse by design', 3, OVERTURNED if gone else UPHELD, figures)
+
+
+def _in_use(cifar10: Results) -> Verdict:
+    figures, least = [], []
+    for place, end in PLACES.items():
+        found = cifar10['methods'][f'rvq-32{end}']['summary']['least_usage']
+        least.append(Interval(found['mean'], found['low'], found['high']))
+        figures.append(
+            f'CIFAR-10, {place}: the stage with the fewest uses '
+            f'{100 * found["mean"]:.1f}% ({100 * found["low"]:.1f}, {100 * found["high"]:.1f})'
+        )
+    verdict = _of(all(x.low > IN_USE for x in least), all(x.high < IN_USE for x in least))
+    return Verdict('RVQ: more than 90% of the codes in use in all layers', 3, verdict, (*figures,))
+
+
+def _small_codebooks(cifar10: Results) -> Verdict:
+    found = {
+        place: compare(cifar10, f'product-32{end}', f'vq_ema-10{end}')
+        for place, end in PLACES.items()
+    }
+    figures = tuple(f'CIFAR-10, {place}: {points(x)}' for place, x in found.items())
+    return Verdict('4 x 256 codes rather than 1 x 1,024', 3, _gain([found]), figures)
+
+
+def _projections(cifar10: Results) -> Verdict:
+    found = [
+        {
+            place: compare(cifar10, f'to_{dim}-10{end}', f'vq_ema-10{end}')
+            for place, end in PLACES.items()
+        }
+        for dim in (32, 64)
+    ]
+    figures = tuple(
+        f'CIFAR-10, {place}, to {dim}: {points(x)}'
+        for dim, by_place in zip((32, 64), found, strict=True)
+        for place, x in by_place.items()
+    )
+    return Verdict('Project 128 features to 32 or 64', 3, _gain(found), figures)
+
+
+def _two_stages(cifar10: Results) -> Verdict:
+    figures, fine, bad = [], [], []
+    for place, end in PLACES.items():
+        found = {n: compare(cifar10, n, BASELINE + end) for n in _vq_ema(cifar10, end)}
+        figures += [f'CIFAR-10, {place}: `{name}` {points(x)}' for name, x in found.items()]
+        fine.append(all(x.low > -MARGIN for x in found.values()))
+        bad.append(all(x.high < -MARGIN for x in found.values()))
+    return Verdict('Two stages keep the accuracy', 3, _of(all(fine), all(bad)), tuple(figures))
+
+
+def _gain(options: Sequence[Mapping[str, Interval]]) -> str:
+    """UPHELD where some option is better at all places, OVERTURNED where none is at any."""
+    better = any(all(x.low > 0 for x in places.values()) for places in options)
+    worse = all(x.high < 0 for places in options for x in places.values())
+    none = all(-MARGIN < x.low <= 0 <= x.high < MARGIN for p in options for x in p.values())
+    return _of(better, worse or none)
+
+
+def _of(upheld: bool, overturned: bool) -> str:
+    return UPHELD if upheld else OVERTURNED if overturned else UNDECIDED
+
+
+def _vq_ema(results: Results, end: str) -> list[str]:
+    """The methods of VQ-EMA at LARGE bits and more, at the places whose names end so."""
+    found = [name for name in results['methods'] if name.startswith('vq_ema-')]
+    found = [name for name in found if name == f'vq_ema-{_bits(name)}{end}']
+    return [name for name in found if _bits(name) >= LARGE]
+
+
+def _bits(name: str) -> int:
+    return int(name.split('-')[1])
+
+
+def _is_fsq(spec: Mapping[str, Any] | None) -> bool:
+    while spec and spec['name'] != 'fsq' and isinstance(spec.get('inner'), Mapping):
+        spec = spec['inner']
+    return bool(spec) and spec['name'] == 'fsq'
+
+
+def points(found: Interval) -> str:
+    """A difference in points with its interval."""
+    mean, low, high = (100 * x for x in found)
+    return f'{mean:+.1f} ({low:+.1f}, {high:+.1f})'

@@ -1,0 +1,45 @@
+"""Accuracy against bits: quantizers at several rates, beside the same network without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vqjax import health, metrics, quantizers
+from vqjax.studies import rates_report as report
+from vqjax.trainer import experiment
+from vqjax.trainer.counts import read_counts
+from vqjax.trainer.logs import show
+from vqjax.trainer.summaries import shorten, summarise
+from vqjax.trainer.workdir import Workdir
+
+
+def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
+    """`experiment.run`, and what it says of rates in `workdir` and on the terminal."""
+    return experiment.run(config, workdir, conclude)
+
+
+def conclude(results: dict[str, Any], folder: Workdir) -> None:
+    """Says of every run how even its codes are used and whether it collapsed; writes the reports.
+
+    Adds `bits_per_token` to every method with a quantizer, and to its seeds `evenness` (perplexity
+    as a share of that of a uniform source of as many tokens), `least_usage` (the share of the codes
+    in use of the stage with the fewest) and `collapsed`, 0 or 1: all codes of an image together
+    tell fewer images apart than there are classes.
+    """
+    for name, method in results['methods'].items():
+        if method['spec'] is None:
+            continue
+        quantizer = quantizers.make(method['spec'])
+        method['bits_per_token'] = float(quantizer.bits)
+        codes = quantizers.stages(quantizer) * round(method['bits'] / quantizer.bits)
+        for seed in method['seeds']:
+            classes = folder.finished(name, seed['seed'])['images']['num_classes']
+            uniform = metrics.uniform_baseline(round(seed['tokens']), quantizer.num_codes)
+            used = read_counts(seed) > 0
+            seed['least_usage'] = float(used.mean(-1).min())
+            seed['evenness'] = seed['perplexity'] / uniform.perplexity
+            seed['collapsed'] = float(seed['perplexity'] ** codes < health.CLASS_SHARE * classes)
+        method['summary'] = summarise(method['seeds'])
+    shorten(results)
+    report.write(folder.path, results)
+    show(report.table(results))

@@ -1,0 +1,95 @@
+"""The plot of rates: accuracy against bits a token, a panel a bottleneck, a line a quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from vqjax.studies import plots
+from vqjax.studies import rates_report as report
+from vqjax.studies.rates_curves import WITHIN, baseline, bottlenecks, curves
+
+_COLOURS = (*plots.COLOURS, '#8C564B', '#111111')
+_MARKS = 'osD^vPX*'
+_TICKS = (99.9, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 20)  # percent
+_SPREAD = 0.5  # bits that the points of one rate are drawn apart over, so that bars do not hide
+
+
+@plots.styled
+def figure(results: Mapping[str, Any]) -> Figure:
+    """Mean and 95% interval of every point, none a band; errors on a log scale."""
+    kinds = [kind for kind in bottlenecks(results) if curves(results, kind)]
+    families = list(dict.fromkeys(f for kind in kinds for f in curves(results, kind)))
+    styles = {
+        family: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)])
+        for i, family in enumerate(families)
+    }
+    floor = _floor(results)
+    drawn = plots.new_figure(1 + 5.2 * max(len(kinds), 1), 5.4)
+    axes = drawn.subplots(1, max(len(kinds), 1), sharey=True, squeeze=False)[0]
+    for kind, axis in zip(kinds, axes, strict=False):
+        _panel(axis, results, kind, styles, floor)
+    axes[0].set_yscale('log')
+    axes[0].invert_yaxis()
+    axes[0].yaxis.set_major_locator(FixedLocator([100 - tick for tick in _TICKS]))
+    axes[0].yaxis.set_minor_locator(NullLocator())
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda error, _: f'{100 - error:g}'))
+    axes[0].set_ylabel('test accuracy (%)')
+    drawn.legend(handles=_legend(styles), loc='outside lower center', ncols=5, fontsize=9)
+    return drawn
+
+
+def _floor(results: Mapping[str, Any]) -> float:
+    """The error in percent that stands for none, which a log scale cannot show."""
+    means = [100 * (1 - m['summary']['accuracy']['mean']) for m in results['methods'].values()]
+    return 0.4 * min((e for e in means if e > 0), default=1.0)
+
+
+def _errors(accuracy: Any, floor: float) -> tuple[float, float, float]:
+    """Mean of the error in percent, and how far its bar reaches below and above."""
+    mean, low, high = (max(100 * (1 - accuracy[k]), floor) for k in ('mean', 'high', 'low'))
+    return mean, mean - low, high - mean
+
+
+def _panel(axis, results, kind, styles, floor):
+    by_family, none = curves(results, kind), baseline(results, kind)
+    if none:
+        mean, below, above = _errors(results['methods'][none]['summary']['accuracy'], floor)
+        axis.axhspan(mean - below, mean + above, color=plots.LIGHT, alpha=0.6, lw=0)
+        axis.axhline(mean, color=plots.GREY, lw=1, ls='--')
+        axis.axhline(mean + 100 * WITHIN, color=plots.GREY, lw=1, ls=':')
+    offsets = dict(zip(styles, np.linspace(-_SPREAD, _SPREAD, len(styles)), strict=True))
+    for family, points in by_family.items():
+        colour, mark = styles[family]
+        found = np.array([_errors(point.accuracy._asdict(), floor) for point in points]).T
+        axis.errorbar(
+            [p.bits + offsets[family] for p in points], found[0], found[1:],
+            fmt=f'{mark}-', color=colour, ms=5.5, mec='white', mew=0.6, lw=1.4, elinewidth=1.0,
+            alpha=0.9,
+        )  # fmt: skip
+    rates = sorted({report.nominal(p) for points in by_family.values() for p in points})
+    axis.set_xticks(rates, [str(rate) for rate in rates])
+    axis.set_xlabel('bits a token')
+    axis.set_title(f'{results["config"]["dataset"]}: {report.title(kind, by_family)}')
+    if (tokens := report.tokens(by_family)) > 1:
+        above = axis.secondary_xaxis('top')
+        above.set_xticks(rates, [str(tokens * rate) for rate in rates])
+        above.set_xlabel('bits an image')
+
+
+def _legend(styles):
+    lines = [
+        Line2D([], [], color=colour, marker=mark, ms=5.5, mec='white', lw=1.4, label=name)
+        for name, (colour, mark) in ((report.label(f), style) for f, style in styles.items())
+    ]
+    grey = {'color': plots.GREY, 'lw': 1}
+    return [
+        *lines,
+        Line2D([], [], ls='--', **grey, label='none (shaded: 95%)'),
+        Line2D([], [], ls=':', **grey, label=f'{100 * WITHIN:g} point below none'),
+    ]

@@ -1,0 +1,281 @@
+"""What is said of rates: the bits that are enough, findings, tables, report.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax.studies import notes, tables
+from vqjax.studies.rates_curves import (
+    WITHIN,
+    Curves,
+    Point,
+    baseline,
+    bottlenecks,
+    curves,
+    enough,
+)
+from vqjax.trainer.files import replace_file
+from vqjax.trainer.summaries import METHODS
+
+LABELS = {
+    'vq_ema': 'VQ-EMA',
+    'balanced': 'VQ-EMA, balanced',
+    'sim_vq': 'SimVQ',
+    'gumbel': 'Gumbel-Softmax',
+    'fsq': 'FSQ',
+    'lfq': 'LFQ',
+    'rvq': 'RVQ',
+    'product': 'Product',
+}
+CALIBRATION = {'ECE': 'ece', 'ECE at fitted T': 'scaled_ece'}  # heading -> metric
+NOT_REACHED = 'not reached'
+
+
+def label(family: str) -> str:
+    """How a family is called in tables and plots."""
+    return LABELS.get(family, family)
+
+
+def bits(point: Point | None) -> str:
+    """Bits a token with the digits that tell FSQ's from whole ones."""
+    return NOT_REACHED if point is None else f'{round(point.bits, 2):g}'
+
+
+def nominal(point: Point) -> int:
+    """The rate that a point stands for: its bits to the next whole number."""
+    return round(point.bits)
+
+
+def tokens(found: Curves) -> int:
+    """Tokens an image."""
+    first = next(iter(found.values()))[0]
+    return round(first.image_bits / first.bits)
+
+
+def title(kind: str, found: Curves) -> str:
+    """A bottleneck in words."""
+    number = tokens(found)
+    return f'{kind}, {number} token{"s" * (number > 1)} an image'
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def enough_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    """Family by family the bits a token that are enough, for every bottleneck."""
+    found = {kind: curves(results, kind) for kind in bottlenecks(results)}
+    yield ['quantizer', *(f'{k}, {how}' for k in found for how in ('shown', 'point estimate'))]
+    for family in dict.fromkeys(name for by_family in found.values() for name in by_family):
+        each = (enough(by_family.get(family, [])) for by_family in found.values())
+        yield [label(family), *(bits(point) for pair in each for point in pair)]
+
+
+def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
+    """A row for every point of a bottleneck."""
+    yield ['quantizer', 'bits a token', 'bits an image', 'accuracy %', '95% interval',
+           'points compared with none', '95% interval', 'perplexity, share of uniform',
+           'runs collapsed', *CALIBRATION]  # fmt: skip
+    for family, points in curves(results, kind).items():
+        for point in points:
+            yield [
+                label(family),
+                bits(point),
+                f'{round(point.image_bits, 2):g}',
+                tables.percent(point.accuracy._asdict()),
+                tables.percent_range(point.accuracy._asdict()),
+                tables.points(point.difference),
+                tables.points_range(point.difference),
+                f'{100 * point.evenness:.0f}%',
+                f'{point.collapsed} of {point.runs}',
+                *calibration(results, point.name),
+            ]
+
+
+def calibration(results: Mapping[str, Any], name: str) -> list[str]:
+    """The cells of a method under CALIBRATION; '' where a run does not tell them."""
+    summary = results['methods'][name]['summary']
+    return [f'{summary[m]["mean"]:.3f}' if m in summary else '' for m in CALIBRATION.values()]
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Accuracy and points compared with none, a row for each family, a column for each rate."""
+    found = {kind: curves(results, kind) for kind in bottlenecks(results)}
+    every = (p for by_family in found.values() for points in by_family.values() for p in points)
+    rates = sorted({nominal(point) for point in every})
+    made = Table(
+        title=f'{results["config"]["dataset"]}: accuracy %, points compared with none below it',
+        caption=f'bits a token that lose less than {100 * WITHIN:g} point; intervals: report.md',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    made.add_column('bits a token', style='bold', no_wrap=True)
+    for heading in (*map(str, rates), 'shown', 'point\nestimate'):
+        made.add_column(heading, justify='right')
+    for kind, by_family in found.items():
+        made.add_row(escape(kind), *_none_cells(results, kind, len(rates)), '', '')
+        for family, points in by_family.items():
+            cells = {nominal(p): _cell(p) for p in points}
+            last = map(bits, enough(points))
+            row = [f' {label(family)}', *(cells.get(rate, '') for rate in rates), *last]
+            made.add_row(*map(escape, row))
+        made.add_section()
+    return made
+
+
+def _cell(point: Point) -> str:
+    below = tables.points(point.difference)
+    return tables.percent(point.accuracy._asdict()) + (below and f'\n{below}')
+
+
+def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]:
+    none = baseline(results, kind)
+    accuracy = none and results['methods'][none]['summary']['accuracy']
+    return [f'none {tables.percent(accuracy)}' if accuracy else '', *[''] * (number - 1)]
+
+
+# Findings ---------------------------------------------------------------------------------------
+
+
+def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
+    """Families with their rates, the smallest first: 'RVQ (6), FSQ and LFQ (7.91)'."""
+    ordered = sorted(pairs, key=lambda pair: pair[1].bits)
+    return ', '.join(f'{label(family)} ({bits(point)})' for family, point in ordered) or 'none'
+
+
+def _enough_said(results: Mapping[str, Any], kind: str) -> str:
+    by_family = curves(results, kind)
+    found = {family: enough(points) for family, points in by_family.items()}
+    accuracy = results['methods'][baseline(results, kind)]['summary']['accuracy']
+    shown = [(f, e.shown) for f, e in found.items() if e.shown]
+    estimate = [(f, e.estimate) for f, e in found.items() if e.estimate]
+    never = ', '.join(label(f) for f, e in found.items() if not e.estimate)
+    return (
+        f'**{title(kind, by_family)}**: without a quantizer {tables.percent(accuracy)}% '
+        f'({tables.percent_range(accuracy)}). Bits a token within {100 * WITHIN:g} point of it, '
+        f'shown: {_listed(shown)}. By the point estimate: {_listed(estimate)}.'
+        + (f' Not at any rate: {never}.' if never else '')
+    )
+
+
+def _losses(points: Mapping[str, Point]) -> str:
+    """The family that loses least and the one that loses most, each with its points."""
+    ends = [max, min] if len(points) > 1 else [max]
+    chosen = (end(points, key=lambda f: points[f].difference.mean) for end in ends)
+    return ' to '.join(f'{tables.points(points[f].difference)} ({label(f)})' for f in chosen)
+
+
+def _at(by_family: Curves, rate: int) -> dict[str, Point]:
+    return {f: p for f, points in by_family.items() for p in points if nominal(p) == rate}
+
+
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """What the results say, as sentences; of bottlenecks whose baseline was run."""
+    kinds = {k: curves(results, k) for k in bottlenecks(results) if baseline(results, k)}
+    kinds = {kind: by_family for kind, by_family in kinds.items() if by_family}
+    every = {k: [p for points in found.values() for p in points] for k, found in kinds.items()}
+    said = [_enough_said(results, kind) for kind in kinds]
+    for kind, found in kinds.items():
+        rates = sorted({nominal(point) for point in every[kind]})
+        ends = ', '.join(f'{_losses(_at(found, rate))} at {rate} bits' for rate in rates)
+        said.append(f'{kind}: points compared with none, the best and the worst: {ends}.')
+    for kind, points in every.items():
+        halves = [100 * (p.difference.high - p.difference.low) / 2 for p in points]
+        said.append(
+            f'{kind}: half of an interval of these differences is {np.median(halves):.1f} points '
+            f'in the median ({min(halves):.1f} to {max(halves):.1f}), so a loss of less than '
+            f'{100 * WITHIN:g} point is shown only where the mean is well above it.'
+        )
+    if len(kinds) > 1:
+        said += _of_equal_image_bits(kinds)
+    for kind, points in every.items():
+        least, most = (end(points, key=lambda p: p.evenness) for end in (min, max))
+        said.append(
+            f'{kind}: perplexity is {100 * least.evenness:.0f}% (`{least.name}`) to '
+            f'{100 * most.evenness:.0f}% (`{most.name}`) of that of a uniform source; '
+            f'{sum(p.collapsed for p in points)} of {sum(p.runs for p in points)} runs collapsed.'
+        )
+    return said
+
+
+def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
+    """Bottlenecks beside each other at the bits an image that both have."""
+    (one, first), (other, second) = list(kinds.items())[:2]
+    for family, points in first.items():
+        for a in points:
+            for b in second.get(family, []):
+                if round(a.image_bits) == round(b.image_bits):
+                    yield (
+                        f'{label(family)} at {round(a.image_bits)} bits an image: '
+                        f'{100 * a.accuracy.mean:.1f}% as {one}, '
+                        f'{100 * b.accuracy.mean:.1f}% as {other}.'
+                    )
+
+
+# Report -----------------------------------------------------------------------------------------
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The text of report.md."""
+    config, methods = results['config'], results['methods']
+    rising = notes.rising(results)
+    parts = [
+        f'# Accuracy against bits on {config["dataset"]}',
+        'How many bits a token does a classifier need? Every quantizer at several rates, one '
+        'vector an image and a grid of them, beside the same network without a quantizer '
+        f'(`none`). {config["seeds"]} {notes.runs(results)} each, {notes.budget(config)}, batch '
+        f'size {config["batch_size"]}. All rates share one learning rate and all other settings; '
+        'none was tuned for its quantizer or rate, so a method may do better with its own.'
+        + notes.started(config),
+        *([f'**{rising}**'] if rising else []),
+        '![Accuracy against bits a token](rates.png)',
+        '## What was found',
+        '\n'.join(f'- {sentence}' for sentence in findings(results)),
+        f'## Bits a token within {100 * WITHIN:g} point of none',
+        tables.markdown(enough_rows(results)),
+        f'The smallest rate that loses less than {100 * WITHIN:g} point. Shown: the lower end of '
+        'the 95% interval of the paired difference says so; point estimate: its mean does. A '
+        'larger rate may fall behind again: the tables below have all.',
+    ]
+    for kind in bottlenecks(results):
+        by_family, none = curves(results, kind), baseline(results, kind)
+        if not by_family:
+            continue
+        parts.append(f'## {title(kind, by_family).capitalize()}')
+        if none:
+            accuracy = methods[none]['summary']['accuracy']
+            parts.append(
+                f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy)}), '
+                f'{methods[none]["bits"]:,.0f} bits an image; '
+                f'{", ".join(map(" ".join, zip(CALIBRATION, calibration(results, none))))}.'
+            )
+        parts.append(tables.markdown(point_rows(results, kind)))
+    return '\n\n'.join([
+        *parts,
+        f'Intervals: {METHODS[notes.covered(methods)]}; differences are paired by run with `none` '
+        'of the same bottleneck. Bits of FSQ are log2 of the product of its levels, the nearest '
+        'to a power of two; RVQ and Product have two stages or groups of half the bits each (at 32 bits four), FSQ '
+        'and LFQ stand behind a learned projection. Above 12 bits a token one codebook (VQ-EMA, '
+        'SimVQ, Gumbel-Softmax) is left out: 65,536 codes are many times the images there are to '
+        'learn them from. Perplexity, on the test split, stands beside that of a uniform source '
+        'of as many tokens (mean over stages). Collapsed: all codes of an image together tell '
+        'fewer images apart than there are classes (95% of their number).',
+        '## How it was made',
+        tables.made_by(results.get('command'), results['environment']),
+        'With the configuration that `results.json` holds.',
+    ]) + '\n'  # fmt: skip
+
+
+def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
+    """Writes report.md and rates.png to an existing folder."""
+    from vqjax.studies import plots, rates_plots  # Matplotlib takes a second to import
+
+    workdir = Path(workdir)
+    replace_file(workdir / 'report.md', markdown(results))
+    plots.save(rates_plots.figure(results), workdir / 'rates.png')
