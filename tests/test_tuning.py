@@ -30,13 +30,20 @@ def searching(**changes):
 
 def drawn_rates(given):
     """Learning rates of the trials of none."""
-    drawn = tuning.make_trials(settings.check(given).config)['none']
+    drawn = make_trials(**given)['none']
     return [trial.settings['learning_rate'] for trial in drawn]
 
 
+def make_trials(**changes):
+    """The trials of such a search."""
+    given = settings.check(searching(**changes))
+    return tuning.make_trials(given.config, given.methods)
+
+
 def draws(distribution, number=2000, method='m'):
-    given = {'quantizers': {method: None}, 'methods': 'all', 'overrides': {}, 'trials': number}
-    found = tuning.make_trials(given | {'space': {method: {'learning_rate': distribution}}})
+    given = {'quantizers': {method: None}, 'overrides': {}, 'trials': number}
+    given |= {'space': {method: {'learning_rate': distribution}}}
+    found = tuning.make_trials(given, [method])
     return [trial.settings['learning_rate'] for trial in found[method]]
 
 
@@ -68,16 +75,15 @@ def test_a_draw_stays_inside_its_bounds_though_it_is_rounded(kind, bounds, u):
 
 
 def test_draws_depend_on_method_field_and_number_of_the_trial_alone():
-    given = settings.check(searching(methods='all', trials=4, space=SPACE)).config
-    every = tuning.make_trials(given)
+    every = make_trials(methods='all', trials=4)
     assert {name: len(found) for name, found in every.items()} == dict.fromkeys(every, 4)
-    assert every == tuning.make_trials(given)
-    fewer = tuning.make_trials(given | {'methods': 'vq_ema', 'trials': 2})
+    assert every == make_trials(methods='all', trials=4)
+    fewer = make_trials(methods='vq_ema', trials=2)
     assert fewer == {'vq_ema': every['vq_ema'][:2]}
     rates = {name: [t.settings['learning_rate'] for t in found] for name, found in every.items()}
     assert len({x for found in rates.values() for x in found}) == 12  # no method has another's
     more = {'every': LR | {'weight_decay': {'uniform': (0.0, 0.1)}}}
-    again = tuning.make_trials(given | {'space': more, 'methods': 'none'})['none']
+    again = make_trials(space=more, methods='none', trials=4)['none']
     assert [t.settings['learning_rate'] for t in again] == rates['none']
 
 
@@ -96,7 +102,7 @@ def test_a_trial_is_its_method_with_the_drawn_values_in_place():
             }
         },
     )
-    first, second = tuning.make_trials(settings.check(given).config)['rvq']
+    first, second = make_trials(**given)['rvq']
     assert first.name == 'rvq-00' and second.name == 'rvq-01'
     assert first.settings == {
         'quantizer.inner.commitment': 0.75, 'quantizer.inner.revival': None, 'weight_decay': 0.5,
@@ -117,8 +123,7 @@ def test_the_best_trial_is_that_of_the_highest_accuracy_then_of_the_lowest_nll()
 
 
 def test_the_space_of_the_digits_keeps_rates_matched_and_makes_quantizers():
-    given = configuration('digits') | {'trials': 24}
-    found = tuning.make_trials(settings.check(given).config)
+    found = make_trials(**configuration('digits') | {'trials': 24})
     assert {name: len(t) for name, t in found.items()} == dict.fromkeys(
         ('none', 'vq_ema', 'fsq', 'rvq'), 24
     )
@@ -195,7 +200,7 @@ def test_the_chosen_setting_is_that_of_the_best_recorded_validation_score(search
     assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00', opened['time'])
     assert results['tuning']['trials'] == 2 and not results['tuning']['nested']
     final = json.loads((folder / 'final' / 'config.json').read_text())
-    drawn = tuning.make_trials(settings.check(searching()).config)
+    drawn = make_trials()
     for name, said in results['tuning']['methods'].items():
         assert [t['settings'] for t in said['trials']] == [t.settings for t in drawn[name]]
         means = [np.mean(t['accuracy']) for t in said['trials']]
@@ -329,7 +334,7 @@ def test_a_whole_spec_and_a_part_of_it_are_not_drawn_both():
     other = {'quantizer': {'choice': (None,)}}
     clash = {'every': {'quantizer': {'decay': {'choice': (0.9,)}}}, 'vq_ema': other}
     with pytest.raises(experiment.RunError, match='draws quantizer of the method .vq_ema. as a wh'):
-        tuning.make_trials(given | {'methods': 'vq_ema', 'space': clash})
+        tuning.make_trials(given | {'space': clash}, ['vq_ema'])
 
 
 @pytest.mark.parametrize(

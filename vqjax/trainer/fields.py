@@ -206,6 +206,9 @@ FIELDS: dict[str, Field] = {
     ),
 }
 
+# Those that may differ between methods: overrides and trials change them.
+OWN = tuple(name for name, field in FIELDS.items() if not field.shared)
+
 
 def config(**changes: Any) -> ml_collections.ConfigDict:
     """A configuration: the defaults with these changes, as the files in configs/ return it.

@@ -68,7 +68,7 @@ def run(
       Stopped: as `experiment.run`.
     """
     settings = check(config)
-    trials = make_trials(settings.config)
+    trials = make_trials(settings.config, settings.methods)
     searched = _search_config(settings, trials)
     _check_trials(searched, trials)
     folder = on_first_process(lambda: Workdir(workdir, settings.config))

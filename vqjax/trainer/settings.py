@@ -11,6 +11,7 @@ from vqjax import nn, ops, quantizers
 from vqjax.trainer import data, levels
 from vqjax.trainer.fields import (
     FIELDS,
+    OWN,
     RunError,
     check_fields,
     check_method_names,
@@ -32,9 +33,6 @@ __all__ = [
     'fold_of',
     'load_dataset',
 ]
-
-# Every other field may be overridden for a method.
-OWN = tuple(name for name, field in FIELDS.items() if not field.shared)
 
 
 class Parts(NamedTuple):

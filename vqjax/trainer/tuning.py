@@ -7,14 +7,13 @@ trial, so that it depends neither on other methods or fields nor on how many tri
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vqjax import quantizers
-from vqjax.trainer.fields import RunError
-from vqjax.trainer.settings import OWN, choose
+from vqjax.trainer.fields import OWN, RunError
 
 EVERY = 'every'  # of the space: fields that all methods vary
 QUANTIZER = 'quantizer'  # of a method's space: its spec, or fields of it
@@ -42,17 +41,17 @@ class Trial(NamedTuple):
         return f'{self.method}-{self.index:02d}'
 
 
-def make_trials(config: Mapping[str, Any]) -> dict[str, list[Trial]]:
-    """The trials of every method that runs, equally many.
+def make_trials(config: Mapping[str, Any], methods: Iterable[str]) -> dict[str, list[Trial]]:
+    """The trials of every method, equally many.
 
     Args:
       config: a checked configuration, complete.
+      methods: names of those that run.
 
     Raises:
       RunError: the space is none: an unknown method, field or distribution, or wrong bounds.
     """
     _check_methods(config)
-    methods = choose(config['methods'], config['quantizers'], 'method', 'config.quantizers has')
     spaces = {name: _space(config, name) for name in methods}
     return {
         name: [_trial(config, name, space, index) for index in range(config['trials'])]
