@@ -354,6 +354,12 @@ def test_a_search_that_cannot_be_is_refused(tmp_path, changes, text):
     refused(tmp_path, text, **changes)
 
 
+def test_a_trial_that_does_not_fit_the_features_is_named_and_leaves_nothing(tmp_path):
+    space = {'fsq': {'quantizer': {'levels': {'choice': ((3,) * 5,)}}}}
+    text = 'trial fsq-00 (quantizer.levels (3, 3, 3, 3, 3)): fsq-00 seed 0: '
+    refused(tmp_path, text, space=space, methods='fsq')
+
+
 def test_the_trainer_itself_searches_nothing(tmp_path):
     with pytest.raises(experiment.RunError, match='trials is 2: only the study comparison'):
         experiment.run(searching(), str(tmp_path / 'run'))
