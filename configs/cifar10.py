@@ -12,11 +12,11 @@ On a GPU not yet run to the end. Published for a ResNet-18 with one pooled vecto
 
 import ml_collections
 
-from configs import digits
+from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits.get_config()
+    config = base.get_config()
     config.dataset = 'cifar10'
     config.augment = True
     config.encoder = 'resnet18'

@@ -7,11 +7,11 @@ A small network, features as the encoder leaves them, Adam at a constant rate.
 
 import ml_collections
 
-from configs import digits
+from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits.get_config()
+    config = base.get_config()
     config.methods = 'none,vq_ema'
     config.width = 16
     config.standardize = False

@@ -9,11 +9,11 @@ collapse. All 70,000 images take about seven times as long and were not run.
 
 import ml_collections
 
-from configs import digits
+from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits.get_config()
+    config = base.get_config()
     config.dataset = 'mnist'
     config.seeds = 5
     config.epochs = 5

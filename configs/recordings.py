@@ -10,11 +10,11 @@ two seconds: none 98.9%, VQ-EMA 98.7, FSQ 98.9, RVQ 99.2; no collapse (VQ-EMA's 
 
 import ml_collections
 
-from configs import digits
+from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits.get_config()
+    config = base.get_config()
     config.dataset = 'basic_motions'
     config.window = 20  # two seconds
     config.hop = 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import benchmark_tables
@@ -91,6 +92,65 @@ def comparison(results):
     return benchmark_tables.table(
         [*header, 'test perplexity [uniform source]', 'bits an image', 'parameters'], rows
     )
+
+
+def _of(interval, sign=''):
+    return _percent(interval['mean'], interval['low'], interval['high'], sign)
+
+
+def settings(results):
+    """What the search chose for a configuration: the best on average over the folds."""
+    rows = []
+    for name, said in results['tuning']['methods'].items():
+        trials = [{'mean': _mean(t['accuracy'])} | t for t in said['trials']]
+        best, known = trials[said['together']], [t['mean'] for t in trials if t['mean'] is not None]
+        chosen = ', '.join(f'{k} {_short(v)}' for k, v in best['settings'].items())
+        scores = [best['mean'], statistics.median(known), min(known)]
+        rows.append([_NAMES.get(name, name), chosen, *(f'{100 * x:.1f}' for x in scores)])
+    header = ['method', 'best on average', 'validation %', 'median trial', 'worst']
+    return benchmark_tables.table(header, rows)
+
+
+def _mean(values):
+    return None if None in values else statistics.fmean(values)
+
+
+def _short(value):
+    """A value of a setting; of FSQ's specs levels and bound."""
+    if not isinstance(value, dict):
+        return str(value)
+    grid = value['inner']
+    return f'levels {" ".join(map(str, grid["levels"]))}, bound {grid["bound"]}'
+
+
+def nested(trials, results):
+    """Accuracy with each fold's own choice, beside that of the committed settings."""
+    rows = []
+    for name, said in trials['outcome'].items():
+        own = results['methods'][name]['summary']['accuracy']
+        compared = _of(said['compared'], '+') if 'compared' in said else ''
+        rows.append([_NAMES.get(name, name), _of(said['accuracy']), compared, _of(own)])
+    header = ['method', "each fold's own choice %", 'compared with none', 'committed settings %']
+    return benchmark_tables.table(header, rows)
+
+
+def halves(results):
+    """Fifty runs a method: all, and the two halves of the deals."""
+    rows = []
+    for name, said in results['halves'].items():
+        whole = results['outcome'][name]
+        rows.append(
+            [
+                _NAMES.get(name, name),
+                _of(whole['accuracy']),
+                *(_of(half) for half in said['accuracy']),
+                'yes' if said['overlap'] else 'no',
+                _of(whole['compared'], '+') if 'compared' in whole else '',
+                whole.get('verdict', ''),
+            ]
+        )
+    header = ['method', 'all %', 'first half %', 'second half %', 'overlap', 'compared with none']
+    return benchmark_tables.table([*header, 'verdict'], rows)
 
 
 # Remedies --------------------------------------------------------------------------------------

@@ -111,9 +111,9 @@ SMALL = {'name': 'vq_ema', 'num_codes': 16, 'decay': 0.9}
 
 
 def small_config(**changes) -> dict:
-    """configs/digits.py cut to seconds: two epochs of four steps, of two methods and two seeds."""
+    """configs/base.py cut to seconds: two epochs of four steps, of two methods and two seeds."""
     fsq = {'name': 'fsq', 'levels': (3,) * 16}
-    return configuration('digits') | {
+    return configuration('base') | {
         'features': 16,
         'quantizers': {'none': None, 'vq_ema': SMALL, 'fsq': fsq},
         'methods': 'none,vq_ema',

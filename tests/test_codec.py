@@ -251,7 +251,7 @@ def workdir(tmp_path_factory):
         pytest.importorskip(name)
     from vqjax.trainer import experiment
 
-    path = pathlib.Path(__file__).parent.parent / 'configs' / 'digits.py'
+    path = pathlib.Path(__file__).parent.parent / 'configs' / 'base.py'
     config = runpy.run_path(str(path))['get_config']()
     inner = {'name': 'vq_ema', 'num_codes': 32, 'revival': None}
     config.quantizers = {

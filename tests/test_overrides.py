@@ -19,7 +19,8 @@ OTHER = {
 }  # fmt: skip
 SHARED = (
     'study', 'parallel', 'mesh_shape', 'dataset', 'data_dir', 'quantizers', 'methods', 'overrides',
-    'seeds', 'writers', 'window', 'hop', 'pad', 'folds', 'fold',
+    'seeds', 'writers', 'window', 'hop', 'pad', 'folds', 'fold', 'split', 'trials', 'trial_seeds',
+    'space',
 )  # fmt: skip
 
 

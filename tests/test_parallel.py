@@ -16,7 +16,7 @@ from vqjax.trainer.parallel import Jit, Pmap
 PROGRAM = """
 import pathlib, shutil, sys
 from vqjax.trainer import experiment
-from configs import digits
+from configs import base
 
 workdir = pathlib.Path(sys.argv[1])
 quantizers = {
@@ -29,7 +29,7 @@ quantizers = {
     'scales': {'name': 'multi_scale', 'scales': (1, 2), 'phi': (0.5,),
                'inner': {'name': 'vq_ema', 'num_codes': 16}},
 }
-config = digits.get_config().to_dict() | {
+config = base.get_config().to_dict() | {
     'seeds': 1, 'methods': sys.argv[2], 'width': 8, 'features': 16, 'epochs': 5, 'batch_size': 256,
     'log_every': 1, 'eval_every': 5.0, 'checkpoint_every': 2, 'keep_checkpoints': 9,
     'quantizers': quantizers, 'overrides': {
@@ -134,9 +134,9 @@ def test_a_mesh_that_does_not_match_the_devices_is_refused(shape):
 )
 def test_bad_forms_are_one_line_and_leave_nothing_behind(tmp_path, fields, message):
     sys.path.insert(0, str(ROOT))
-    from configs import digits
+    from configs import base
 
     with pytest.raises(experiment.RunError) as error:
-        experiment.run(digits.get_config().to_dict() | fields, str(tmp_path / 'run'))
+        experiment.run(base.get_config().to_dict() | fields, str(tmp_path / 'run'))
     assert message in str(error.value) and '\n' not in str(error.value)
     assert not list(tmp_path.iterdir())

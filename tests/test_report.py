@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 from rich.console import Console
-from support import ROOT
 
 from vqjax import intervals, metrics
-from vqjax.studies import notes, report, tables
+from vqjax.studies import notes, report, tables, trials
 from vqjax.trainer import summaries
 from vqjax.trainer.correctness import pack_correct, read_correct
 from vqjax.trainer.counts import pack_counts
@@ -368,11 +367,69 @@ def test_sampling_error_of_360_images_is_stated(workdir, results):
     assert 'the 360 test images are themselves a sample' in text
 
 
-def test_that_settings_were_chosen_with_test_figures_in_view_is_said_with_the_figures(workdir):
-    """Of digits, whose settings they are; the page on the comparison has the same words."""
-    page = (ROOT / 'docs' / 'comparison.md').read_text()
-    for text in ((workdir / 'report.md').read_text(), page):
-        assert report.CHOSEN in ' '.join(text.split())
+def test_a_run_that_did_not_choose_its_settings_says_so(workdir):
+    assert 'this run did not choose them' in (workdir / 'report.md').read_text()
+
+
+def test_folds_that_chose_quantizers_of_other_sizes_have_one_report(tmp_path, results):
+    """Under the name of the method, though codes and stages differ."""
+    small, large = seed_of(0, 0.9, 16, stages=2), seed_of(1, 0.8, 64, stages=3)
+    method = results['methods']['rvq'] | {'seeds': [small, large]}
+    method['summary'] = report.summarise(method['seeds'])
+    grid = {'name': 'projected', 'dim': 1, 'inner': {'name': 'fsq', 'levels': [4, 5]}}
+    chosen = [
+        {'settings': {'quantizer': grid, 'decay': 0.9}, 'accuracy': [0.5, None]},
+        {'settings': {'quantizer': None, 'decay': 0.8}, 'accuracy': [0.25, 0.75]},
+    ]
+    tuning = {
+        'trials': 2, 'nested': True, 'seeds': 2, 'test_opened': '2026-01-02T03:04:05+00:00',
+        'methods': {'rvq': {'trials': chosen, 'chosen': [0, 1]}},
+    }  # fmt: skip
+    history = [[{'epoch': 1, 'perplexity': 8.0, 'perplexity_per_stage': [8.0] * n}] for n in (2, 3)]
+    report.write(
+        tmp_path, results | {'methods': {'rvq': method}, 'tuning': tuning}, {'rvq': history}
+    )
+    text = (tmp_path / 'report.md').read_text()
+    assert '2026-01-02T03:04:05+00:00' in text
+    lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
+    rows = {line[0]: line[1:] for line in lines if line}
+    assert rows['rvq, 0'] == ['quantizer fsq [4, 5], decay 0.9', '50.0', '37.5', '25.0', '0']
+    assert rows['rvq, 1'] == ['quantizer None, decay 0.8', '75.0', '75.0', '75.0', '1']
+    assert summaries.code_use(method)[:2] == (64, TOKENS)
+    assert (tmp_path / 'usage.png').stat().st_size > 10_000
+
+
+def deals(accuracies, train=1077):
+    """Seeds of two folds each, a row of accuracies a deal."""
+    return [
+        {
+            'seed': seed,
+            'accuracy': accuracy,
+            'fold': {'repeat': seed // 2, 'fold': seed % 2, 'train': train, 'test': 300},
+        }
+        for seed, accuracy in enumerate(np.ravel(accuracies))
+    ]
+
+
+def test_halves_are_those_of_the_deals_each_with_its_own_interval():
+    none = deals([[0.90, 0.92], [0.91, 0.93], [0.90, 0.94], [0.92, 0.92]])
+    far = deals([[0.80, 0.81], [0.80, 0.81], [0.95, 0.96], [0.95, 0.96]])
+    given = {'methods': {'none': {'seeds': none}, 'far': {'seeds': far}}}
+    found = summaries.halves(given)
+    expected = intervals.corrected_t([0.90, 0.92, 0.91, 0.93], 300 / 1077)
+    assert found['none']['accuracy'][0] == pytest.approx(expected._asdict())
+    assert found['none']['overlap'] and not found['far']['overlap'] and found['far'].keys() == {
+        'accuracy', 'overlap', 'compared',
+    }  # fmt: skip
+    first, second = (x['mean'] for x in found['far']['compared'])
+    assert (first, second) == pytest.approx((-0.11, 0.035))
+    text = '\n'.join(trials.halves_section(given))
+    assert '| none   | 91.5 (' in text and '| far ' in text and ' no |' in text
+    # Folds dealt out once have no halves, nor have seeds.
+    once = {'methods': {'none': {'seeds': none[:2]}}}
+    assert summaries.halves(once) == {} and trials.halves_section(once) == []
+    alone = [{'seed': s, 'accuracy': 0.9} for s in range(4)]
+    assert summaries.halves({'methods': {'none': {'seeds': alone}}}) == {}
 
 
 def test_a_table_reads_in_a_terminal_too():

@@ -56,7 +56,8 @@ def read_run(
     params, state = (filled(*pair) for pair in zip(like, parts, strict=True))
     result = finished['result']
     info = {'dataset': config['dataset'], 'method': method, 'seed': seed}
-    return encoder, quantizer, params, state, info | {'test_accuracy': result['accuracy']}
+    info[f'{result.get("split", "test")}_accuracy'] = result['accuracy']
+    return encoder, quantizer, params, state, info
 
 
 def encoder_of(

@@ -19,4 +19,11 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     study = config.get('study', FIELDS['study'].default)
     if study not in STUDIES:
         raise RunError(f'study is {study!r}: choose one of {", ".join(STUDIES)}')
+    for field in ('trials', 'split'):
+        value = config.get(field, FIELDS[field].default)
+        if study != 'comparison' and value != FIELDS[field].default:
+            raise RunError(
+                f'{field} is {value!r}, which only the study comparison knows, and study is '
+                f'{study!r}: leave {field} at {FIELDS[field].default!r}'
+            )
     return importlib.import_module(f'vqjax.studies.{study}').run(config, workdir)

@@ -18,6 +18,11 @@ def runs(results: Mapping[str, Any]) -> str:
     return FOLDS if covered(results['methods']) == FOLDS else SEEDS
 
 
+def split(results: Mapping[str, Any]) -> str:
+    """The split that the runs were measured on."""
+    return results['config'].get('split', 'test')
+
+
 def covered(methods: Mapping[str, Any]) -> str:
     """What the intervals of all these methods cover, see `summaries.covers`."""
     return covers(*(method['seeds'] for method in methods.values()))

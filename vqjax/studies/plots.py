@@ -24,6 +24,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from vqjax.studies import notes
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.summaries import code_use
@@ -112,9 +113,11 @@ def _caption(figure: Figure, text: str) -> None:
 
 
 def _counts(method: Mapping[str, Any]) -> np.ndarray:
-    """Use of the codes on the test split, [seeds, stages, K]."""
-    counts = np.stack([read_counts(seed) for seed in method['seeds']])
-    return counts.reshape(len(counts), -1, counts.shape[-1])
+    """Use of the codes at the end, [seeds, stages, K]: the most of both, where folds differ."""
+    counts = [read_counts(seed) for seed in method['seeds']]
+    counts = [x.reshape(-1, x.shape[-1]) for x in counts]
+    most = np.max([x.shape for x in counts], axis=0)
+    return np.stack([np.pad(x, [(0, n) for n in most - x.shape]) for x in counts])
 
 
 def _stage_colour(colour: str, stage: int, num_stages: int) -> tuple[float, ...]:
@@ -152,7 +155,7 @@ def accuracy(results: Mapping[str, Any]) -> Figure:
     axis.set_yticks(range(len(methods)), list(methods), color=DARK)
     axis.set_ylim(len(methods) - 0.4, -0.75)
     axis.grid(axis='y', visible=False)
-    axis.set_xlabel('test accuracy (%)')
+    axis.set_xlabel(f'{notes.split(results)} accuracy (%)')
     axis.set_title(results['config']['dataset'])
     shaded = '; shaded: interval of none' if 'none' in methods else ''
     _caption(figure, f'dots: runs; diamonds: their mean with 95% interval{shaded}')
@@ -170,7 +173,9 @@ def perplexity(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
     for name, axis in axes.items():
         seeds = histories[name]
         epochs = [record['epoch'] for record in seeds[0]]
-        found = np.asarray([[r['perplexity_per_stage'] for r in seed] for seed in seeds])
+        same = len({len(seed[0]['perplexity_per_stage']) for seed in seeds}) == 1
+        key = 'perplexity_per_stage' if same else 'perplexity'
+        found = np.asarray([[record[key] for record in seed] for seed in seeds])
         found = found.reshape(len(seeds), len(epochs), -1)  # the last axis: stages
         num_stages = found.shape[-1]
         for stage in range(num_stages):
@@ -193,7 +198,7 @@ def perplexity(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
 
 @styled
 def usage(results: Mapping[str, Any]) -> Figure:
-    """Sorted use of the codes on the test split, mean over seeds, beside a uniform source."""
+    """Sorted use of the codes at the end, mean over seeds, beside a uniform source."""
     methods = {n: m for n, m in results['methods'].items() if 'counts' in m['seeds'][0]}
     if not methods:
         return _note('no method with codes: no usage')
@@ -229,10 +234,9 @@ def usage(results: Mapping[str, Any]) -> Figure:
         axis.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f'{100 * share:g}%'))
         axis.set_xlabel('code, by rank of use')
-    figure.supylabel('share of the test tokens', fontsize=10)
-    _caption(
-        figure, 'on the test split, mean over seeds; dashed: a uniform source of as many tokens'
-    )
+    split = notes.split(results)
+    figure.supylabel(f'share of the {split} tokens', fontsize=10)
+    _caption(figure, f'on the {split} split, mean over seeds; dashed: as many tokens, uniform')
     return figure
 
 
@@ -284,7 +288,7 @@ def reliability(results: Mapping[str, Any]) -> Figure:
     _caption(
         figure,
         'confidence bins of all seeds; area: share of the images; grey bars: 95% of calibrated '
-        'models on one test split',
+        f'models on one {notes.split(results)} split',
     )
     return figure
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax.metrics import Interval
-from vqjax.studies import notes, tables
+from vqjax.studies import notes, tables, trials
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.logs import show
 from vqjax.trainer.summaries import (
@@ -32,15 +32,6 @@ __all__ = [
     'table',
     'write',
 ]
-
-# How the settings of configs/digits.py were chosen, which their figures depend on. The same words
-# stand in docs/comparison.md.
-CHOSEN = (
-    'The settings of this comparison (learning rate, epochs, batch size, commitment of RVQ) were '
-    'chosen on the validation split, but with figures of the test split in view, and with more '
-    'trials for FSQ than for the others. Read the accuracies as upper bounds of what a fresh test '
-    'split would show.'
-)
 
 # Cells. A table is a list of rows of text; where it is printed decides its look.
 
@@ -108,7 +99,9 @@ def _perplexity_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
         use = code_use(method)
         if use is None:
             continue
-        stages = np.mean([seed['perplexity_per_stage'] for seed in method['seeds']], axis=0)
+        per_stage = [seed['perplexity_per_stage'] for seed in method['seeds']]
+        # Where folds chose other numbers of stages, there is no mean by stage.
+        stages = np.mean(per_stage, axis=0) if len({len(x) for x in per_stage}) == 1 else ()
         found = method['summary']['perplexity']
         yield [
             name,
@@ -167,9 +160,11 @@ def _over(value: str, interval: str) -> str:
 
 def table(results: Mapping[str, Any]) -> Table:
     """The comparison in under 100 columns, intervals and baselines below the values."""
+    config = results['config']
+    split = notes.split(results)
     num_seeds = max(len(m['seeds']) for m in results['methods'].values())
     found = Table(
-        title=f'{results["config"]["dataset"]}: test split, {num_seeds} {notes.runs(results)}',
+        title=f'{config["dataset"]}: {split} split, {num_seeds} {notes.runs(results)}',
         caption=f'( ) 95% interval over {notes.over_what(results)}   '
         '[ ] calibrated model, uniform source',
         box=box.SIMPLE_HEAD,
@@ -218,6 +213,7 @@ def print_findings(results: Mapping[str, Any]) -> None:
 def markdown(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
     config, methods = results['config'], results['methods']
+    split = notes.split(results)
     num_seeds = max(len(m['seeds']) for m in methods.values())
     parts = [
         f'# Comparison on {config["dataset"]}',
@@ -233,13 +229,12 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts.append(f'But for what is overridden: {", ".join(said)}.')
     parts += [
         '![Test accuracy of every method](accuracy.png)',
-        '## Outcome on the test split',
+        f'## Outcome on the {split} split',
         tables.markdown(_outcome_rows(results)),
         f'95% interval: {METHODS[notes.covered(methods)]}. {notes.sampling_note(methods)}'
         f'Seconds: all {notes.runs(results)} together.',
     ]
-    if config['dataset'] == 'digits':
-        parts.append(f'**Read with care.** {CHOSEN}')
+    parts += trials.tuning_section(results)
     differences = list(_difference_rows(results))
     if len(differences) > 1:
         parts += [
@@ -248,10 +243,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. 95% '
             f'interval: {METHODS[notes.covered(methods)]}.',
         ]
+    parts += trials.halves_section(results)
     perplexities = list(_perplexity_rows(results))
     if len(perplexities) > 1:
         parts += [
-            '## Codes on the test split',
+            f'## Codes on the {split} split',
             tables.markdown(perplexities),
             tables.markdown(_use_rows(results)),
             'Means over seeds and stages, from counts summed over the whole split. A uniform '

@@ -2,29 +2,22 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
-import platform
-import shlex
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
-import vqjax
-from vqjax import encoders, health, quantizers
+from vqjax import encoders, quantizers
 from vqjax.trainer import data, features, levels, logs, models, pretrained, sizes, training
 from vqjax.trainer.checkpoints import CheckpointError
-from vqjax.trainer.convergence import rise
 from vqjax.trainer.files import cannot_write
 from vqjax.trainer.parallel import Pmap, make_form
 from vqjax.trainer.plans import plan
 from vqjax.trainer.processes import agree, on_first_process
-from vqjax.trainer.recordings import RecordingSet
+from vqjax.trainer.recordings import Cutting, RecordingSet
+from vqjax.trainer.results import Wanted, collect, environment, findings
 from vqjax.trainer.runs import Run
 from vqjax.trainer.settings import (
     Parts,
@@ -37,10 +30,9 @@ from vqjax.trainer.settings import (
 )
 from vqjax.trainer.starting import Context, Stage
 from vqjax.trainer.stopping import Stopped, StopRequest
-from vqjax.trainer.summaries import summarise
 from vqjax.trainer.workdir import Workdir
 
-__all__ = ['RunError', 'Stopped', 'run']
+__all__ = ['RunError', 'Stopped', 'environment', 'run']
 
 
 Results = dict[str, Any]
@@ -51,6 +43,7 @@ def run(
     workdir: str,
     conclude: Callable[[Results, Workdir], None] = lambda results, folder: None,
     parts: Parts = Parts(),  # noqa: B008
+    wanted: Wanted | None = None,
 ) -> Results:
     """Trains every method with every seed that is not finished.
 
@@ -60,6 +53,7 @@ def run(
       conclude: (results, folder), on the first process when all is trained: writes the reports
         and adds to the results what it finds.
       parts: what makes the quantizers of the specs.
+      wanted: the seeds of each method; None for all, a method that it leaves out has none.
 
     Returns:
       The content of results.json.
@@ -69,14 +63,20 @@ def run(
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
     settings = check(config, parts)
+    if settings.trials:
+        raise RunError(
+            f'trials is {settings.trials}: only the study comparison searches settings, by '
+            'vqjax.studies.run; set trials to 0'
+        )
+    wanted = _wanted(settings, wanted)
     folds = _folds(settings)
     dataset = folds(0)
     try:
         form = make_form(settings.parallel, tuple(settings.mesh_shape))
         fit_quantizers(settings, dataset)
         num_steps = {
-            name: [plan(method, folds(seed)).num_steps for seed in range(settings.seeds)]
-            for name, method in settings.methods.items()
+            name: {seed: plan(settings.methods[name], folds(seed)).num_steps for seed in seeds}
+            for name, seeds in wanted.items()
         }
         for name in settings.methods:
             _check_method(settings, name, dataset, form)
@@ -85,7 +85,7 @@ def run(
     writes = jax.process_index() == 0
     folder = on_first_process(lambda: _claim(settings, dataset, workdir))
     try:
-        todo = agree(_unfinished(settings, folder) if writes else None)
+        todo = agree(_unfinished(wanted, folder) if writes else None)
         total = sum(num_steps[method][seed] for method, seeds in todo.items() for seed in seeds)
         with logs.Display(total, quiet=not writes) as display, StopRequest() as stop:
             context = Context(settings, dataset, folder, display, stop, form, folds)
@@ -93,10 +93,11 @@ def run(
                 run_method(context, method, seeds)
         if not writes:
             return {}
-        results = collect(settings, folder, parts)
+        results = collect(settings, wanted, folder, parts)
         if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
             results['recordings'] = dataset.counts()
-        results['findings'] = findings(settings, folder, dataset.info.num_classes, parts)
+        num_classes = dataset.info.num_classes
+        results['findings'] = findings(settings, wanted, folder, num_classes, parts)
         conclude(results, folder)
         folder.write_json('results.json', results)
         return results
@@ -106,6 +107,8 @@ def run(
             raise
         if folder is not None:
             folder.discard()
+        if isinstance(error, RunError):
+            raise
         raise RunError(message) from error
     finally:
         if folder is not None:
@@ -118,9 +121,12 @@ def _folds(settings: Settings) -> Callable[[int], data.Dataset]:
     Raises:
       RunError: some examples would be tested more often than others, or what `load_dataset` says.
     """
-    load = functools.cache(
-        lambda cutting: load_dataset(settings.dataset, settings.data_dir, cutting)
-    )
+
+    @functools.cache
+    def load(cutting: Cutting) -> data.Dataset:
+        found = load_dataset(settings.dataset, settings.data_dir, cutting)
+        return found if settings.split == 'test' else _without_test(found)
+
     config, folds = settings.config, settings.folds
     if fold_of(config, 0) and settings.seeds % folds:
         raise RunError(
@@ -128,6 +134,16 @@ def _folds(settings: Settings) -> Callable[[int], data.Dataset]:
             f'seed for each fold, such as {-(-settings.seeds // folds) * folds}'
         )
     return lambda seed: load(cutting(config, seed))
+
+
+def _without_test(dataset: data.Dataset) -> data.Dataset:
+    """The same for runs that end on another split: there is no test split to be read."""
+    names = ('splits', 'recordings') if isinstance(dataset, RecordingSet) else ('splits',)
+    kept = {
+        name: {split: part for split, part in getattr(dataset, name).items() if split != 'test'}
+        for name in names
+    }
+    return dataclasses.replace(dataset, **kept)
 
 
 def _sentence(error: Exception, workdir: str) -> str | None:
@@ -192,32 +208,17 @@ def _claim(settings: Settings, dataset: data.Dataset, workdir: str) -> Workdir:
     return Workdir(workdir, settings.config)
 
 
-def findings(
-    settings: Settings, folder: Workdir, num_classes: int, parts: Parts
-) -> list[dict[str, Any]]:
-    """What `health.diagnose` makes of every finished run, each with its method and seed."""
-    found = []
-    for name, method in settings.methods.items():
-        if method.quantizer is None:
-            continue
-        classes = None
-        if method.classification_weight:
-            classes = num_classes ** (1 / quantizers.stages(method.quantizer))
-        for seed in range(settings.seeds):
-            diagnosed = health.diagnose(
-                folder.history(name, seed),
-                method.quantizer.num_codes,
-                classes,
-                parts.spec(method.quantizer),
-            )
-            found += [f._asdict() | {'method': name, 'seed': seed} for f in diagnosed]
-    return found
+def _wanted(settings: Settings, wanted: Wanted | None) -> dict[str, list[int]]:
+    """The seeds of every method that has some."""
+    if wanted is None:
+        wanted = dict.fromkeys(settings.methods, range(settings.seeds))
+    return {name: list(wanted[name]) for name in settings.methods if wanted.get(name)}
 
 
-def _unfinished(settings: Settings, folder: Workdir) -> dict[str, list[int]]:
+def _unfinished(wanted: Wanted, folder: Workdir) -> dict[str, list[int]]:
     todo = {
-        method: [s for s in range(settings.seeds) if folder.finished(method, s) is None]
-        for method in settings.methods
+        method: [seed for seed in seeds if folder.finished(method, seed) is None]
+        for method, seeds in wanted.items()
     }
     return {method: seeds for method, seeds in todo.items() if seeds}
 
@@ -299,52 +300,3 @@ def _grids(own: Settings, dataset: data.Dataset) -> tuple[encoders.Size, ...]:
     if own.bottleneck != 'two_level':
         return ()
     return encoders.two_level_grids(own.encoder, dataset.info.image_shape)
-
-
-def collect(settings: Settings, folder: Workdir, parts: Parts) -> dict[str, Any]:
-    """The content of results.json from the finished runs."""
-    methods = {}
-    for name, method in settings.methods.items():
-        runs = [folder.finished(name, seed) for seed in range(settings.seeds)]
-        seeds = [run['result'] for run in runs]
-        classifies = method.classification_weight > 0
-        methods[name] = {
-            'spec': None if method.quantizer is None else parts.spec(method.quantizer),
-            'overrides': settings.overrides.get(name, {}),
-            'bits': runs[0]['bits'],
-            'params': runs[0]['params'],
-            'seconds': sum(seed['seconds'] for seed in seeds),
-            'summary': summarise(seeds),
-            'rise': rise([run['history'] for run in runs]) if classifies else None,
-            'seeds': seeds,
-        }
-    return {
-        'schema': 1,
-        'command': command(sys.argv),
-        'config': settings.config,
-        'environment': environment(),
-        'methods': methods,
-    }
-
-
-def command(argv: list[str]) -> str:
-    """What started this process, as a shell reads it; folders of this machine are FOLDER."""
-    program, *rest = argv
-    shown = ['python', pathlib.PurePath(program).name]
-    for word in rest:
-        flag, equals, value = word.rpartition('=')
-        shown.append(f'{flag}{equals}FOLDER' if os.path.isabs(value) else shlex.quote(word))
-    return ' '.join(shown)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices that the results depend on."""
-    return {
-        'vqjax': vqjax.__version__,
-        'python': platform.python_version(),
-        'jax': jax.__version__,
-        'flax': flax.__version__,
-        'platform': f'{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores',
-        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-        'processes': jax.process_count(),
-    }

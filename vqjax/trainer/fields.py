@@ -123,6 +123,28 @@ FIELDS: dict[str, Field] = {
     'methods': Field('all', "which of them to run, 'none,vq_ema', or 'all'", shared=True),
     'overrides': Field({}, 'method -> fields that differ for it', shared=True),
     'seeds': Field(5, 'runs a method: seeds 0 to 4', least=1, most=10_000, shared=True),
+    'split': Field(
+        'test',
+        "what a run is measured on at its end; 'validation' leaves the test split unread",
+        choices=('test', 'validation'),
+        shared=True,
+    ),
+    # A search of settings before it.
+    'trials': Field(
+        0,
+        'random settings of every method, of which validation chooses; 0 = those given here',
+        least=0,
+        shared=True,
+    ),
+    'trial_seeds': Field(
+        3, 'runs a trial; where folds are in turn, one a fold instead', least=1, shared=True
+    ),
+    'space': Field(
+        {},
+        "method, or 'every' -> field, or quantizer and its fields -> what trials draw from, "
+        "{'uniform': (0, 1)}, {'log_uniform': (1e-3, 1)} or {'choice': (1, 2)}",
+        shared=True,
+    ),
     # The task.
     'classification_weight': Field(1.0, 'of the cross-entropy; 0 = a tokenizer', least=0),
     'reconstruction_weight': Field(
@@ -183,6 +205,9 @@ FIELDS: dict[str, Field] = {
         16, 'optimizer steps of one dispatch: more where steps are short', least=1
     ),
 }
+
+# Those that may differ between methods: overrides and trials change them.
+OWN = tuple(name for name, field in FIELDS.items() if not field.shared)
 
 
 def config(**changes: Any) -> ml_collections.ConfigDict:

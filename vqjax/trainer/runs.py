@@ -1,4 +1,4 @@
-"""One method with one seed: trained, checkpointed, measured once on the test split."""
+"""One method with one seed: trained, checkpointed, measured once at its end."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,19 @@ from vqjax.trainer.stopping import Stopped
 from vqjax.trainer.writers import open_writers
 
 
+class DivergedRun(RunError):
+    """A step of this method with this seed was not finite; the state before it is saved."""
+
+    def __init__(self, method: str, seed: int, reason: object):
+        super().__init__(
+            f'{method} seed {seed}, {reason} is saved: lower learning_rate or clip_norm'
+        )
+        self.method, self.seed = method, seed
+
+
 @dataclasses.dataclass
 class Run:
-    """One method with one seed, from its start or its newest checkpoint to its test figures.
+    """One method with one seed, from its start or its newest checkpoint to its last figures.
 
     `Run.start` makes one.
 
@@ -77,20 +87,23 @@ class Run:
         return self.stages[self.step < self.plan.switch]
 
     def finish(self) -> None:
-        """Trains to the end, measures the test split once and keeps the outcome."""
+        """Trains to the end, measures the split that is asked for once and keeps the outcome."""
+        split = self.settings.split
         with contextlib.ExitStack() as opened:
             if self.checkpoints is not None:
                 opened.callback(self.checkpoints.close)
             opened.callback(self.recorder.close)
             self._train()
-            evaluation = self._evaluate('test')
+            evaluation = self._evaluate(split)
             scaled = {}
-            if self.settings.classification_weight:
+            if self.settings.classification_weight and split == 'test':
                 scaled = recalibrate(evaluation, self._evaluate('validation'))
         if self.context.workdir is None:
             return
         quantizer = self.settings.quantizer
         record = measure(evaluation, quantizer) | scaled
+        if split != 'test':
+            record['split'] = split
         record['validation_accuracy'] = self.progress.history[-1]['accuracy']
         record['seconds'] = self.progress.elapsed()
         if self.settings.classification_weight:
@@ -146,10 +159,8 @@ class Run:
                 self.state = error.state
                 self.batches.set_state({'next_index': self.step})
                 self._save(None)
-                raise RunError(
-                    f'{self.method} seed {self.seed}, {error}; the state after step {self.step} '
-                    'is saved: lower learning_rate or clip_norm'
-                ) from error
+                reason = f'{error}; the state after step {self.step}'
+                raise DivergedRun(self.method, self.seed, reason) from error
             except data.Unreadable as error:
                 raise RunError(f'{self.method} seed {self.seed}: {error}') from error
             if self.step < until:

@@ -11,6 +11,7 @@ from vqjax import nn, ops, quantizers
 from vqjax.trainer import data, levels
 from vqjax.trainer.fields import (
     FIELDS,
+    OWN,
     RunError,
     check_fields,
     check_method_names,
@@ -32,9 +33,6 @@ __all__ = [
     'fold_of',
     'load_dataset',
 ]
-
-# Every other field may be overridden for a method.
-_OWN = tuple(name for name, field in FIELDS.items() if not field.shared)
 
 
 class Parts(NamedTuple):
@@ -173,7 +171,7 @@ def _check_overrides(config: Mapping[str, Any]) -> None:
             )
         if not isinstance(fields, Mapping):
             raise RunError(f'overrides.{method} is {fields!r}: give a mapping of field to value')
-        check_fields(fields, _OWN, f'overrides.{method}.')
+        check_fields(fields, OWN, f'overrides.{method}.')
 
 
 def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:

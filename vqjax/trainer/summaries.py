@@ -133,6 +133,39 @@ def paired_difference(
     return metrics.bootstrap_interval(differences)
 
 
+def halves(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Accuracies of the first half of the deals of folds beside those of the others, by method.
+
+    Args:
+        results: the content of results.json.
+
+    Returns:
+        {method: {'accuracy': [first, second], 'overlap': whether these intervals do, 'compared':
+        the same of the paired difference to the baseline, but for itself}}, intervals as mappings;
+        {} where runs are no folds, or folds were dealt out once.
+    """
+    methods = {name: method['seeds'] for name, method in results['methods'].items()}
+    deals = 0
+    if covers(*methods.values()) == FOLDS:
+        deals = 1 + max(seed['fold']['repeat'] for seeds in methods.values() for seed in seeds)
+    if deals < 2:
+        return {}
+    parts = {
+        name: [[s for s in seeds if (s['fold']['repeat'] < deals // 2) == first]
+               for first in (True, False)]
+        for name, seeds in methods.items()
+    }  # fmt: skip
+    found = {}
+    for name, both in parts.items():
+        a, b = (summarise(seeds)['accuracy'] for seeds in both)
+        overlap = a['low'] <= b['high'] and b['low'] <= a['high']
+        found[name] = {'accuracy': [a, b], 'overlap': overlap}
+        if name != BASELINE and BASELINE in parts:
+            pairs = zip(both, parts[BASELINE], strict=True)
+            found[name]['compared'] = [paired_difference(*p, 'accuracy')._asdict() for p in pairs]
+    return found
+
+
 def verdict(difference: Interval, num_seeds: int) -> str:
     """What a paired difference of accuracy to the baseline says, in one sentence."""
     _, low, high = difference
@@ -154,12 +187,15 @@ def verdict(difference: Interval, num_seeds: int) -> str:
 
 
 def code_use(method: Mapping[str, Any]) -> CodeUse | None:
-    """Codes, tokens and uniform baseline of an entry of results['methods']; None without codes."""
+    """Codes, tokens and uniform baseline of an entry of results['methods']; None without codes.
+
+    Tokens are those of its first run, codes the most of all runs, where folds chose other numbers.
+    """
     counts = read_counts(method['seeds'][0])
     if counts is None:
         return None
-    num_codes = counts.shape[-1]
-    num_tokens = round(counts.sum() / (counts.size / num_codes))
+    num_codes = max(read_counts(seed).shape[-1] for seed in method['seeds'])
+    num_tokens = round(counts.sum() / (counts.size / counts.shape[-1]))
     return CodeUse(num_codes, num_tokens, metrics.uniform_baseline(num_tokens, num_codes))
 
 
