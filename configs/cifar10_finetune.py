@@ -13,7 +13,7 @@ from configs import cifar10_codes
 
 def get_config() -> ml_collections.ConfigDict:
     config = cifar10_codes.get_config('vector')
-    config.methods = 'none,vq_ema-8,vq_ema-12,fsq-8,fsq-16,rvq-16'
+    config.methods = 'none,vq_ema-8,fsq-16,rvq-16'
     config.frozen_epochs = 0.0
     config.augment = True
     config.epochs = 1

@@ -32,6 +32,9 @@ def _outcome(results):
     baseline = methods[summaries.BASELINE]['seeds']
     for name, method in methods.items():
         said = {'runs': len(method['seeds']), 'accuracy': method['summary']['accuracy']}
+        if method['spec'] is not None:
+            said['spec'] = method['spec']
+            said['lowest_perplexity'] = min(seed['perplexity'] for seed in method['seeds'])
         if name != summaries.BASELINE:
             compared = summaries.paired_difference(method['seeds'], baseline, 'accuracy')
             said['compared'] = compared._asdict()

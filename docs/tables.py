@@ -196,10 +196,12 @@ def remedies(digits, mnist):
 # Answer ----------------------------------------------------------------------------------------
 
 
-def answer(digits, cifar10, behaviour, *others):
+def answer(digits, deals, cifar10, behaviour, *others):
     """The verdict on each sentence of the sources, with its figures."""
-    names = ('rates', 'fine-tuned', 'remedies on digits', 'remedies on MNIST', 'autopsy')
-    found = answers.verdicts(digits, cifar10, behaviour, dict(zip(names, others, strict=True)))
+    names = ('rates', 'remedies on digits', 'remedies on MNIST', 'autopsy')
+    found = answers.verdicts(
+        digits, deals, cifar10, behaviour, dict(zip(names, others, strict=True))
+    )
     rows = [
         [f'{i}. {v.sentence} (source {v.source})', f'**{v.verdict}**', '; '.join(v.figures)]
         for i, v in enumerate(found, 1)

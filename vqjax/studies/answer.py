@@ -34,6 +34,7 @@ class Verdict(NamedTuple):
 
 def verdicts(
     digits: Results,
+    deals: Results,
     cifar10: Results,
     behaviour: Results,
     others: Mapping[str, Results],
@@ -41,13 +42,14 @@ def verdicts(
     """The verdicts, in the order of the protocol.
 
     Args:
-      digits: results of configs/digits.py; cifar10: of configs/cifar10_codes.py; behaviour: of
+      digits: results of configs/digits.py; deals: what docs/excerpts.py keeps of those of ten deals
+        of its folds; cifar10: of configs/cifar10_codes.py; behaviour: of
         configs/behaviour.py.
       others: name -> results of the studies that are searched for a collapsed FSQ besides.
     """
     searched = {'digits': digits, 'CIFAR-10': cifar10, 'recordings': behaviour} | dict(others)
     return [
-        _incompatible(digits, cifar10, behaviour),
+        _incompatible(deals, cifar10, behaviour),
         _fsq_collapses(searched),
         _in_use(cifar10),
         _small_codebooks(cifar10),
@@ -72,13 +74,20 @@ def compare(results: Results, a: str, b: str) -> Interval:
     return paired_difference(methods[a]['seeds'], methods[b]['seeds'], 'accuracy')
 
 
-def _incompatible(digits: Results, cifar10: Results, behaviour: Results) -> Verdict:
-    cases = [('digits', digits, ['vq_ema'], BASELINE, 10)]
+def _incompatible(deals: Results, cifar10: Results, behaviour: Results) -> Verdict:
+    dealt = deals['outcome']['vq_ema']
+    found = Interval(**dealt['compared'])
+    gone = dealt['lowest_perplexity'] < FEW * 10
+    fine, bad = [not gone and found.low > -MARGIN], [gone or found.high < -MARGIN]
+    figures = [
+        f'digits: `vq_ema` {points(found)}, lowest perplexity of {dealt["runs"]} runs '
+        f'{dealt["lowest_perplexity"]:.0f}'
+    ]
+    cases = []
     for place, end in PLACES.items():
         names = _vq_ema(cifar10, end)
         cases.append((f'CIFAR-10, {place}', cifar10, names, BASELINE + end, 10))
     cases.append(('recordings', behaviour, ['vq_ema'], BASELINE, 4))
-    fine, bad, figures = [], [], []
     for where, results, names, baseline, classes in cases:
         gone = sum(collapsed(results['methods'][name], classes) for name in names)
         runs = sum(len(results['methods'][name]['seeds']) for name in names)
