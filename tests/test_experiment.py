@@ -1,6 +1,8 @@
 """A comparison from end to end: what it leaves, that it resumes, and what it refuses."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from vqjax.studies import comparison, report
 from vqjax.trainer import data, experiment, settings
 from vqjax.trainer.correctness import read_correct
 from vqjax.trainer.counts import read_counts
+from vqjax.trainer.parallel import Pmap
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -238,3 +241,18 @@ def test_the_command_is_told_without_folders_of_the_machine():
         'python train.py --config configs/mnist.py --workdir FOLDER --config.data_dir=FOLDER '
         "--config.methods=none,fsq '--config.note=a b'"
     )
+
+
+def test_programs_of_methods_that_are_done_are_forgotten(tmp_path, monkeypatch):
+    """Or some seventy methods would take all memory maps that a process may have."""
+    kept, compile_ = [], Pmap.compile
+
+    def compile_and_watch(form, fn, donate=False):
+        kept.append(weakref.ref(fn))
+        return compile_(form, fn, donate)
+
+    monkeypatch.setattr(Pmap, 'compile', compile_and_watch)
+    monkeypatch.setattr(experiment, '_METHODS_KEPT', 1)
+    experiment.run(config(methods='none', seeds=1, epochs=1), str(tmp_path / 'run'))
+    gc.collect()
+    assert len(kept) == 2 and not any(fn() for fn in kept)

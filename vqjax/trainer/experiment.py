@@ -34,6 +34,9 @@ from vqjax.trainer.workdir import Workdir
 
 __all__ = ['RunError', 'Stopped', 'environment', 'run']
 
+# pmap keeps what it compiled for ever (jax 0.10): some 900 memory maps a method, of which a process
+# on Linux has 65,530.
+_METHODS_KEPT = 8
 
 Results = dict[str, Any]
 
@@ -89,8 +92,10 @@ def run(
         total = sum(num_steps[method][seed] for method, seeds in todo.items() for seed in seeds)
         with logs.Display(total, quiet=not writes) as display, StopRequest() as stop:
             context = Context(settings, dataset, folder, display, stop, form, folds)
-            for method, seeds in todo.items():
+            for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
+                if number % _METHODS_KEPT == 0:
+                    jax.clear_caches()
         if not writes:
             return {}
         results = collect(settings, wanted, folder, parts)
