@@ -6,6 +6,8 @@ Five folds a method. Its settings are the best, on average over the validation p
 of 24 random trials a method that SPACE describes; docs/comparison/trials.json holds all of them:
 
     python train.py --config configs/digits.py --config.trials=24 --workdir runs/digits_trials
+
+A method's own learning rate is changed by --config.overrides.vq_ema.learning_rate.
 """
 
 import ml_collections
@@ -43,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
         'fsq': {'learning_rate': 0.00651, 'weight_decay': 0.0418},
         'rvq': {'learning_rate': 0.0119, 'weight_decay': 0.00222},
     }
-    config.quantizers.vq_ema |= {'commitment': 0.477, 'decay': 0.967}
+    config.quantizers.vq_ema.update(commitment=0.477, decay=0.967)
     config.quantizers.fsq = _GRIDS[0]
-    config.quantizers.rvq.inner |= {'commitment': 0.0506, 'decay': 0.981}
+    config.quantizers.rvq.inner.update(commitment=0.0506, decay=0.981)
     return config
