@@ -28,7 +28,7 @@ TRAIN = 1644
 EARLY = 96  # steps: what a method has learned by then
 CLASSES = (0, 1, 4)  # of CIFAR-10: airplane, automobile, deer
 
-_VQ = {'name': 'vq_ema', 'num_codes': 256, 'decay': 0.95}
+_VQ = {'name': 'vq_ema', 'num_codes': 256}
 _SIM = {'name': 'sim_vq', 'num_codes': 256}
 
 
@@ -38,13 +38,19 @@ def _fsq(*levels):
 
 METHODS = {
     'none': None,
-    'vq_ema': _VQ,
-    'rvq': {'name': 'residual', 'num_stages': 4, 'inner': _VQ | {'commitment': 0.1}},
+    'vq_ema': _VQ | {'decay': 0.95},
+    'vq_ema_decay_80': _VQ | {'decay': 0.8},
+    'vq_ema_later': _VQ | {'decay': 0.95},
+    'rvq': {'name': 'residual', 'num_stages': 4, 'inner': _VQ | {'decay': 0.95, 'commitment': 0.1}},
     'fsq_6': _fsq(8, 8, 8, 5, 5, 5),
-    'fsq_8': _fsq(*[4] * 8),
+    'fsq_6_averages_90': _fsq(8, 8, 8, 5, 5, 5),
     'fsq_12': _fsq(*[5] * 12),
     'sim_vq': _SIM,
     'sim_vq_long': _SIM | {'length': 1.0},
+}
+OVERRIDES = {
+    'vq_ema_later': {'continuous_epochs': 4},
+    'fsq_6_averages_90': {'statistics_decay': 0.9},
 }
 
 
@@ -95,7 +101,7 @@ def _noise(_):
     return labels[:, None, None] * 80.0 + rng.uniform(0, 60, (600, SIDE, SIDE)), labels
 
 
-SETS = {'digits': _digits, 'scenes': _scenes, 'photos': _photos}
+SETS = {'scenes': _scenes, 'digits': _digits, 'photos': _photos}
 
 
 def _read(name, data_dir, number):
@@ -161,10 +167,10 @@ def settings(name, methods, folder, options):
     config.dataset, config.data_dir = f'unseen_{name}', str(folder)
     config.methods = methods
     config.width, config.steps, config.epochs = 16, 0, options.epochs
-    config.seeds, config.eval_every = options.seeds, 1.0
+    config.seeds, config.eval_every = options.seeds, 2.0
     config.checkpoint_every, config.writers = 0, ''
     # Assigned as a whole: within a ConfigDict lists would become tuples of other specs.
-    return config.to_dict() | {'quantizers': METHODS}
+    return config.to_dict() | {'quantizers': METHODS, 'overrides': OVERRIDES}
 
 
 def summary(results, folder, method):
@@ -190,13 +196,16 @@ def main(argv=None):
     parser = common.parser(__doc__)
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets: mnist and cifar10')
     parser.add_argument('--sets', type=Path, help='folder to keep the sets in, for train.py')
-    parser.add_argument('--epochs', type=int, default=40, help='of 12 steps')
-    parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--epochs', type=int, default=20, help='of 12 steps')
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--names', help='sets, separated by commas, default: all')
     parser.add_argument('--methods', help='separated by commas, default: all')
     options = common.arguments(parser, argv)
     sets, train = (SETS, TRAIN) if not options.quick else ({'noise': _noise}, 256)
+    if options.names:
+        sets = {name: sets[name] for name in options.names.split(',')}
     if options.quick:
-        options.epochs, options.seeds = 2, 2
+        options.epochs, options.seeds = 4, 2
     path = options.out / 'unseen.json'
     results = {'epochs': options.epochs, 'seeds': options.seeds}
     before = json.loads(path.read_text()) if path.exists() else {}

@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 10
     config.steps = 2000
     config.warmup_epochs = 1.0
+    config.statistics_decay = 0.7
     config.eval_every = 5.0
     config.checkpoint_every = 5
     return config
