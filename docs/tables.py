@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     'README.md',
     'docs/index.md',
+    'docs/comparison.md',
     'docs/quantizers.md',
     'docs/behaviour.md',
     'benchmarks/README.md',
