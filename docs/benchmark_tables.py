@@ -134,9 +134,11 @@ _UNSEEN = {
     'vq_ema_decay_80': 'VQ-EMA, decay .8',
     'vq_ema_later': 'VQ-EMA after 4 epochs without codes',
     'rvq': 'RVQ 4 x 256, decay .95',
-    'fsq_6': 'FSQ 8 8 8 5 5 5',
+    'fsq_6': 'FSQ 8 8 8 5 5 5, 16 bits',
     'fsq_6_averages_90': 'the same, averages of .9',
-    'fsq_12': 'FSQ 12 x 5',
+    'fsq_8': 'FSQ 8 x 4, 16 bits',
+    'fsq_12': 'FSQ 12 x 5, 28 bits',
+    'fsq_6_fine': 'FSQ 6 x 31, 30 bits',
     'sim_vq': 'SimVQ, 256 codes',
     'sim_vq_long': 'the same, codes as long as z',
 }
@@ -146,7 +148,8 @@ def unseen(results):
     """Accuracy early, halfway and at the end on sets that nothing was tuned on."""
     lines = []
     for name, methods in results['rows'].items():
-        for method, row in methods.items():
+        for method in filter(methods.get, _UNSEEN):
+            row = methods[method]
             test = [100 * x for x in row['accuracy']]
             mean = sum(test) / len(test)
             spread = f'{mean:.1f} ({min(test):.1f} to {max(test):.1f})'
