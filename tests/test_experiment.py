@@ -1,6 +1,7 @@
 """A comparison from end to end: what it leaves, that it resumes, and what it refuses."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -142,6 +143,21 @@ def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
     )
     clipped = (norms > config()['clip_norm']).reshape(2, -1).mean(-1)
     assert [r['clipped'] for r in history] == pytest.approx(clipped) and 0 < clipped.sum() < 2
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/maps').exists(), reason='Linux counts maps')
+def test_programs_of_many_methods_do_not_fill_the_memory_maps_of_the_process(tmp_path, monkeypatch):
+    quantizers = {f'codes_{n}': {'name': 'vq_ema', 'num_codes': n} for n in (8, 9, 10)}
+    found, real = [], experiment.run_method
+
+    def counted(*args):
+        found.append(len(pathlib.Path('/proc/self/maps').read_text().splitlines()))
+        real(*args)
+
+    monkeypatch.setattr(experiment, 'run_method', counted)
+    monkeypatch.setattr(experiment, 'FORGET_AFTER', 1)
+    experiment.run(config(quantizers=quantizers, methods='all', seeds=1), str(tmp_path))
+    assert found[2] - found[1] < 200  # 900 where they are kept
 
 
 def test_another_configuration_in_the_same_folder_is_refused(done):
