@@ -177,10 +177,10 @@ def test_random_codes_start_where_the_nearest_of_them_is_nearest(scale):
 
 
 def test_codes_are_as_long_as_z_at_most():
-    q = SimVQ(4096)
-    z = jax.random.normal(KEY, (512, 4))
+    """Where K codes reach in all directions, D = 4, they have the length of z itself."""
+    q, z = SimVQ(4096), jax.random.normal(KEY, (512, 4))
     codes = q.read_codebook(*q.init(KEY, z))
-    power = float(np.mean(np.sum(np.asarray(z) ** 2, -1)))
-    assert float(np.mean(np.sum(np.square(codes), -1))) == pytest.approx(power, rel=0.1)
+    power, expected = (float(jnp.mean(jnp.sum(x**2, axis=-1))) for x in (codes, z))
+    assert power == pytest.approx(expected, rel=0.1)
     with pytest.raises(ValueError, match=r'length must be finite and above 0, got 0'):
         SimVQ(8, length=0)
