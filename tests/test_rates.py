@@ -209,7 +209,7 @@ def test_the_findings_are_those_of_the_results(results):
     assert said[1].startswith('**grid, 4 tokens an image**') and 'shown: VQ-EMA (4).' in said[1]
     text = '\n'.join(said)
     assert '-0.4 (VQ-EMA) to -30.0 (FSQ) at 4 bits' in text
-    assert 'VQ-EMA at 16 bits an image: 95.6% as vector, 90.5% as grid.' in text
+    assert 'an image, as vector and as grid: VQ-EMA 95.6 and 90.5% at 16.' in text
     assert '25% (`vq_ema-4`) to 50%' in text and '2 of 20 runs collapsed' in text
     # A family that is never near is named; so is what has not converged.
     results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0) | {'rise': 0.05}

@@ -47,7 +47,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
 def _floor(results: Mapping[str, Any]) -> float:
     """The error in percent that stands for none, which a log scale cannot show."""
     means = [100 * (1 - m['summary']['accuracy']['mean']) for m in results['methods'].values()]
-    return 0.4 * min((e for e in means if e > 0), default=1.0)
+    return 0.3 * min((e for e in means if e > 0), default=1.0)
 
 
 def _errors(accuracy: Any, floor: float) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]
 def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
     """Families with their rates, the smallest first: 'RVQ (6), FSQ and LFQ (7.91)'."""
     ordered = sorted(pairs, key=lambda pair: pair[1].bits)
-    return ', '.join(f'{label(family)} ({bits(point)})' for family, point in ordered) or 'none'
+    return ', '.join(f'{label(f)} ({bits(point)})' for f, point in ordered) or 'no quantizer'
 
 
 def _enough_said(results: Mapping[str, Any], kind: str) -> str:
@@ -179,42 +180,49 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     kinds = {k: curves(results, k) for k in bottlenecks(results) if baseline(results, k)}
     kinds = {kind: by_family for kind, by_family in kinds.items() if by_family}
     every = {k: [p for points in found.values() for p in points] for k, found in kinds.items()}
+    if not kinds:
+        return []
     said = [_enough_said(results, kind) for kind in kinds]
     for kind, found in kinds.items():
         rates = sorted({nominal(point) for point in every[kind]})
         ends = ', '.join(f'{_losses(_at(found, rate))} at {rate} bits' for rate in rates)
         said.append(f'{kind}: points compared with none, the best and the worst: {ends}.')
-    for kind, points in every.items():
-        halves = [100 * (p.difference.high - p.difference.low) / 2 for p in points]
-        said.append(
-            f'{kind}: half of an interval of these differences is {np.median(halves):.1f} points '
-            f'in the median ({min(halves):.1f} to {max(halves):.1f}), so a loss of less than '
-            f'{100 * WITHIN:g} point is shown only where the mean is well above it.'
-        )
-    if len(kinds) > 1:
-        said += _of_equal_image_bits(kinds)
+    halves = [(p.difference.high - p.difference.low) / 2 for p in itertools.chain(*every.values())]
+    said.append(
+        f'Half of the interval of such a difference is {100 * np.median(halves):.1f} points in the '
+        f'median ({100 * min(halves):.1f} to {100 * max(halves):.1f}): a loss of less than '
+        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much.'
+    )
+    said += _of_equal_image_bits(kinds)
+    uses = []
     for kind, points in every.items():
         least, most = (end(points, key=lambda p: p.evenness) for end in (min, max))
-        said.append(
-            f'{kind}: perplexity is {100 * least.evenness:.0f}% (`{least.name}`) to '
-            f'{100 * most.evenness:.0f}% (`{most.name}`) of that of a uniform source; '
-            f'{sum(p.collapsed for p in points)} of {sum(p.runs for p in points)} runs collapsed.'
+        uses.append(
+            f'{kind}: {100 * least.evenness:.0f}% (`{least.name}`) to {100 * most.evenness:.0f}% '
+            f'(`{most.name}`), {sum(p.collapsed for p in points)} of '
+            f'{sum(p.runs for p in points)} runs collapsed'
         )
-    return said
+    return [*said, f'Perplexity as a share of that of a uniform source: {"; ".join(uses)}.']
 
 
 def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
-    """Bottlenecks beside each other at the bits an image that both have."""
+    """Two bottlenecks beside each other at the bits an image that both have, in one sentence."""
+    if len(kinds) < 2:
+        return
     (one, first), (other, second) = list(kinds.items())[:2]
-    for family, points in first.items():
-        for a in points:
-            for b in second.get(family, []):
-                if round(a.image_bits) == round(b.image_bits):
-                    yield (
-                        f'{label(family)} at {round(a.image_bits)} bits an image: '
-                        f'{100 * a.accuracy.mean:.1f}% as {one}, '
-                        f'{100 * b.accuracy.mean:.1f}% as {other}.'
-                    )
+    pairs = [
+        (family, a, b)
+        for family, points in first.items()
+        for a, b in itertools.product(points, second.get(family, []))
+        if round(a.image_bits) == round(b.image_bits)
+    ]
+    if pairs:
+        each = ', '.join(
+            f'{label(family)} {100 * a.accuracy.mean:.1f} and {100 * b.accuracy.mean:.1f}% at '
+            f'{round(a.image_bits)}'
+            for family, a, b in pairs
+        )
+        yield f'At equal bits an image, as {one} and as {other}: {each}.'
 
 
 # Report -----------------------------------------------------------------------------------------
