@@ -211,10 +211,22 @@ def test_the_findings_are_those_of_the_results(results):
     assert '-0.4 (VQ-EMA) to -30.0 (FSQ) at 4 bits' in text
     assert 'an image, as vector and as grid: VQ-EMA 95.6 and 90.5% at 16.' in text
     assert '25% (`vq_ema-4`) to 50%' in text and '2 of 20 runs collapsed' in text
-    # A family that is never near is named; so is what has not converged.
-    results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0) | {'rise': 0.05}
+    # A family that is never near is named.
+    results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0)
     assert 'Not at any rate: VQ-EMA.' in rates_report.findings(results)[0]
-    assert 'vq_ema-4 +5.0 points' in rates_report.markdown(results)
+
+
+def test_a_point_that_has_not_converged_is_marked_wherever_it_stands(results):
+    assert '†' not in str(list(rates_report.point_rows(results, 'vector')))
+    results['methods']['fsq-4']['rise'], results['methods']['fsq-8']['rise'] = 0.05, 0.009
+    (_, four, eight, *_), text = (
+        rates_report.point_rows(results, 'vector'), rates_report.markdown(results),
+    )  # fmt: skip
+    assert (four[4], eight[4]) == ('67.6†', '97.1')
+    assert 'Not converged (†): fsq-4 +5.0 points of training accuracy' in text
+    axis = rates_plots.figure(results).axes[0]
+    hollow = [line.get_ydata() for line in axis.lines if line.get_markerfacecolor() == 'white']
+    assert np.concatenate(hollow) == pytest.approx([32.4])
 
 
 def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns(results, tmp_path):

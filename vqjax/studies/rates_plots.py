@@ -72,6 +72,11 @@ def _panel(axis, results, kind, styles, floor):
             fmt=f'{mark}-', color=colour, ms=5.5, mec='white', mew=0.6, lw=1.4, elinewidth=1.0,
             alpha=0.9,
         )  # fmt: skip
+        learning = [i for i, point in enumerate(points) if point.learning]
+        axis.plot(
+            [points[i].bits + offsets[family] for i in learning], found[0, learning], mark,
+            color=colour, ms=5.5, mfc='white', zorder=3,
+        )  # fmt: skip
     rates = sorted({report.nominal(p) for points in by_family.values() for p in points})
     axis.set_xticks(rates, [str(rate) for rate in rates])
     axis.set_xlabel('bits a token')
@@ -87,9 +92,11 @@ def _legend(styles):
         Line2D([], [], color=colour, marker=mark, ms=5.5, mec='white', lw=1.4, label=name)
         for name, (colour, mark) in ((report.label(f), style) for f, style in styles.items())
     ]
+    empty = {'color': plots.GREY, 'ls': '', 'marker': 'o', 'mfc': 'white'}
     grey = {'color': plots.GREY, 'lw': 1}
     return [
         *lines,
         Line2D([], [], ls='--', **grey, label='none (shaded: 95%)'),
         Line2D([], [], ls=':', **grey, label=f'{100 * WITHIN:g} point below none'),
+        Line2D([], [], ms=5.5, **empty, label='not converged'),
     ]

@@ -23,6 +23,7 @@ from vqjax.studies.rates_curves import (
     curves,
     enough,
 )
+from vqjax.trainer.convergence import still_rising
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.summaries import METHODS
 
@@ -36,6 +37,7 @@ LABELS = {
     'product': 'Product',
 }
 NOT_REACHED = 'not reached'
+LEARNING = '†'  # beside the accuracy of a point that has not converged
 
 
 def label(family: str) -> str:
@@ -89,13 +91,17 @@ def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
                 _codes(results['methods'][point.name]['spec']),
                 bits(point),
                 f'{round(point.image_bits, 2):g}',
-                tables.percent(point.accuracy._asdict()),
+                _accuracy(point),
                 tables.percent_range(point.accuracy._asdict()),
                 tables.points(point.difference),
                 tables.points_range(point.difference),
                 f'{100 * point.evenness:.0f}%',
                 f'{point.collapsed} of {point.runs}',
             ]
+
+
+def _accuracy(point: Point) -> str:
+    return tables.percent(point.accuracy._asdict()) + LEARNING * point.learning
 
 
 def _codes(spec: Mapping[str, Any]) -> str:
@@ -111,7 +117,8 @@ def table(results: Mapping[str, Any]) -> Table:
     rates = sorted({nominal(point) for point in every})
     made = Table(
         title=f'{results["config"]["dataset"]}: accuracy %, points compared with none below it',
-        caption=f'bits a token that lose less than {100 * WITHIN:g} point; intervals: report.md',
+        caption=f'shown, point estimate: bits a token that lose less than {100 * WITHIN:g} point\n'
+        f'{LEARNING} not converged   intervals: report.md',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -131,7 +138,7 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def _cell(point: Point) -> str:
     below = tables.points(point.difference)
-    return tables.percent(point.accuracy._asdict()) + (below and f'\n{below}')
+    return _accuracy(point) + (below and f'\n{below}')
 
 
 def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]:
@@ -173,6 +180,16 @@ def _losses(points: Mapping[str, Point]) -> str:
 
 def _at(by_family: Curves, rate: int) -> dict[str, Point]:
     return {f: p for f, points in by_family.items() for p in points if nominal(p) == rate}
+
+
+def _learning(results: Mapping[str, Any]) -> str:
+    """Which points have not converged, and what that means; '' where all have."""
+    rises = ', '.join(f'{n} {100 * x:+.1f}' for n, x in still_rising(results).items())
+    return rises and (
+        f'Not converged ({LEARNING}): {rises} points of training accuracy in the last third of the '
+        'runs. Their accuracy is less than longer runs would have, and for them a smaller rate '
+        'may be enough; raise epochs to know.'
+    )
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:
@@ -242,7 +259,7 @@ def _left_out(results: Mapping[str, Any]) -> str:
 def markdown(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
     config, methods = results['config'], results['methods']
-    rising = notes.rising(results)
+    learning = _learning(results)
     parts = [
         f'# Accuracy against bits on {config["dataset"]}',
         'How many bits a token does a classifier need? Every quantizer at several rates, one '
@@ -250,7 +267,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f'(`none`). {config["seeds"]} {notes.runs(results)} each, {notes.budget(config)}, batch '
         f'size {config["batch_size"]}. All rates share one learning rate and all other settings; '
         'none was tuned for its quantizer or rate, so a method may do better with its own.',
-        *([f'**{rising}**'] if rising else []),
+        *([f'**{learning}**'] if learning else []),
         '![Accuracy against bits a token](rates.png)',
         '## What was found',
         '\n'.join(f'- {sentence}' for sentence in findings(results)),
