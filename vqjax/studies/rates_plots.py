@@ -36,6 +36,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
         _panel(axis, results, kind, styles, floor)
     axes[0].set_yscale('log')
     axes[0].invert_yaxis()
+    axes[0].set_ylim(top=floor)  # a bar that ends there goes on to no error at all
     axes[0].yaxis.set_major_locator(FixedLocator([100 - tick for tick in _TICKS]))
     axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda error, _: f'{100 - error:g}'))

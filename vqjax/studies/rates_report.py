@@ -153,7 +153,7 @@ def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]
 def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
     """Families with their rates, the smallest first: 'RVQ (6), FSQ and LFQ (7.91)'."""
     ordered = sorted(pairs, key=lambda pair: pair[1].bits)
-    return ', '.join(f'{label(f)} ({bits(point)})' for f, point in ordered) or 'no quantizer'
+    return ', '.join(f'{label(f)} ({bits(point)})' for f, point in ordered) or 'at no rate'
 
 
 def _enough_said(results: Mapping[str, Any], kind: str) -> str:
@@ -208,7 +208,8 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     said.append(
         f'Half of the interval of such a difference is {100 * np.median(halves):.1f} points in the '
         f'median ({100 * min(halves):.1f} to {100 * max(halves):.1f}): a loss of less than '
-        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much.'
+        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much. More repetitions of the '
+        'folds, `--config.seeds=25`, narrow it.'
     )
     said += _of_equal_image_bits(kinds)
     uses = []
@@ -271,7 +272,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         '![Accuracy against bits a token](rates.png)',
         '## What was found',
         '\n'.join(f'- {sentence}' for sentence in findings(results)),
-        f'## Bits a token within {100 * WITHIN:g} point of none',
+        f'## Bits a token within {100 * WITHIN:g} point of `none`',
         tables.markdown(enough_rows(results)),
         f'The smallest rate that loses less than {100 * WITHIN:g} point. Shown: the lower end of '
         'the 95% interval of the paired difference says so; point estimate: its mean does. A '
