@@ -208,8 +208,7 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     said.append(
         f'Half of the interval of such a difference is {100 * np.median(halves):.1f} points in the '
         f'median ({100 * min(halves):.1f} to {100 * max(halves):.1f}): a loss of less than '
-        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much. More repetitions of the '
-        'folds, `--config.seeds=25`, narrow it.'
+        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much.'
     )
     said += _of_equal_image_bits(kinds)
     uses = []
