@@ -134,7 +134,7 @@ def remedies(digits, mnist):
 # Rates -----------------------------------------------------------------------------------------
 
 
-def rates(results):
+def enough_bits(results):
     """The bits a token that are enough for each quantizer."""
     header, *rows = rates_report.enough_rows(results)
     return benchmark_tables.table(header, rows)

@@ -187,8 +187,8 @@ def _learning(results: Mapping[str, Any]) -> str:
     rises = ', '.join(f'{n} {100 * x:+.1f}' for n, x in still_rising(results).items())
     return rises and (
         f'Not converged ({LEARNING}): {rises} points of training accuracy in the last third of the '
-        'runs. Their accuracy is less than longer runs would have, and for them a smaller rate '
-        'may be enough; raise epochs to know.'
+        'runs. Longer runs would have a higher accuracy there, and a smaller rate may be '
+        'enough; raise epochs to know.'
     )
 
 
@@ -214,10 +214,11 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     uses = []
     for kind, points in every.items():
         least, most = (end(points, key=lambda p: p.evenness) for end in (min, max))
+        collapsed = ', '.join(f'`{p.name}` {p.collapsed}' for p in points if p.collapsed)
         uses.append(
             f'{kind}: {100 * least.evenness:.0f}% (`{least.name}`) to {100 * most.evenness:.0f}% '
             f'(`{most.name}`), {sum(p.collapsed for p in points)} of '
-            f'{sum(p.runs for p in points)} runs collapsed'
+            f'{sum(p.runs for p in points)} runs collapsed' + (collapsed and f' ({collapsed})')
         )
     return [*said, f'Perplexity as a share of that of a uniform source: {"; ".join(uses)}.']
 
@@ -253,7 +254,7 @@ def _left_out(results: Mapping[str, Any]) -> str:
             last[family] = max(last.get(family, 0), nominal(points[-1]))
     most = max(last.values(), default=0)
     said = ', '.join(f'{label(f)} (to {rate} bits)' for f, rate in last.items() if rate < most)
-    return said and f'Not run to {most} bits, which are {2**most:,} codes of one codebook: {said}. '
+    return said and f'Not run to the largest rate, {most} bits: {said}. '
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -262,10 +263,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     learning = _learning(results)
     parts = [
         f'# Accuracy against bits on {config["dataset"]}',
-        'How many bits a token does a classifier need? Every quantizer at several rates, one '
-        'vector an image and a grid of them, beside the same network without a quantizer '
-        f'(`none`). {config["seeds"]} {notes.runs(results)} each, {notes.budget(config)}, batch '
-        f'size {config["batch_size"]}. All rates share one learning rate and all other settings; '
+        'How many bits a token does a classifier need? Every quantizer at several rates, beside '
+        f'the same network without a quantizer (`none`). {config["seeds"]} {notes.runs(results)} '
+        f'each, {notes.budget(config)}, batch size {config["batch_size"]}. All '
+        'rates share one learning rate and all other settings; '
         'none was tuned for its quantizer or rate, so a method may do better with its own.',
         *([f'**{learning}**'] if learning else []),
         '![Accuracy against bits a token](rates.png)',
@@ -275,7 +276,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         tables.markdown(enough_rows(results)),
         f'The smallest rate that loses less than {100 * WITHIN:g} point. Shown: the lower end of '
         'the 95% interval of the paired difference says so; point estimate: its mean does. A '
-        'larger rate may fall behind again: the tables below have all.',
+        'larger rate may fall behind again: the tables below have all. Each interval is one of '
+        '95% for itself, and the smallest of several rates is taken, so that shown is wrong more '
+        'often than that. The bars of the picture are intervals of the accuracies.',
     ]
     for kind in bottlenecks(results):
         by_family, none = curves(results, kind), baseline(results, kind)
