@@ -41,7 +41,8 @@ def figure(results: Mapping[str, Any]) -> Figure:
     axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda error, _: f'{100 - error:g}'))
     axes[0].set_ylabel('test accuracy (%)')
-    drawn.legend(handles=_legend(styles), loc='outside lower center', ncols=5, fontsize=9)
+    columns = 5 if len(kinds) > 1 else 3
+    drawn.legend(handles=_legend(styles), loc='outside lower center', ncols=columns, fontsize=9)
     return drawn
 
 
