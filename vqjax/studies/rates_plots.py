@@ -14,8 +14,8 @@ from vqjax.studies import plots
 from vqjax.studies import rates_report as report
 from vqjax.studies.rates_curves import WITHIN, baseline, bottlenecks, curves
 
-_COLOURS = (*plots.COLOURS, '#8C564B', '#111111')
-_MARKS = 'osD^vPX*'
+_COLOURS = (*plots.COLOURS, '#8C564B', '#111111', '#7F7F00', '#9467BD')
+_MARKS = 'osD^vPX*<>'
 _TICKS = (99.9, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 20)  # percent
 _SPREAD = 0.5  # bits that the points of one rate are drawn apart over, so that bars do not hide
 

@@ -35,8 +35,8 @@ LABELS = {
     'lfq': 'LFQ',
     'rvq': 'RVQ',
     'product': 'Product',
-    'to_32': 'VQ-EMA, 32 dimensions',
-    'to_64': 'VQ-EMA, 64 dimensions',
+    'to_32': 'VQ-EMA, 32 D',
+    'to_64': 'VQ-EMA, 64 D',
 }
 CALIBRATION = {'ECE': 'ece', 'ECE at fitted T': 'scaled_ece'}  # heading -> metric
 NOT_REACHED = 'not reached'
