@@ -1,6 +1,7 @@
 """What was saved comes back to the bit; what is damaged, foreign or unwritable is said."""
 
 import json
+import math
 import resource
 import shutil
 import signal
@@ -156,6 +157,13 @@ def test_a_disk_too_full_for_a_checkpoint_is_said_before_orbax_writes(tmp_path, 
         store.save(4, state(), {}, 0.7)
     store.close()
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_json_changes_nothing_that_is_held_against_a_configuration():
+    given = {'space': {'choice': ({'levels': (8, 5)}, {'levels': [(1, 2), None]}, math.nan)}}
+    assert differences(json.loads(json.dumps(given)), given) == {}
+    other = {'space': {'choice': ({'levels': (8, 6)}, {'levels': [(1, 2), None]}, math.nan)}}
+    assert differences(given, other).keys() == {'space.choice'}
 
 
 def test_differences_are_told_in_one_line():

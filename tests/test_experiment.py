@@ -1,7 +1,8 @@
 """A comparison from end to end: what it leaves, that it resumes, and what it refuses."""
 
+import gc
 import json
-import pathlib
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vqjax.studies import comparison, report
 from vqjax.trainer import data, experiment, settings
 from vqjax.trainer.correctness import read_correct
 from vqjax.trainer.counts import read_counts
+from vqjax.trainer.parallel import Pmap
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -145,21 +147,6 @@ def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
     assert [r['clipped'] for r in history] == pytest.approx(clipped) and 0 < clipped.sum() < 2
 
 
-@pytest.mark.skipif(not pathlib.Path('/proc/self/maps').exists(), reason='Linux counts maps')
-def test_programs_of_many_methods_do_not_fill_the_memory_maps_of_the_process(tmp_path, monkeypatch):
-    quantizers = {f'codes_{n}': {'name': 'vq_ema', 'num_codes': n} for n in (8, 9, 10)}
-    found, real = [], experiment.run_method
-
-    def counted(*args):
-        found.append(len(pathlib.Path('/proc/self/maps').read_text().splitlines()))
-        real(*args)
-
-    monkeypatch.setattr(experiment, 'run_method', counted)
-    monkeypatch.setattr(experiment, 'FORGET_AFTER', 1)
-    experiment.run(config(quantizers=quantizers, methods='all', seeds=1), str(tmp_path))
-    assert found[2] - found[1] < 200  # 900 where they are kept
-
-
 def test_another_configuration_in_the_same_folder_is_refused(done):
     workdir, _ = done
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.name != '.lock'}
@@ -254,3 +241,18 @@ def test_the_command_is_told_without_folders_of_the_machine():
         'python train.py --config configs/mnist.py --workdir FOLDER --config.data_dir=FOLDER '
         "--config.methods=none,fsq '--config.note=a b'"
     )
+
+
+def test_programs_of_methods_that_are_done_are_forgotten(tmp_path, monkeypatch):
+    """Or some seventy methods would take all memory maps that a process may have."""
+    kept, compile_ = [], Pmap.compile
+
+    def compile_and_watch(form, fn, donate=False):
+        kept.append(weakref.ref(fn))
+        return compile_(form, fn, donate)
+
+    monkeypatch.setattr(Pmap, 'compile', compile_and_watch)
+    monkeypatch.setattr(experiment, '_METHODS_KEPT', 1)
+    experiment.run(config(methods='none', seeds=1, epochs=1), str(tmp_path / 'run'))
+    gc.collect()
+    assert len(kept) == 2 and not any(fn() for fn in kept)

@@ -376,7 +376,11 @@ def test_folds_that_chose_quantizers_of_other_sizes_have_one_report(tmp_path, re
     small, large = seed_of(0, 0.9, 16, stages=2), seed_of(1, 0.8, 64, stages=3)
     method = results['methods']['rvq'] | {'seeds': [small, large]}
     method['summary'] = report.summarise(method['seeds'])
-    grid = {'name': 'projected', 'dim': 1, 'inner': {'name': 'fsq', 'levels': [4, 5]}}
+    grid = {
+        'name': 'projected',
+        'dim': 1,
+        'inner': {'name': 'fsq', 'levels': [4, 5], 'bound': 'ifsq'},
+    }
     chosen = [
         {'settings': {'quantizer': grid, 'decay': 0.9}, 'accuracy': [0.5, None]},
         {'settings': {'quantizer': None, 'decay': 0.8}, 'accuracy': [0.25, 0.75]},
@@ -393,7 +397,7 @@ def test_folds_that_chose_quantizers_of_other_sizes_have_one_report(tmp_path, re
     assert '2026-01-02T03:04:05+00:00' in text
     lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
     rows = {line[0]: line[1:] for line in lines if line}
-    assert rows['rvq, 0'] == ['quantizer fsq [4, 5], decay 0.9', '50.0', '37.5', '25.0', '0']
+    assert rows['rvq, 0'] == ['quantizer fsq 4 5 ifsq, decay 0.9', '50.0', '37.5', '25.0', '0']
     assert rows['rvq, 1'] == ['quantizer None, decay 0.8', '75.0', '75.0', '75.0', '1']
     assert summaries.code_use(method)[:2] == (64, TOKENS)
     assert (tmp_path / 'usage.png').stat().st_size > 10_000

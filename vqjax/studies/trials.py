@@ -58,8 +58,9 @@ def _said(value: Any) -> str:
     """A value of a setting; of a spec what tells it from others."""
     if isinstance(value, Mapping):
         inner = value.get('inner', value)
-        return ' '.join(str(inner[k]) for k in ('name', 'levels', 'num_codes') if k in inner)
-    return str(value)
+        told = ('name', 'levels', 'bound', 'num_codes', 'num_stages')
+        return ' '.join(_said(inner[k]) for k in told if k in inner)
+    return ' '.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def halves_section(results: Mapping[str, Any]) -> list[str]:

@@ -212,6 +212,8 @@ def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
 
 
 def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lists(x) for name, x in value.items()}
     return [_lists(x) for x in value] if isinstance(value, list | tuple) else value
 
 

@@ -34,12 +34,11 @@ from vqjax.trainer.workdir import Workdir
 
 __all__ = ['RunError', 'Stopped', 'environment', 'run']
 
+# pmap keeps what it compiled for ever (jax 0.10): some 900 memory maps a method, of which a process
+# on Linux has 65,530.
+_METHODS_KEPT = 8
 
 Results = dict[str, Any]
-
-# Methods. JAX keeps the programs of each, 900 memory maps on a CPU, of which Linux gives a process
-# 65,530: the seventieth method would end it.
-FORGET_AFTER = 16
 
 
 def run(
@@ -95,7 +94,7 @@ def run(
             context = Context(settings, dataset, folder, display, stop, form, folds)
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
-                if number % FORGET_AFTER == 0:
+                if number % _METHODS_KEPT == 0:
                     jax.clear_caches()
         if not writes:
             return {}
