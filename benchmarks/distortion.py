@@ -260,7 +260,7 @@ def main(argv=None):
     """Measure what is missing, write distortion.json and distortion.png."""
     parser = common.parser(__doc__)
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
-    parser.add_argument('--families', help='comma-separated; default: all')
+    parser.add_argument('--families', help='separated by ;, default: all')
     options = common.arguments(parser, argv)
     if options.quick:
         train, test, seeds, steps, rates = noise(2000, 0), noise(500, 1), (0, 1), (5, 5), (4, 8)
@@ -285,7 +285,7 @@ def main(argv=None):
         families |= faiss_families()
     chosen = QUICK if options.quick else families
     if options.families:
-        chosen = options.families.split(',')
+        chosen = options.families.split(';')
     found = {}
     for family, bits in itertools.product(families, rates):
         make, peer = families[family], family.startswith('faiss')

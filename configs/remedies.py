@@ -79,7 +79,8 @@ def _quantizers(steps: int) -> dict:
         'fsq_8x4': projected({'name': 'fsq', 'levels': (8, 8, 8, 8)}, 4),
         'fsq_64000': projected({'name': 'fsq', 'levels': (8, 8, 8, 5, 5, 5)}, 6),
         'lfq_8': projected({'name': 'lfq', 'num_bits': 8}, 8),
-        'sim_vq': {'name': 'sim_vq', 'num_codes': 256, 'commitment': 1.0},
+        # Codes as long as z at the start, as published.
+        'sim_vq': {'name': 'sim_vq', 'num_codes': 256, 'commitment': 1.0, 'length': 1.0},
         # Together: what this library does by default.
         'default': {'name': 'vq_ema', 'num_codes': 256, 'decay': 0.95},
     }  # fmt: skip

@@ -128,6 +128,39 @@ def usage(*several):
     return table(['', *header], [*rows, ['all codes alike', *even]])
 
 
+_UNSEEN = {
+    'none': 'none',
+    'vq_ema': 'VQ-EMA, decay .95',
+    'vq_ema_decay_80': 'VQ-EMA, decay .8',
+    'vq_ema_later': 'VQ-EMA after 4 epochs without codes',
+    'rvq': 'RVQ 4 x 256, decay .95',
+    'fsq_6': 'FSQ 8 8 8 5 5 5, 16 bits',
+    'fsq_6_averages_90': 'the same, averages of .9',
+    'fsq_8': 'FSQ 8 x 4, 16 bits',
+    'fsq_12': 'FSQ 12 x 5, 28 bits',
+    'fsq_6_fine': 'FSQ 6 x 31, 30 bits',
+    'sim_vq': 'SimVQ, 256 codes',
+    'sim_vq_long': 'the same, codes as long as z',
+}
+
+
+def unseen(results):
+    """Accuracy early, halfway and at the end on sets that nothing was tuned on."""
+    lines = []
+    for name, methods in results['rows'].items():
+        for method in filter(methods.get, _UNSEEN):
+            row = methods[method]
+            test = [100 * x for x in row['accuracy']]
+            mean = sum(test) / len(test)
+            spread = f'{mean:.1f} ({min(test):.1f} to {max(test):.1f})'
+            line = [name, _UNSEEN[method], f'{100 * row["early"]["train_accuracy"]:.0f}']
+            line += [f'{100 * row[when]["accuracy"]:.0f}' for when in ('early', 'halfway')]
+            used = f'{row["active_codes"]:.0f}' if 'active_codes' in row else ''
+            lines.append([*line, spread, used])
+    header = ['set', 'method', 'training, steps 73 to 96 %', 'validation, step 96 %']
+    return table([*header, 'halfway %', 'test, end % (seeds)', 'codes used'], lines)
+
+
 def pipeline(results):
     """Milliseconds of a step with the data pipeline and without, one row a data set."""
     names = list(next(iter(results['rows'].values()))['runs'])

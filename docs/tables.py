@@ -212,7 +212,7 @@ def answer(digits, deals, cifar10, behaviour, *others):
 # Rates -----------------------------------------------------------------------------------------
 
 
-def rates(results):
+def enough_bits(results):
     """The bits a token that are enough for each quantizer."""
     header, *rows = rates_report.enough_rows(results)
     return benchmark_tables.table(header, rows)

@@ -45,6 +45,7 @@ def run(monkeypatch, tmp_path):
         'fit',
         'distortion',
         'usage',
+        'unseen',
         'pipeline',
         'scaling',
         'hsmm',
@@ -136,6 +137,42 @@ def test_usage(run):
         assert curve[-1][2] < curve[0][2], 'the error falls'
         assert all(0 < used <= results['even_use'] for _, used, _ in curve)
     assert _is_png(plot)
+
+
+def test_unseen(monkeypatch, tmp_path):
+    pytest.importorskip('tensorflow_datasets')
+    monkeypatch.syspath_prepend(FOLDER)
+    unseen = importlib.import_module('unseen')
+    command = ['--quick', '--methods', 'none,sim_vq', '--out', str(tmp_path)]
+    unseen.main(command)
+    path = tmp_path / 'unseen.json'
+    found = json.loads(path.read_text())['rows']['noise']
+    assert found.keys() == {'none', 'sim_vq'} and 'active_codes' not in found['none']
+    for row in found.values():
+        # Brightness tells the classes of noise apart.
+        assert len(row['accuracy']) == 2 and min(row['accuracy']) > 0.9
+        assert row['early'] == row['end'], 'a run of 8 steps ends before 96'
+    assert 1 <= found['sim_vq']['active_codes'] <= 256
+    # Done before: nothing is trained again.
+    monkeypatch.setattr(unseen.experiment, 'run', None)
+    unseen.main(command)
+    assert json.loads(path.read_text())['rows']['noise'] == found
+    for name in ('common', 'unseen'):
+        sys.modules.pop(name)
+
+
+def test_the_scenes_are_digits_before_backgrounds(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    unseen = importlib.import_module('unseen')
+    stroke = np.zeros((40, 28, 28, 1))
+    stroke[:, 6:22, 12:16] = 255
+    monkeypatch.setattr(unseen, '_read', lambda *_: (stroke, np.zeros(40, int)))
+    scenes, _ = unseen._scenes(None)
+    assert scenes.shape == (40, 16, 16) and scenes.min() >= 0 and scenes.max() <= 255
+    assert scenes[:, 6:10, 7:9].mean() > 80 + scenes[:, :, :3].mean()
+    assert len(np.unique(scenes.mean((1, 2)))) == 40, 'each has a background of its own'
+    for name in ('common', 'unseen'):
+        sys.modules.pop(name)
 
 
 def test_the_bound_of_independent_features_is_that_of_one(monkeypatch):

@@ -59,9 +59,8 @@ def test_sim_vq_is_the_linear_bridge():
     kernel, codes = q.init(KEY, Z)
     general = Bridged(16, bridge=ops.Linear())
     params, state = general.init(KEY, Z)
-    # The same start: there the scale of z is in the map, here in the codes.
-    np.testing.assert_allclose(
-        q.read_codebook(kernel, codes), general.read_codebook(params, state), rtol=1e-6
+    np.testing.assert_array_equal(
+        np.asarray(q.read_codebook(kernel, codes)), general.read_codebook(params, state)
     )
     same = params._replace(bridge=kernel)
     one, other = q.quantize(kernel, codes, Z), general.quantize(same, codes, Z)
@@ -150,3 +149,38 @@ def test_specs_name_the_bridges_of_the_library():
 def test_bad_bridges_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize('scale', [1e-3, 30.0])
+def test_random_codes_start_where_the_nearest_of_them_is_nearest(scale):
+    """K random directions in D features: their best cosine is about sqrt(2 ln K / D)."""
+    num_codes, dim = 256, 128
+    # As an encoder's first features: few directions, all of variance 1.
+    few = jax.random.normal(KEY, (2000, 6)) @ jax.random.normal(jax.random.key(1), (6, dim))
+    z = scale * few / jnp.std(few, axis=0)
+
+    def outcome(length):
+        q = SimVQ(num_codes, length=length)
+        params, state = q.init(jax.random.key(2), z)
+        out = q.quantize(params, state, z)
+        error = jnp.mean((z - out.z_q) ** 2) / jnp.mean(z**2)
+        return len(np.unique(out.codes)), float(error), q.read_codebook(params, state)
+
+    used, error, codes = outcome(None)
+    best = (2 * np.log(num_codes) / dim) ** 0.5
+    lengths = np.linalg.norm(codes, axis=-1) / np.sqrt(np.mean(np.sum(np.square(z), axis=-1)))
+    assert np.sqrt(np.mean(lengths**2)) == pytest.approx(best, rel=0.02)
+    assert error < 1 and all(error < outcome(factor * best)[1] for factor in (0.4, 2.5))
+    long_used, long_error, _ = outcome(1.0)
+    # Codes as long as z are farther from it than 0 is, and few short ones take all vectors.
+    assert long_error > 1 and used > long_used
+
+
+def test_codes_are_as_long_as_z_at_most():
+    """Where K codes reach in all directions, D = 4, they have the length of z itself."""
+    q, z = SimVQ(4096), jax.random.normal(KEY, (512, 4))
+    codes = q.read_codebook(*q.init(KEY, z))
+    power, expected = (float(jnp.mean(jnp.sum(x**2, axis=-1))) for x in (codes, z))
+    assert power == pytest.approx(expected, rel=0.1)
+    with pytest.raises(ValueError, match=r'length must be finite and above 0, got 0'):
+        SimVQ(8, length=0)

@@ -119,6 +119,20 @@ def test_evaluation_standardizes_from_the_start_by_the_init_batch():
     np.testing.assert_allclose(out.std(0), 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize('decay', [0.9, 0.7])
+def test_evaluation_lags_behind_features_that_move_by_the_memory_of_its_averages(decay):
+    """Of a mean that moves by s a step, an average of decay d tells what was s d / (1 - d) ago."""
+    norm, step = encoders.Standardize(decay=decay), 0.1
+    z = images(256, 4)
+    z = z / jnp.std(z, axis=0)
+    variables = norm.init(jax.random.key(0), z, train=True)
+    move = jax.jit(lambda v, z: norm.apply(v, z, train=True, mutable=['batch_stats'])[1])
+    for i in range(1, 81):
+        variables = move(variables, z + step * i)
+    lag = jnp.mean(norm.apply(variables, z + step * i, train=False))
+    np.testing.assert_allclose(lag, step * decay / (1 - decay), rtol=0.02)
+
+
 @pytest.mark.parametrize('places', [1, 2])
 def test_decoder_learns_to_give_images_back_from_a_vector_and_from_a_grid(places):
     x = images(4, 8, 8, 1)

@@ -211,12 +211,24 @@ def test_the_findings_are_those_of_the_results(results):
     assert said[1].startswith('**grid, 4 tokens an image**') and 'shown: VQ-EMA (4).' in said[1]
     text = '\n'.join(said)
     assert '-0.4 (VQ-EMA) to -30.0 (FSQ) at 4 bits' in text
-    assert 'VQ-EMA at 16 bits an image: 95.6% as vector, 90.5% as grid.' in text
-    assert '25% (`vq_ema-4`) to 50%' in text and '2 of 20 runs collapsed' in text
-    # A family that is never near is named; so is what has not converged.
-    results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0) | {'rise': 0.05}
+    assert 'an image, as vector and as grid: VQ-EMA 95.6 and 90.5% at 16.' in text
+    assert '25% (`vq_ema-4`) to 50%' in text and '2 of 20 runs collapsed (`fsq-4` 2)' in text
+    # A family that is never near is named.
+    results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0)
     assert 'Not at any rate: VQ-EMA.' in rates_report.findings(results)[0]
-    assert 'vq_ema-4 +5.0 points' in rates_report.markdown(results)
+
+
+def test_a_point_that_has_not_converged_is_marked_wherever_it_stands(results):
+    assert '†' not in str(list(rates_report.point_rows(results, 'vector')))
+    results['methods']['fsq-4']['rise'], results['methods']['fsq-8']['rise'] = 0.05, 0.009
+    (_, four, eight, *_), text = (
+        rates_report.point_rows(results, 'vector'), rates_report.markdown(results),
+    )  # fmt: skip
+    assert (four[4], eight[4]) == ('67.6†', '97.1')
+    assert 'Not converged (†): fsq-4 +5.0 points of training accuracy' in text
+    axis = rates_plots.figure(results).axes[0]
+    hollow = [line.get_ydata() for line in axis.lines if line.get_markerfacecolor() == 'white']
+    assert np.concatenate(hollow) == pytest.approx([32.4])
 
 
 def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns(results, tmp_path):
@@ -226,7 +238,7 @@ def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns
                                                       'Grid', 'How it was made')]  # fmt: skip
     assert text.index('rates.png') < places[0] and places == sorted(places)
     assert 'Nadeau and Bengio 2003' in text
-    assert '65,536 codes of one codebook: FSQ (to 8 bits).' in text
+    assert 'Not run to the largest rate, 16 bits: FSQ (to 8 bits).' in text
     assert (tmp_path / 'rates.png').read_bytes().startswith(b'\x89PNG')
     every = configuration('rates')['quantizers']
     names = {
@@ -279,7 +291,8 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(
     assert '2 folds each, 1 epochs' in text and '| Product' in text
 
 
-def test_the_committed_report_is_that_of_the_committed_results():
-    folder = ROOT / 'docs' / 'rates'
+@pytest.mark.parametrize('part', ['', 'longer'])
+def test_a_committed_report_is_that_of_its_committed_results(part):
+    folder = ROOT / 'docs' / 'rates' / part
     results = json.loads((folder / 'results.json').read_text())
     assert (folder / 'report.md').read_text() == rates_report.markdown(results)

@@ -44,9 +44,12 @@ class Standardize(nn.Module):
 
     Attributes:
       axis_name: replicas whose batches are normalised together; None for one device.
+      decay: of the running averages, in [0, 1). While the network learns fast, those of ten steps
+        (.9) are of an older one; where a bound follows, as in FSQ, evaluation then lags behind.
     """
 
     axis_name: str | None = None
+    decay: float = 0.9
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -72,7 +75,7 @@ class Standardize(nn.Module):
             total, 1.0
         )
         # The averages start from the init batch, so that they hold from the first step on.
-        keep = 0.0 if self.is_initializing() else jnp.where(total > 0, 0.9, 1.0)
+        keep = 0.0 if self.is_initializing() else jnp.where(total > 0, self.decay, 1.0)
         mean.value = keep * mean.value + (1 - keep) * batch_mean
         variance.value = keep * variance.value + (1 - keep) * batch_variance
         return centred * jax.lax.rsqrt(batch_variance + 1e-5)
@@ -95,6 +98,7 @@ class Encoder(nn.Module):
       dtype: of the computation; parameters are float32.
       width: channels of the first convolution of 'conv', 'resnet9' and 'sensor'.
       standardize: every feature of z has mean 0 and variance 1; without, z is what comes.
+      statistics_decay: of the running averages of mean and variance, see `Standardize`.
     """
 
     kind: str = 'conv'
@@ -104,6 +108,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
     width: int = 32
     standardize: bool = True
+    statistics_decay: float = 0.9
 
     @nn.compact
     def __call__(
@@ -119,7 +124,9 @@ class Encoder(nn.Module):
             )
         # No bias before the mean is taken off: noise is all that such a bias would follow.
         z = nn.Dense(self.features, use_bias=not self.standardize, dtype=self.dtype)(x)
-        normalize = Standardize(self.axis_name, name='standardize') if self.standardize else None
+        normalize = None
+        if self.standardize:
+            normalize = Standardize(self.axis_name, self.statistics_decay, name='standardize')
         real = sensors.real_places(self.kind, self.bottleneck, images, mask)
         return _standardized(normalize, z, train, real)
 
@@ -170,7 +177,7 @@ class TwoLevelEncoder(nn.Module):
     parts: `__call__` gives the feature map and the top, which is quantized, then `bottom`.
 
     Attributes:
-      kind, features, axis_name, dtype, width, standardize: as in Encoder.
+      kind, features, axis_name, dtype, width, standardize, statistics_decay: as in Encoder.
     """
 
     kind: str = 'conv'
@@ -179,6 +186,7 @@ class TwoLevelEncoder(nn.Module):
     dtype: Any = jnp.float32
     width: int = 32
     standardize: bool = True
+    statistics_decay: float = 0.9
 
     def setup(self) -> None:
         self.trunk = _trunk(self)
@@ -197,8 +205,8 @@ class TwoLevelEncoder(nn.Module):
         self.deepen, self.lift = conv(strides=(2, 2)), conv()
         self.top_head, self.bottom_head = head(), head()
         if self.standardize:
-            self.normalize_top = Standardize(self.axis_name)
-            self.normalize_bottom = Standardize(self.axis_name)
+            self.normalize_top = Standardize(self.axis_name, self.statistics_decay)
+            self.normalize_bottom = Standardize(self.axis_name, self.statistics_decay)
 
     def __call__(
         self, images: jax.Array, *, train: bool, mask: jax.Array | None = None

@@ -20,6 +20,7 @@ from vqjax.quantizers.base import (
     check,
     check_count,
     check_flag,
+    check_positive,
     check_start,
     check_weight,
     hide,
@@ -38,8 +39,8 @@ class BridgedParams(NamedTuple):
 class BridgedCodebook(Codebook):
     """What `Bridged` and `SimVQ` share: codes, drawn at random, read through `bridge`.
 
-    Subclasses have the fields num_codes, commitment, codebook, gradient and assignment, a bridge,
-    and give `init` and `_parts`.
+    Subclasses have the fields num_codes, commitment, codebook, gradient, assignment and length, a
+    bridge, and give `init` and `_parts`.
     """
 
     starts_from_data = True
@@ -48,6 +49,8 @@ class BridgedCodebook(Codebook):
         check_count('num_codes', self.num_codes)
         check_weight('commitment', self.commitment)
         check_weight('codebook', self.codebook)
+        if self.length is not None:
+            check_positive('length', self.length)
         gradient = ops.named_function('gradient', self.gradient, ops.ESTIMATORS)
         object.__setattr__(self, 'gradient', gradient)
         check_assignment(self)
@@ -57,16 +60,22 @@ class BridgedCodebook(Codebook):
         raise NotImplementedError
 
     def _start(self, key, z, mask, axis_name):
-        """Codes ~ N(0, 1 / D) float32 [K, D], and the root mean square length of z [..., D]."""
+        """Codes float32 [K, D] in random directions, `length` times as long as z [..., D]."""
         check_start(self, z, mask)
         dim = z.shape[-1]
         ops.check_room(self.num_codes, dim)
         rows, valid = ops.flat_rows(z, mask)
         power = ops.masked_mean(jnp.sum(rows**2, axis=-1), valid, axis_name)
         scale = jnp.sqrt(ops.pmean(power, axis_name))
+        length = self.length
+        if length is None:
+            # The largest of K cosines ~ N(0, 1/D). At this length the code of the largest cosine is
+            # the nearest one; codes as long as z are farther from it than 0 is, and those that
+            # happen to be short are everybody's nearest.
+            length = min(1.0, np.sqrt(2 * np.log(self.num_codes) / dim)) or 1.0
         codes = jax.random.normal(key, (self.num_codes, dim), jnp.float32)
-        codes /= np.sqrt(dim, dtype=np.float32)
-        return codes, jnp.where(scale > 0, scale, 1.0)
+        codes *= np.float32(length / np.sqrt(dim))
+        return codes * jnp.where(scale > 0, scale, 1.0)
 
     def read_codebook(self, params, state) -> jax.Array:
         """The codes through the bridge, float32 [K, D]; differentiable in params.
@@ -111,7 +120,7 @@ class BridgedCodebook(Codebook):
 class Bridged(BridgedCodebook):
     """SimVQ's linear map as any pure function of the codebook (arXiv:2411.02038, 2509.10140).
 
-    Codes ~ N(0, 1/D), of the typical length of z, are read through a bridge; a step moves its
+    Codes ~ N(0, 1/D), scaled as `length` says, are read through a bridge; a step moves its
     parameters and with them every code, used or not. The codebook that is searched is made once
     a step, at the cost of the bridge on K codes.
 
@@ -124,6 +133,8 @@ class Bridged(BridgedCodebook):
       codebook: weight of |sg(z) - z_q|^2.
       gradient: estimator, (z, z_q) -> z_q with a gradient.
       assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
+      length: typical length of the codes at the start, in that of z; None = that at which the
+        nearest of K random ones is nearest, sqrt(2 ln K / D) and 1 at most.
 
     Params `BridgedParams`, state the codes float32 [K, D] unless learned, then (). Raises
     ValueError for a field out of range, and at trace time for a bridge that changes K or D.
@@ -136,6 +147,7 @@ class Bridged(BridgedCodebook):
     codebook: float = 1.0
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     assignment: Callable = ops.nearest_assignment
+    length: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -150,8 +162,7 @@ class Bridged(BridgedCodebook):
           ValueError: for a batch of identical, zero or non-finite vectors (outside jit), and for
             a bridge that changes K or D.
         """
-        codes, scale = self._start(key, z, mask, axis_name)
-        codes = scale * codes
+        codes = self._start(key, z, mask, axis_name)
         learned = self.bridge.init(jax.random.fold_in(key, 1), codes)
         params, state = (BridgedParams(learned, codes), ())
         if not self.learned:

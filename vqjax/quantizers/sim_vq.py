@@ -19,8 +19,9 @@ from vqjax.quantizers.bridged import BridgedCodebook
 class SimVQ(BridgedCodebook):
     """SimVQ (arXiv:2411.02038): codebook C W with C ~ N(0, 1/D) frozen and only W learned.
 
-    Every step moves all codes, the unused ones too. W starts as a multiple of the identity that
-    gives codes the typical length of z. `Bridged` is the same with other maps.
+    Every step moves all codes, the unused ones too. W starts as the identity and C is scaled once,
+    as `length` says, so that a step of Adam moves codes alike whatever the scale of z. `Bridged` is
+    the same with other maps.
 
     Fields:
       num_codes: K.
@@ -28,6 +29,8 @@ class SimVQ(BridgedCodebook):
       codebook: weight of |sg(z) - z_q|^2.
       gradient: estimator, (z, z_q) -> z_q with a gradient.
       assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
+      length: typical length of the codes at the start, in that of z; None = that at which the
+        nearest of K random ones is nearest, sqrt(2 ln K / D) and 1 at most.
 
     Params W float32 [D, D], state C float32 [K, D]. Raises ValueError for a field out of range.
     """
@@ -37,6 +40,7 @@ class SimVQ(BridgedCodebook):
     codebook: float = 1.0
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     assignment: Callable = ops.nearest_assignment
+    length: float | None = None
     bridge: ClassVar[ops.Linear] = ops.Linear()
 
     def init(self, key, z, mask=None, axis_name: AxisName = None):
@@ -45,8 +49,8 @@ class SimVQ(BridgedCodebook):
         Raises:
           ValueError: for a batch of identical, zero or non-finite vectors (outside jit).
         """
-        codes, scale = self._start(key, z, mask, axis_name)
-        return jnp.eye(z.shape[-1], dtype=jnp.float32) * scale, codes
+        codes = self._start(key, z, mask, axis_name)
+        return jnp.eye(z.shape[-1], dtype=jnp.float32), codes
 
     def _parts(self, params, state):
         return params, lax.stop_gradient(state)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vqjax.metrics import Interval
+from vqjax.trainer.convergence import still_rising
 from vqjax.trainer.summaries import paired_difference
 
 WITHIN = 0.01  # of accuracy: a quantizer that loses less than this has bits enough
@@ -22,6 +23,8 @@ class Point(NamedTuple):
         quantizer, paired by run; None where that one was not run.
       evenness: perplexity as a share of a uniform source's.
       collapsed, runs: how many, of how many.
+      learning: its training accuracy still rose at the end of the runs, see
+        `trainer.convergence`; the accuracy is then less than longer runs would have.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Point(NamedTuple):
     evenness: float
     collapsed: int
     runs: int
+    learning: bool = False
 
 
 class Enough(NamedTuple):
@@ -65,7 +69,7 @@ def baseline(results: Mapping[str, Any], kind: str) -> str | None:
 def curves(results: Mapping[str, Any], kind: str) -> Curves:
     """Family -> its points by bits, of the methods with this bottleneck."""
     methods, found = results['methods'], {}
-    none = baseline(results, kind)
+    none, rising = baseline(results, kind), still_rising(results)
     for name, method in methods.items():
         if method['spec'] is None or bottleneck(results, name) != kind:
             continue
@@ -79,6 +83,7 @@ def curves(results: Mapping[str, Any], kind: str) -> Curves:
             summary['evenness']['mean'],
             round(sum(seed['collapsed'] for seed in seeds)),
             len(seeds),
+            name in rising,
         )
         found.setdefault(name.split('-')[0], []).append(point)
     return {family: sorted(points, key=lambda p: p.bits) for family, points in found.items()}

@@ -14,8 +14,8 @@ from vqjax.studies import plots
 from vqjax.studies import rates_report as report
 from vqjax.studies.rates_curves import WITHIN, baseline, bottlenecks, curves
 
-_COLOURS = (*plots.COLOURS, '#8C564B', '#111111')
-_MARKS = 'osD^vPX*'
+_COLOURS = (*plots.COLOURS, '#8C564B', '#111111', '#7F7F00', '#9467BD')
+_MARKS = 'osD^vPX*<>'
 _TICKS = (99.9, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 20)  # percent
 _SPREAD = 0.5  # bits that the points of one rate are drawn apart over, so that bars do not hide
 
@@ -36,18 +36,20 @@ def figure(results: Mapping[str, Any]) -> Figure:
         _panel(axis, results, kind, styles, floor)
     axes[0].set_yscale('log')
     axes[0].invert_yaxis()
+    axes[0].set_ylim(top=floor)  # a bar that ends there goes on to no error at all
     axes[0].yaxis.set_major_locator(FixedLocator([100 - tick for tick in _TICKS]))
     axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda error, _: f'{100 - error:g}'))
     axes[0].set_ylabel('test accuracy (%)')
-    drawn.legend(handles=_legend(styles), loc='outside lower center', ncols=5, fontsize=9)
+    columns = 5 if len(kinds) > 1 else 3
+    drawn.legend(handles=_legend(styles), loc='outside lower center', ncols=columns, fontsize=9)
     return drawn
 
 
 def _floor(results: Mapping[str, Any]) -> float:
     """The error in percent that stands for none, which a log scale cannot show."""
     means = [100 * (1 - m['summary']['accuracy']['mean']) for m in results['methods'].values()]
-    return 0.4 * min((e for e in means if e > 0), default=1.0)
+    return 0.3 * min((e for e in means if e > 0), default=1.0)
 
 
 def _errors(accuracy: Any, floor: float) -> tuple[float, float, float]:
@@ -72,6 +74,11 @@ def _panel(axis, results, kind, styles, floor):
             fmt=f'{mark}-', color=colour, ms=5.5, mec='white', mew=0.6, lw=1.4, elinewidth=1.0,
             alpha=0.9,
         )  # fmt: skip
+        learning = [i for i, point in enumerate(points) if point.learning]
+        axis.plot(
+            [points[i].bits + offsets[family] for i in learning], found[0, learning], mark,
+            color=colour, ms=5.5, mfc='white', zorder=3,
+        )  # fmt: skip
     rates = sorted({report.nominal(p) for points in by_family.values() for p in points})
     axis.set_xticks(rates, [str(rate) for rate in rates])
     axis.set_xlabel('bits a token')
@@ -87,9 +94,11 @@ def _legend(styles):
         Line2D([], [], color=colour, marker=mark, ms=5.5, mec='white', lw=1.4, label=name)
         for name, (colour, mark) in ((report.label(f), style) for f, style in styles.items())
     ]
+    empty = {'color': plots.GREY, 'ls': '', 'marker': 'o', 'mfc': 'white'}
     grey = {'color': plots.GREY, 'lw': 1}
     return [
         *lines,
         Line2D([], [], ls='--', **grey, label='none (shaded: 95%)'),
         Line2D([], [], ls=':', **grey, label=f'{100 * WITHIN:g} point below none'),
+        Line2D([], [], ms=5.5, **empty, label='not converged'),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vqjax.studies.rates_curves import (
     curves,
     enough,
 )
+from vqjax.trainer.convergence import still_rising
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.summaries import METHODS
 
@@ -33,11 +35,12 @@ LABELS = {
     'lfq': 'LFQ',
     'rvq': 'RVQ',
     'product': 'Product',
-    'to_32': 'VQ-EMA, 32 dimensions',
-    'to_64': 'VQ-EMA, 64 dimensions',
+    'to_32': 'VQ-EMA, 32 D',
+    'to_64': 'VQ-EMA, 64 D',
 }
 CALIBRATION = {'ECE': 'ece', 'ECE at fitted T': 'scaled_ece'}  # heading -> metric
 NOT_REACHED = 'not reached'
+LEARNING = '†'  # beside the accuracy of a point that has not converged
 
 
 def label(family: str) -> str:
@@ -91,7 +94,7 @@ def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
                 _codes(results['methods'][point.name]['spec']),
                 bits(point),
                 f'{round(point.image_bits, 2):g}',
-                tables.percent(point.accuracy._asdict()),
+                _accuracy(point),
                 tables.percent_range(point.accuracy._asdict()),
                 tables.points(point.difference),
                 tables.points_range(point.difference),
@@ -107,6 +110,10 @@ def calibration(results: Mapping[str, Any], name: str) -> list[str]:
     return [f'{summary[m]["mean"]:.3f}' if m in summary else '' for m in CALIBRATION.values()]
 
 
+def _accuracy(point: Point) -> str:
+    return tables.percent(point.accuracy._asdict()) + LEARNING * point.learning
+
+
 def _codes(spec: Mapping[str, Any]) -> str:
     quantizer = quantizers.make(spec)
     stages = quantizers.stages(quantizer)
@@ -120,7 +127,8 @@ def table(results: Mapping[str, Any]) -> Table:
     rates = sorted({nominal(point) for point in every})
     made = Table(
         title=f'{results["config"]["dataset"]}: accuracy %, points compared with none below it',
-        caption=f'bits a token that lose less than {100 * WITHIN:g} point; intervals: report.md',
+        caption=f'shown, point estimate: bits a token that lose less than {100 * WITHIN:g} point\n'
+        f'{LEARNING} not converged   intervals: report.md',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -140,7 +148,7 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def _cell(point: Point) -> str:
     below = tables.points(point.difference)
-    return tables.percent(point.accuracy._asdict()) + (below and f'\n{below}')
+    return _accuracy(point) + (below and f'\n{below}')
 
 
 def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]:
@@ -155,7 +163,7 @@ def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]
 def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
     """Families with their rates, the smallest first: 'RVQ (6), FSQ and LFQ (7.91)'."""
     ordered = sorted(pairs, key=lambda pair: pair[1].bits)
-    return ', '.join(f'{label(family)} ({bits(point)})' for family, point in ordered) or 'none'
+    return ', '.join(f'{label(f)} ({bits(point)})' for f, point in ordered) or 'at no rate'
 
 
 def _enough_said(results: Mapping[str, Any], kind: str) -> str:
@@ -184,47 +192,65 @@ def _at(by_family: Curves, rate: int) -> dict[str, Point]:
     return {f: p for f, points in by_family.items() for p in points if nominal(p) == rate}
 
 
+def _learning(results: Mapping[str, Any]) -> str:
+    """Which points have not converged, and what that means; '' where all have."""
+    rises = ', '.join(f'{n} {100 * x:+.1f}' for n, x in still_rising(results).items())
+    return rises and (
+        f'Not converged ({LEARNING}): {rises} points of training accuracy in the last third of the '
+        'runs. Longer runs would have a higher accuracy there, and a smaller rate may be '
+        'enough; raise epochs to know.'
+    )
+
+
 def findings(results: Mapping[str, Any]) -> list[str]:
     """What the results say, as sentences; of bottlenecks whose baseline was run."""
     kinds = {k: curves(results, k) for k in bottlenecks(results) if baseline(results, k)}
     kinds = {kind: by_family for kind, by_family in kinds.items() if by_family}
     every = {k: [p for points in found.values() for p in points] for k, found in kinds.items()}
+    if not kinds:
+        return []
     said = [_enough_said(results, kind) for kind in kinds]
     for kind, found in kinds.items():
         rates = sorted({nominal(point) for point in every[kind]})
         ends = ', '.join(f'{_losses(_at(found, rate))} at {rate} bits' for rate in rates)
         said.append(f'{kind}: points compared with none, the best and the worst: {ends}.')
-    for kind, points in every.items():
-        halves = [100 * (p.difference.high - p.difference.low) / 2 for p in points]
-        said.append(
-            f'{kind}: half of an interval of these differences is {np.median(halves):.1f} points '
-            f'in the median ({min(halves):.1f} to {max(halves):.1f}), so a loss of less than '
-            f'{100 * WITHIN:g} point is shown only where the mean is well above it.'
-        )
-    if len(kinds) > 1:
-        said += _of_equal_image_bits(kinds)
+    halves = [(p.difference.high - p.difference.low) / 2 for p in itertools.chain(*every.values())]
+    said.append(
+        f'Half of the interval of such a difference is {100 * np.median(halves):.1f} points in the '
+        f'median ({100 * min(halves):.1f} to {100 * max(halves):.1f}): a loss of less than '
+        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much.'
+    )
+    said += _of_equal_image_bits(kinds)
+    uses = []
     for kind, points in every.items():
         least, most = (end(points, key=lambda p: p.evenness) for end in (min, max))
-        said.append(
-            f'{kind}: perplexity is {100 * least.evenness:.0f}% (`{least.name}`) to '
-            f'{100 * most.evenness:.0f}% (`{most.name}`) of that of a uniform source; '
-            f'{sum(p.collapsed for p in points)} of {sum(p.runs for p in points)} runs collapsed.'
+        collapsed = ', '.join(f'`{p.name}` {p.collapsed}' for p in points if p.collapsed)
+        uses.append(
+            f'{kind}: {100 * least.evenness:.0f}% (`{least.name}`) to {100 * most.evenness:.0f}% '
+            f'(`{most.name}`), {sum(p.collapsed for p in points)} of '
+            f'{sum(p.runs for p in points)} runs collapsed' + (collapsed and f' ({collapsed})')
         )
-    return said
+    return [*said, f'Perplexity as a share of that of a uniform source: {"; ".join(uses)}.']
 
 
 def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
-    """Bottlenecks beside each other at the bits an image that both have."""
+    """Two bottlenecks beside each other at the bits an image that both have, in one sentence."""
+    if len(kinds) < 2:
+        return
     (one, first), (other, second) = list(kinds.items())[:2]
-    for family, points in first.items():
-        for a in points:
-            for b in second.get(family, []):
-                if round(a.image_bits) == round(b.image_bits):
-                    yield (
-                        f'{label(family)} at {round(a.image_bits)} bits an image: '
-                        f'{100 * a.accuracy.mean:.1f}% as {one}, '
-                        f'{100 * b.accuracy.mean:.1f}% as {other}.'
-                    )
+    pairs = [
+        (family, a, b)
+        for family, points in first.items()
+        for a, b in itertools.product(points, second.get(family, []))
+        if round(a.image_bits) == round(b.image_bits)
+    ]
+    if pairs:
+        each = ', '.join(
+            f'{label(family)} {100 * a.accuracy.mean:.1f} and {100 * b.accuracy.mean:.1f}% at '
+            f'{round(a.image_bits)}'
+            for family, a, b in pairs
+        )
+        yield f'At equal bits an image, as {one} and as {other}: {each}.'
 
 
 # Report -----------------------------------------------------------------------------------------
@@ -238,30 +264,32 @@ def _left_out(results: Mapping[str, Any]) -> str:
             last[family] = max(last.get(family, 0), nominal(points[-1]))
     most = max(last.values(), default=0)
     said = ', '.join(f'{label(f)} (to {rate} bits)' for f, rate in last.items() if rate < most)
-    return said and f'Not run to {most} bits, which are {2**most:,} codes of one codebook: {said}. '
+    return said and f'Not run to the largest rate, {most} bits: {said}. '
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
     config, methods = results['config'], results['methods']
-    rising = notes.rising(results)
+    learning = _learning(results)
     parts = [
         f'# Accuracy against bits on {config["dataset"]}',
-        'How many bits a token does a classifier need? Every quantizer at several rates, one '
-        'vector an image and a grid of them, beside the same network without a quantizer '
-        f'(`none`). {config["seeds"]} {notes.runs(results)} each, {notes.budget(config)}, batch '
-        f'size {config["batch_size"]}. All rates share one learning rate and all other settings; '
+        'How many bits a token does a classifier need? Every quantizer at several rates, beside '
+        f'the same network without a quantizer (`none`). {config["seeds"]} {notes.runs(results)} '
+        f'each, {notes.budget(config)}, batch size {config["batch_size"]}. All '
+        'rates share one learning rate and all other settings; '
         'none was tuned for its quantizer or rate, so a method may do better with its own.'
         + notes.started(config),
-        *([f'**{rising}**'] if rising else []),
+        *([f'**{learning}**'] if learning else []),
         '![Accuracy against bits a token](rates.png)',
         '## What was found',
         '\n'.join(f'- {sentence}' for sentence in findings(results)),
-        f'## Bits a token within {100 * WITHIN:g} point of none',
+        f'## Bits a token within {100 * WITHIN:g} point of `none`',
         tables.markdown(enough_rows(results)),
         f'The smallest rate that loses less than {100 * WITHIN:g} point. Shown: the lower end of '
         'the 95% interval of the paired difference says so; point estimate: its mean does. A '
-        'larger rate may fall behind again: the tables below have all.',
+        'larger rate may fall behind again: the tables below have all. Each interval is one of '
+        '95% for itself, and the smallest of several rates is taken, so that shown is wrong more '
+        'often than that. The bars of the picture are intervals of the accuracies.',
     ]
     for kind in bottlenecks(results):
         by_family, none = curves(results, kind), baseline(results, kind)

@@ -279,6 +279,7 @@ def make_task(
             tuple(dataset.info.image_shape) if own.reconstruction_weight else None,
             own.bridge,
             _grids(own, dataset),
+            own.statistics_decay,
         ),
         training.make_optimizer(
             own.learning_rate,

@@ -110,6 +110,13 @@ FIELDS: dict[str, Field] = {
     ),
     'features': Field(128, 'D, size of the vectors that are quantized', least=1),
     'standardize': Field(True, "z and the head's input have mean 0 and variance 1"),
+    'statistics_decay': Field(
+        0.9,
+        'of the running mean and variance that evaluation standardises by: less follows a network '
+        'that learns fast',
+        least=0,
+        below=1,
+    ),
     'dtype': Field(
         'float32',
         "of the computation, or 'bfloat16'; parameters stay float32",

@@ -53,6 +53,7 @@ class Classifier(nn.Module):
       bridge: the Linen module around the quantizer.
       grids: (height, width) of top and bottom, where the bottleneck is `two_level`. Both are then
         packed in one: z is [B, 1, L, D], and the quantizer a `Levels`; see `levels.pack`.
+      statistics_decay: as in Encoder, of the head's input too.
       encoded: images are z already, see `features`; the encoder is not called.
     """
 
@@ -68,10 +69,11 @@ class Classifier(nn.Module):
     decoded_shape: tuple[int, int, int] | None = None
     bridge: Any = vq_nn.Quantize
     grids: tuple[Size, ...] = ()
+    statistics_decay: float = 0.9
     encoded: bool = False
 
     def setup(self) -> None:
-        common = (self.axis_name, self.dtype, self.width, self.standardize)
+        common = (self.axis_name, self.dtype, self.width, self.standardize, self.statistics_decay)
         if self.grids:
             self.encode = TwoLevelEncoder(self.encoder, self.features, *common)
         else:
@@ -80,7 +82,7 @@ class Classifier(nn.Module):
             bridge = levels.QuantizeLevels if self.grids else self.bridge
             self.quantize = bridge(self.quantizer, self.axis_name)
         if self.standardize:
-            self.normalize = Standardize(self.axis_name)
+            self.normalize = Standardize(self.axis_name, self.statistics_decay)
         self.hidden = nn.Dense(self.features, dtype=self.dtype)
         self.logits = nn.Dense(self.num_classes)
         if self.decoded_shape is not None:
