@@ -10,7 +10,7 @@ from support import lines, refuse, trained_steps
 from support import small_config as config
 
 from vqjax.studies import comparison, report
-from vqjax.trainer import data, experiment, settings
+from vqjax.trainer import data, experiment, results, settings
 from vqjax.trainer.correctness import read_correct
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.parallel import Pmap
@@ -237,7 +237,7 @@ def test_report_reads_what_was_written(done):
 def test_the_command_is_told_without_folders_of_the_machine():
     argv = ['/home/me/vqjax/train.py', '--config', 'configs/mnist.py', '--workdir', '/data/run']
     argv += ['--config.data_dir=/data/tfds', '--config.methods=none,fsq', '--config.note=a b']
-    assert experiment.command(argv) == (
+    assert results.command(argv) == (
         'python train.py --config configs/mnist.py --workdir FOLDER --config.data_dir=FOLDER '
         "--config.methods=none,fsq '--config.note=a b'"
     )

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from scipy import stats
-from support import configuration
+from support import ROOT, configuration
 from support import small_config as config
 
 from vqjax import make, studies
@@ -132,6 +132,23 @@ def test_the_space_of_the_digits_keeps_rates_matched_and_makes_quantizers():
         for trial in found[name]:
             assert low <= make(trial.spec).bits <= high
             assert {'learning_rate', 'weight_decay'} < trial.settings.keys()
+
+
+def test_the_digits_have_the_outcome_of_the_committed_search_and_its_space():
+    kept = json.loads((ROOT / 'docs' / 'comparison' / 'trials.json').read_text())['tuning']
+    given = configuration('digits')
+    assert kept['space'] == json.loads(json.dumps(given['space']))
+    drawn = make_trials(**given | {'trials': kept['trials']})
+    for name, said in kept['methods'].items():
+        means = [tuning.mean(trial['accuracy']) for trial in said['trials']]
+        assert means[said['together']] == max(means)
+        trial = drawn[name][said['together']]
+        assert (
+            json.loads(json.dumps(trial.settings)) == said['trials'][said['together']]['settings']
+        )
+        assert (
+            trial.overrides == given['overrides'][name] and trial.spec == given['quantizers'][name]
+        )
 
 
 # A whole search --------------------------------------------------------------------------------
