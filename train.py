@@ -28,7 +28,7 @@ PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, fr
 def main(_: list[str]) -> None:
     """Reads the flags and runs the study."""
     quieten()
-    config = flags.FLAGS.config.to_dict()
+    config = flags_win(flags.FLAGS.config.to_dict())
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     try:
         processes.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
@@ -44,6 +44,19 @@ def main(_: list[str]) -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def flags_win(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration; a field that a flag sets holds for every method, whatever they override.
+
+    A flag of a method's own, --config.overrides.vq_ema.learning_rate, stays.
+    """
+    given = config_flags.get_override_values(flags.FLAGS['config'])
+    for method, own in config.get('overrides', {}).items():
+        for field in set(own) & set(given):
+            if f'overrides.{method}.{field}' not in given:
+                del own[field]
+    return config
 
 
 def quieten() -> None:

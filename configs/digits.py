@@ -7,7 +7,7 @@ of 24 random trials a method that SPACE describes; docs/comparison/trials.json h
 
     python train.py --config configs/digits.py --config.trials=24 --workdir runs/digits_trials
 
-A method's own learning rate is changed by --config.overrides.vq_ema.learning_rate.
+--config.learning_rate=... holds for every method, --config.overrides.fsq.learning_rate=... for one.
 """
 
 import ml_collections

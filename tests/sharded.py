@@ -70,7 +70,7 @@ QUANTIZERS = [
         revival=ops.Revival(0.9, 1, ops.error_rows),
     ),
     SimVQ(K),
-    SimVQ(K, assignment=ops.Sinkhorn()),
+    SimVQ(K, assignment=ops.Sinkhorn(), length=1.0),  # shorter codes, closer calls
     IBQ(K, init=ops.batch_rows, entropy=0.1),
     FSQ((3,) * D),
     LFQ(D),

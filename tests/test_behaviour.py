@@ -183,7 +183,7 @@ def test_a_whole_run_in_small(tmp_path):
         ({'dataset': 'digits', 'encoder': 'conv'}, "encoder='conv'"),
         ({'states': 0}, 'states'),
         ({'lag_s': float('nan')}, 'lag_s must be seconds above 0'),
-        ({'folds': 81}, 'at most 80 folds'),
+        ({'folds': 81, 'seeds': 81}, 'at most 80 folds'),
     ],
 )
 def test_what_cannot_be_studied_is_a_sentence(fields, said, tmp_path):

@@ -76,6 +76,32 @@ def test_a_mistake_is_one_line_from_any_folder(tmp_path, content, flags, text):
     assert not (tmp_path / 'runs').exists()
 
 
+FLAGS = """
+import sys
+sys.argv = ['train.py', *sys.argv[1:]]
+import train
+train.parse(sys.argv)
+config = train.flags_win(train.flags.FLAGS.config.to_dict())
+own, rate = config['overrides'], config['learning_rate']
+print([own[m].get('learning_rate', rate) for m in ('none', 'fsq')])
+"""
+
+
+@pytest.mark.parametrize(
+    'given, rates',
+    [
+        ((), [0.00223, 0.00651]),
+        (('--config.learning_rate=0.5',), [0.5, 0.5]),
+        (('--config.learning_rate=0.5', '--config.overrides.fsq.learning_rate=0.1'), [0.5, 0.1]),
+    ],
+)
+def test_a_flag_holds_for_every_method_that_has_no_flag_of_its_own(given, rates):
+    """Whatever the configuration's file overrides."""
+    command = [sys.executable, '-c', FLAGS, *given]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == str(rates), run.stderr
+
+
 @pytest.mark.parametrize('command', [['train.py', '--help'], ['-c', SHOW]])
 def test_a_reader_that_leaves_ends_it_quietly(command):
     run = subprocess.Popen(

@@ -108,6 +108,12 @@ def test_a_comparison_over_folds_compiles_once_and_goes_on_where_it_stopped(tmp_
     assert '2 methods, 3 folds each' in text and 'Nadeau and Bengio 2003' in text
 
 
+def test_fewer_seeds_than_folds_are_the_first_folds(tmp_path):
+    given = config(folds=5, seeds=1, methods='none', epochs=1)
+    seeds = comparison.run(given, str(tmp_path / 'run'))['methods']['none']['seeds']
+    assert [s['fold']['fold'] for s in seeds] == [0] and seeds[0]['correct']['examples'] == 360
+
+
 @pytest.mark.parametrize(
     'changes, text',
     [

@@ -11,7 +11,7 @@ from support import figures, start, trained_steps
 SMALL = (
     '--config.features=16', '--config.methods=vq_ema', '--config.seeds=1',
     '--config.quantizers.vq_ema.num_codes=16', '--config.epochs=12', '--config.batch_size=256',
-    '--config.checkpoint_every=1',
+    '--config.checkpoint_every=1', '--config.folds=0',
 )  # fmt: skip
 
 

@@ -94,6 +94,8 @@ def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
         raise RunError(
             'study behaviour holds recordings out in turn: set folds to 2 or more, fold to -1'
         )
+    if given.seeds % given.folds:
+        raise RunError(f'seeds is {given.seeds}: give a multiple of folds, {given.folds}')
     for name, method in given.methods.items():
         if method.encoder != 'sensor' or method.bottleneck != 'grid':
             raise RunError(

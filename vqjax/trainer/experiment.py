@@ -133,10 +133,10 @@ def _folds(settings: Settings) -> Callable[[int], data.Dataset]:
         return found if settings.split == 'test' else _without_test(found)
 
     config, folds = settings.config, settings.folds
-    if fold_of(config, 0) and settings.seeds % folds:
+    if fold_of(config, 0) and settings.seeds > folds and settings.seeds % folds:
         raise RunError(
             f'seeds is {settings.seeds} and folds is {folds}: give seeds a multiple of folds, a '
-            f'seed for each fold, such as {-(-settings.seeds // folds) * folds}'
+            f'seed for each fold, such as {-(-settings.seeds // folds) * folds}, or fewer'
         )
     return lambda seed: load(cutting(config, seed))
 
