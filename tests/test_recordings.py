@@ -503,13 +503,9 @@ def test_the_command_trains_on_a_folder_and_what_it_leaves_can_be_read(tmp_path)
     own = some(8)
     own[0].signals[10:40] = NAN
     folder, workdir = write(tmp_path / 'data', own), tmp_path / 'run'
-    flags = [f'--config.{k}={v}' for k, v in config(folder, hop=10, epochs=6).items()]
-    flags += [
-        '--config.features=16',
-        '--config.methods=none,vq_ema',
-        '--config.seeds=1',
-        '--config.folds=0',
-    ]
+    flags = ['--config=configs/base.py']
+    flags += [f'--config.{k}={v}' for k, v in config(folder, hop=10, epochs=6).items()]
+    flags += ['--config.features=16', '--config.methods=none,vq_ema', '--config.seeds=1']
     flags += ['--config.quantizers.vq_ema.num_codes=16', '--config.eval_every=6']
     process = start(workdir, tmp_path / 'cache', *flags)
     _, problem = process.communicate()
