@@ -47,15 +47,24 @@ def main(_: list[str]) -> None:
 
 
 def flags_win(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration; a field that a flag sets holds for every method, whatever they override.
+    """The configuration, with what a flag sets in place of what its file sets for each method.
 
-    A flag of a method's own, --config.overrides.vq_ema.learning_rate, stays.
+    A field that every method of the file overrides, such as the tuned learning rates of
+    configs/digits.py, has no other meaning than theirs: a flag of that name replaces them all. What
+    only some override is what the study varies, and stays; so does a flag of a method's own,
+    --config.overrides.vq_ema.learning_rate.
     """
     given = config_flags.get_override_values(flags.FLAGS['config'])
-    for method, own in config.get('overrides', {}).items():
-        for field in set(own) & set(given):
+    quantizers, overrides = (config.get(name) for name in ('quantizers', 'overrides'))
+    if not (isinstance(quantizers, dict) and isinstance(overrides, dict)):
+        return config  # the run says what to do about it
+    owned = [overrides.get(method) for method in quantizers]
+    if not all(isinstance(own, dict) for own in owned):
+        return config
+    for field in set(given).intersection(*owned):
+        for method in quantizers:
             if f'overrides.{method}.{field}' not in given:
-                del own[field]
+                del overrides[method][field]
     return config
 
 

@@ -16,7 +16,7 @@ import benchmark_tables
 
 from vqjax.studies import answer as answers
 from vqjax.studies import rates_report, remedies_report
-from vqjax.trainer import summaries
+from vqjax.trainer import summaries, tuning
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -53,10 +53,6 @@ def _percent(mean, low, high, sign=''):
     return f'{100 * mean:{sign}.1f} ({100 * low:{sign}.1f}, {100 * high:{sign}.1f})'
 
 
-def _points(interval):
-    return _percent(*interval, sign='+')
-
-
 def _three(value):
     """Three digits: 148, 87.7."""
     return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
@@ -72,7 +68,7 @@ def comparison(results):
         if name != summaries.BASELINE:
             others = methods[summaries.BASELINE]['seeds']
             difference = summaries.paired_difference(method['seeds'], others, 'accuracy')
-            difference = _points(difference)
+            difference = answers.points(difference)
             uniform = summaries.code_use(method).uniform.perplexity
             stages = ' a stage' if 'num_stages' in method['spec'] else ''
             perplexity = f'{_three(summary["perplexity"]["mean"])} [{_three(uniform)}]{stages}'
@@ -102,17 +98,13 @@ def settings(results):
     """What the search chose for a configuration: the best on average over the folds."""
     rows = []
     for name, said in results['tuning']['methods'].items():
-        trials = [{'mean': _mean(t['accuracy'])} | t for t in said['trials']]
+        trials = [{'mean': tuning.mean(t['accuracy'])} | t for t in said['trials']]
         best, known = trials[said['together']], [t['mean'] for t in trials if t['mean'] is not None]
         chosen = ', '.join(f'{k} {_short(v)}' for k, v in best['settings'].items())
         scores = [best['mean'], statistics.median(known), min(known)]
         rows.append([_NAMES.get(name, name), chosen, *(f'{100 * x:.1f}' for x in scores)])
     header = ['method', 'best on average', 'validation %', 'median trial', 'worst']
     return benchmark_tables.table(header, rows)
-
-
-def _mean(values):
-    return None if None in values else statistics.fmean(values)
 
 
 def _short(value):
@@ -186,9 +178,9 @@ def remedies(digits, mnist):
             for name in (remedies_report.WEAK, remedies_report.GUARD)
         )
         lines.append(
-            f'- {title}: the baseline ends {_points(weak)} points from a healthy run, and with the '
-            f'guard that re-fits a codebook whose perplexity falls (`{remedies_report.GUARD}`), '
-            f'{_points(guard)}.'
+            f'- {title}: the baseline ends {answers.points(weak)} points from a healthy run, and '
+            f'with the guard that re-fits a codebook whose perplexity falls '
+            f'(`{remedies_report.GUARD}`), {answers.points(guard)}.'
         )
     return '\n'.join(lines)
 

@@ -19,6 +19,7 @@ SHOW = (
     'import sys; from vqjax.trainer.logs import show; show("x"); show("y");'
     'print("went on", file=sys.stderr)'
 )
+OVERRIDES = 'from vqjax.trainer import settings; return settings.config(overrides=3)'
 LINES = 'def get_config():\n    {}\n'
 
 
@@ -58,6 +59,7 @@ def test_a_run_no_longer_than_its_warm_up_still_trains():
         (DIGITS, ('--config.epohcs=3',), 'no such config field: epohcs'),
         (DIGITS, ('--config.features=100000000',), 'hidden/kernel of shape (100000000, 100000000)'),
         (DIGITS, ('epochs=3',), "'epochs=3' is no flag"),
+        (LINES.format(OVERRIDES), (), 'overrides'),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_from_any_folder(tmp_path, content, flags, text):
@@ -78,28 +80,37 @@ def test_a_mistake_is_one_line_from_any_folder(tmp_path, content, flags, text):
 
 FLAGS = """
 import sys
-sys.argv = ['train.py', *sys.argv[1:]]
+field, methods = sys.argv[1], sys.argv[2].split(',')
+sys.argv = ['train.py', *sys.argv[3:]]
 import train
 train.parse(sys.argv)
 config = train.flags_win(train.flags.FLAGS.config.to_dict())
-own, rate = config['overrides'], config['learning_rate']
-print([own[m].get('learning_rate', rate) for m in ('none', 'fsq')])
+print([config['overrides'].get(m, {}).get(field, config[field]) for m in methods])
 """
+RATE = ('learning_rate', 'none,fsq')
+REMEDIES = '--config=configs/remedies.py'
+GRIDS, VECTOR = '--config=configs/rates.py', '--config.bottleneck=vector'
 
 
 @pytest.mark.parametrize(
-    'given, rates',
+    'of, given, values',
     [
-        ((), [0.00223, 0.00651]),
-        (('--config.learning_rate=0.5',), [0.5, 0.5]),
-        (('--config.learning_rate=0.5', '--config.overrides.fsq.learning_rate=0.1'), [0.5, 0.1]),
+        (RATE, (), [0.00223, 0.00651]),
+        (RATE, ('--config.learning_rate=0.5',), [0.5, 0.5]),
+        (
+            RATE,
+            ('--config.learning_rate=0.5', '--config.overrides.fsq.learning_rate=0.1'),
+            [0.5, 0.1],
+        ),
+        # What a study varies is no default that a flag could replace.
+        (('clip_norm', 'none,clipped_gradient'), (REMEDIES, '--config.clip_norm=2.0'), [2.0, 1.0]),
+        (('bottleneck', 'fsq-8,fsq-8-grid'), (GRIDS, VECTOR), ['vector', 'grid']),
     ],
-)
-def test_a_flag_holds_for_every_method_that_has_no_flag_of_its_own(given, rates):
-    """Whatever the configuration's file overrides."""
-    command = [sys.executable, '-c', FLAGS, *given]
+)  # fmt: skip
+def test_a_flag_holds_for_every_method_unless_the_study_varies_the_field(of, given, values):
+    command = [sys.executable, '-c', FLAGS, *of, *given]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.stdout.strip() == str(rates), run.stderr
+    assert run.stdout.strip() == str(values), run.stderr
 
 
 @pytest.mark.parametrize('command', [['train.py', '--help'], ['-c', SHOW]])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vqjax import quantizers
 from vqjax.metrics import Interval
-from vqjax.trainer.summaries import BASELINE, MARGIN, paired_difference
+from vqjax.trainer.summaries import BASELINE, MARGIN, joint_perplexity, paired_difference
 
 UPHELD, OVERTURNED, UNDECIDED = 'upheld', 'overturned', 'undecided'
 
@@ -65,7 +65,7 @@ def collapsed(method: Mapping[str, Any], num_classes: int) -> int:
     """
     stages = quantizers.stages(quantizers.make(method['spec']))
     bound = FEW * num_classes
-    return sum(seed['perplexity'] ** stages < bound for seed in method['seeds'])
+    return sum(joint_perplexity(seed, stages) < bound for seed in method['seeds'])
 
 
 def compare(results: Results, a: str, b: str) -> Interval:

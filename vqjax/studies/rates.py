@@ -9,7 +9,7 @@ from vqjax.studies import rates_report as report
 from vqjax.trainer import experiment
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.logs import show
-from vqjax.trainer.summaries import shorten, summarise
+from vqjax.trainer.summaries import joint_perplexity, shorten, summarise
 from vqjax.trainer.workdir import Workdir
 
 
@@ -38,7 +38,8 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
             used = read_counts(seed) > 0
             seed['least_usage'] = float(used.mean(-1).min())
             seed['evenness'] = seed['perplexity'] / uniform.perplexity
-            seed['collapsed'] = float(seed['perplexity'] ** codes < health.CLASS_SHARE * classes)
+            bound = health.CLASS_SHARE * classes
+            seed['collapsed'] = float(joint_perplexity(seed, codes) < bound)
         method['summary'] = summarise(method['seeds'])
     shorten(results)
     report.write(folder.path, results)

@@ -11,7 +11,7 @@ from vqjax import health, metrics, quantizers
 from vqjax.studies import remedies_report as report
 from vqjax.trainer import experiment
 from vqjax.trainer.logs import show
-from vqjax.trainer.summaries import shorten
+from vqjax.trainer.summaries import joint_perplexity, shorten
 from vqjax.trainer.workdir import Workdir
 
 
@@ -27,9 +27,8 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
         stages = 1 if method['spec'] is None else quantizers.stages(quantizers.make(method['spec']))
         for seed in method['seeds']:
             finished = folder.finished(name, seed['seed'])
-            perplexity = seed.get('perplexity', np.inf) ** stages
             bound = health.CLASS_SHARE * finished['images']['num_classes']
-            seed['collapsed'] = float(perplexity < bound)
+            seed['collapsed'] = float(joint_perplexity(seed, stages) < bound)
             seed |= actions(method['spec'], method['overrides'], finished['history'])
         collapses = int(sum(seed['collapsed'] for seed in method['seeds']))
         method['collapse'] = metrics.wilson_interval(collapses, len(method['seeds']))._asdict()

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vqjax.trainer import data
 from vqjax.trainer.models import ENCODER
 from vqjax.trainer.recordings import RecordingSet
 from vqjax.trainer.records import Dataset, InMemory, Split
@@ -16,7 +17,6 @@ from vqjax.trainer.settings import Settings
 from vqjax.trainer.steps import Task, TrainState
 
 _CHUNK = 512  # images encoded at a time
-_BYTES = 4 * 2**30  # features of more are computed anew in every step
 
 
 def may_stand_in(own: Settings, dataset: Dataset) -> bool:
@@ -36,7 +36,7 @@ def may_stand_in(own: Settings, dataset: Dataset) -> bool:
         and not own.reconstruction_weight
         and own.bottleneck != 'two_level'
         and not isinstance(dataset, RecordingSet)
-        and size <= _BYTES
+        and size <= data.IN_MEMORY_BYTES  # those of more are computed anew in every step
         and all(isinstance(split.records, InMemory) for split in dataset.splits.values())
     )
 

@@ -31,6 +31,14 @@ class CodeUse(NamedTuple):
     uniform: metrics.UniformBaseline
 
 
+def joint_perplexity(seed: Mapping[str, Any], number: int) -> float:
+    """At most how many images a seed's codes tell apart, `number` of them an image.
+
+    The perplexity of one code to that power; infinite without codes.
+    """
+    return float(seed.get('perplexity', np.inf) ** number)
+
+
 def covers(*groups: Sequence[Mapping[str, Any]]) -> str:
     """What an interval of accuracies of these seeds can hold: FOLDS, EXAMPLES or SEEDS.
 
