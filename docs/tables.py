@@ -188,11 +188,11 @@ def remedies(digits, mnist):
 # Answer ----------------------------------------------------------------------------------------
 
 
-def answer(digits, deals, cifar10, behaviour, *others):
+def answer(digits, deals, cifar10, finetuned, behaviour, *others):
     """The verdict on each sentence of the sources, with its figures."""
     names = ('rates', 'remedies on digits', 'remedies on MNIST', 'autopsy')
     found = answers.verdicts(
-        digits, deals, cifar10, behaviour, dict(zip(names, others, strict=True))
+        digits, deals, cifar10, finetuned, behaviour, dict(zip(names, others, strict=True))
     )
     rows = [
         [f'{i}. {v.sentence} (source {v.source})', f'**{v.verdict}**', '; '.join(v.figures)]

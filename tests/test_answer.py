@@ -28,7 +28,7 @@ def method(accuracy, spec=None, perplexity=100.0, **more):
 
 @pytest.fixture
 def studies():
-    """Digits, CIFAR-10 and recordings where no quantizer costs anything, and another study."""
+    """Digits, CIFAR-10 twice, recordings, where no quantizer costs anything; another study."""
     digits = {'none': method(0.95), 'vq_ema': method(0.95, VQ), 'fsq': method(0.95, FSQ)}
     cifar10 = {}
     for end in ENDS:
@@ -38,7 +38,8 @@ def studies():
         cifar10[f'rvq-32{end}'] = method(0.9, RVQ, least_usage=0.95)
         cifar10[f'fsq-4{end}'] = method(0.9, FSQ)
     behaviour = {'none': method(0.95), 'vq_ema': method(0.95, VQ), 'fsq': method(0.95, FSQ)}
-    parts = [digits, cifar10, behaviour, {'fsq': method(0.9, FSQ)}]
+    finetuned = {name: cifar10[name] for e in ENDS for name in (f'none{e}', f'vq_ema-8{e}')}
+    parts = [digits, cifar10, finetuned, behaviour, {'fsq': method(0.9, FSQ)}]
     return [{'methods': methods} for methods in parts]
 
 
@@ -76,13 +77,14 @@ def test_where_no_quantizer_costs_anything(studies):
         # One set against is not all sets; all sets are.
         (0, {'vq_ema': method(0.90, VQ)}, 0, answer.UNDECIDED),
         (0, {'vq_ema': method(0.95, VQ, perplexity=2.0)}, 0, answer.UNDECIDED),
+        (2, {'vq_ema-8': method(0.85, VQ)}, 0, answer.UNDECIDED),
         # 4 bits are too few to be judged by.
         (1, {'vq_ema-4': method(0.1, VQ, perplexity=1.0)}, 0, answer.OVERTURNED),
         # A single collapsed run anywhere; four stages of 3 codes each tell 81 images apart.
-        (3, {'fsq': method(0.9, FSQ, perplexity=4.9)}, 1, answer.OVERTURNED),
+        (4, {'fsq': method(0.9, FSQ, perplexity=4.9)}, 1, answer.OVERTURNED),
         (0, {'rvq': method(0.9, RVQ, perplexity=1.0)}, 1, answer.UPHELD),
-        (2, {'fsq': method(0.9, FSQ, perplexity=2.1)}, 1, answer.UPHELD),  # of four classes
-        (2, {'fsq': method(0.9, FSQ, perplexity=1.9)}, 1, answer.OVERTURNED),
+        (3, {'fsq': method(0.9, FSQ, perplexity=2.1)}, 1, answer.UPHELD),  # of four classes
+        (3, {'fsq': method(0.9, FSQ, perplexity=1.9)}, 1, answer.OVERTURNED),
         (1, {'rvq-32': method(0.9, RVQ, least_usage=0.5)}, 2, answer.UNDECIDED),
         (1, {f'rvq-32{e}': method(0.9, RVQ, least_usage=0.5) for e in ENDS}, 2, answer.OVERTURNED),
         (1, {'product-32': method(0.95, VQ)}, 3, answer.UNDECIDED),
@@ -107,10 +109,11 @@ def test_a_change_of_the_figures_changes_the_verdict(studies, study, changes, se
 def test_incompatible_needs_a_loss_or_a_collapse_on_every_set(studies):
     changed = copy.deepcopy(studies)
     changed[0]['methods']['vq_ema'] = method(0.90, VQ)
-    changed[2]['methods']['vq_ema'] = method(0.95, VQ, perplexity=1.0)
+    changed[3]['methods']['vq_ema'] = method(0.95, VQ, perplexity=1.0)
     for end in ENDS:
         for bits in (8, 10):
             changed[1]['methods'][f'vq_ema-{bits}{end}'] = method(0.85, VQ)
+        changed[2]['methods'][f'vq_ema-8{end}'] = method(0.85, VQ)
     assert said(changed)[0] == answer.UPHELD
 
 
@@ -119,4 +122,4 @@ def test_every_verdict_gives_the_figures_it_rests_on(studies):
     found = verdicts(studies)
     assert 'CIFAR-10, vector: `vq_ema-8` -2.0 (-2.' in ' '.join(found[5].figures)
     assert all(v.figures and v.source in range(5) for v in found)
-    assert found[1].figures == ('25 runs with FSQ in 4 studies', 'none collapsed')
+    assert found[1].figures == ('25 runs with FSQ in 5 studies', 'none collapsed')

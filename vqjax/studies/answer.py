@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from vqjax.trainer.summaries import BASELINE, MARGIN, joint_perplexity, paired_d
 UPHELD, OVERTURNED, UNDECIDED = 'upheld', 'overturned', 'undecided'
 
 Results = Mapping[str, Any]
+FROZEN, FINETUNED = 'CIFAR-10', 'CIFAR-10 fine-tuned'  # what became of its encoder
 PLACES = {'vector': '', 'grid': '-grid'}  # bottleneck -> how names of methods end
 FEW = 0.5  # of the classes: fewer codes are a collapse, whatever the number of bits
 IN_USE = 0.9  # of the codes of every stage, which sentence 3 promises
@@ -36,6 +38,7 @@ def verdicts(
     digits: Results,
     deals: Results,
     cifar10: Results,
+    finetuned: Results,
     behaviour: Results,
     others: Mapping[str, Results],
 ) -> list[Verdict]:
@@ -43,13 +46,14 @@ def verdicts(
 
     Args:
       digits: results of configs/digits.py; deals: what docs/excerpts.py keeps of those of ten deals
-        of its folds; cifar10: of configs/cifar10_codes.py; behaviour: of
-        configs/behaviour.py.
+        of its folds; cifar10: of configs/cifar10_codes.py; finetuned: of
+        configs/cifar10_finetune.py; behaviour: of configs/behaviour.py.
       others: name -> results of the studies that are searched for a collapsed FSQ besides.
     """
-    searched = {'digits': digits, 'CIFAR-10': cifar10, 'recordings': behaviour} | dict(others)
+    trained = {FROZEN: cifar10, FINETUNED: finetuned}
+    searched = {'digits': digits, **trained, 'recordings': behaviour} | dict(others)
     return [
-        _incompatible(deals, cifar10, behaviour),
+        _incompatible(deals, trained, behaviour),
         _fsq_collapses(searched),
         _in_use(cifar10),
         _small_codebooks(cifar10),
@@ -74,7 +78,7 @@ def compare(results: Results, a: str, b: str) -> Interval:
     return paired_difference(methods[a]['seeds'], methods[b]['seeds'], 'accuracy')
 
 
-def _incompatible(deals: Results, cifar10: Results, behaviour: Results) -> Verdict:
+def _incompatible(deals: Results, trained: Mapping[str, Results], behaviour: Results) -> Verdict:
     dealt = deals['outcome']['vq_ema']
     found = Interval(**dealt['compared'])
     gone = dealt['lowest_perplexity'] < FEW * 10
@@ -84,9 +88,8 @@ def _incompatible(deals: Results, cifar10: Results, behaviour: Results) -> Verdi
         f'{dealt["lowest_perplexity"]:.0f}'
     ]
     cases = []
-    for place, end in PLACES.items():
-        names = _vq_ema(cifar10, end)
-        cases.append((f'CIFAR-10, {place}', cifar10, names, BASELINE + end, 10))
+    for (name, results), (place, end) in itertools.product(trained.items(), PLACES.items()):
+        cases.append((f'{name}, {place}', results, _vq_ema(results, end), BASELINE + end, 10))
     cases.append(('recordings', behaviour, ['vq_ema'], BASELINE, 4))
     for where, results, names, baseline, classes in cases:
         gone = sum(collapsed(results['methods'][name], classes) for name in names)
