@@ -5,7 +5,6 @@ A new quantizer is judged by adding one line to `support.table`. The properties 
 quantizer of your own. Here each is a test that takes any quantizer, and replicas are two devices.
 """
 
-import functools
 import re
 
 import jax
@@ -18,10 +17,6 @@ from vqjax import ops, testing
 from vqjax.testing import claimed, properties
 
 TABLE = table()
-every_quantizer = pytest.mark.parametrize(
-    'q',
-    [pytest.param(q, id=name) for name, q in TABLE.items()],
-)
 
 
 def first_of_their_kind():
@@ -38,145 +33,119 @@ def first_of_their_kind():
 AS_SHIPPED = first_of_their_kind()
 
 
-@functools.cache
-def trial_of(q):
-    """The compiled steps of a quantizer, shared by its tests.
+@pytest.fixture(scope='module', params=TABLE.values(), ids=TABLE)
+def trial(request):
+    """The compiled steps of a quantizer, shared by its tests, which run one after the other.
 
     Compiling them as users do is most of what the table costs, so that in short runs one entry of
     each kind is (CONTRIBUTING: `make test-long`), and the wrong quantizers are.
     """
-    shipped = q in AS_SHIPPED or q not in TABLE.values()
-    return testing.Trial(q, 8, SHIPPED if shipped else None, on_two_devices)
+    q = request.param
+    return testing.Trial(q, 8, SHIPPED if q in AS_SHIPPED else None, on_two_devices)
 
 
-@every_quantizer
-def test_argument_names_are_the_protocol_s(q):
-    properties.argument_names_are_the_protocol_s(trial_of(q))
+def test_argument_names_are_the_protocol_s(trial):
+    properties.argument_names_are_the_protocol_s(trial)
 
 
-@every_quantizer
-def test_plain_data_and_back(q):
-    properties.plain_data_and_back(trial_of(q))
+def test_plain_data_and_back(trial):
+    properties.plain_data_and_back(trial)
 
 
-@every_quantizer
-def test_codes_decode_to_z_q_to_the_bit(q):
-    properties.codes_decode_to_z_q_to_the_bit(trial_of(q))
+def test_codes_decode_to_z_q_to_the_bit(trial):
+    properties.codes_decode_to_z_q_to_the_bit(trial)
 
 
-@every_quantizer
-def test_masked_vectors_count_nowhere(q):
-    properties.masked_vectors_count_nowhere(trial_of(q))
+def test_masked_vectors_count_nowhere(trial):
+    properties.masked_vectors_count_nowhere(trial)
 
 
-@every_quantizer
-def test_a_masked_batch_equals_the_batch_without_those_rows(q):
-    properties.a_masked_batch_equals_the_batch_without_those_rows(trial_of(q))
+def test_a_masked_batch_equals_the_batch_without_those_rows(trial):
+    properties.a_masked_batch_equals_the_batch_without_those_rows(trial)
 
 
-@every_quantizer
-def test_a_batch_without_any_real_vector_changes_no_statistics(q):
-    properties.a_batch_without_any_real_vector_changes_no_statistics(trial_of(q))
+def test_a_batch_without_any_real_vector_changes_no_statistics(trial):
+    properties.a_batch_without_any_real_vector_changes_no_statistics(trial)
 
 
-@every_quantizer
-def test_update_keeps_the_state_s_form_and_three_steps_trace_once(q):
-    properties.update_keeps_the_state_s_form_and_three_steps_trace_once(trial_of(q))
+def test_update_keeps_the_state_s_form_and_three_steps_trace_once(trial):
+    properties.update_keeps_the_state_s_form_and_three_steps_trace_once(trial)
 
 
-@every_quantizer
-def test_gradients_reach_z_and_never_the_state(q):
-    properties.gradients_reach_z_and_never_the_state(trial_of(q))
+def test_gradients_reach_z_and_never_the_state(trial):
+    properties.gradients_reach_z_and_never_the_state(trial)
 
 
-@every_quantizer
-def test_order_of_the_batch_does_not_matter(q):
-    properties.order_of_the_batch_does_not_matter(trial_of(q))
+def test_order_of_the_batch_does_not_matter(trial):
+    properties.order_of_the_batch_does_not_matter(trial)
 
 
-@every_quantizer
-def test_half_precision_inputs(q):
-    properties.half_precision_inputs(trial_of(q))
+def test_half_precision_inputs(trial):
+    properties.half_precision_inputs(trial)
 
 
-@every_quantizer
-def test_non_finite_vectors_do_not_poison_the_state(q):
-    properties.non_finite_vectors_do_not_poison_the_state(trial_of(q))
+def test_non_finite_vectors_do_not_poison_the_state(trial):
+    properties.non_finite_vectors_do_not_poison_the_state(trial)
 
 
-@every_quantizer
-def test_only_a_key_draws(q):
-    properties.only_a_key_draws(trial_of(q))
+def test_only_a_key_draws(trial):
+    properties.only_a_key_draws(trial)
 
 
-@every_quantizer
-def test_the_same_call_gives_the_same_program(q):
-    properties.the_same_call_gives_the_same_program(trial_of(q))
+def test_the_same_call_gives_the_same_program(trial):
+    properties.the_same_call_gives_the_same_program(trial)
 
 
-@every_quantizer
-def test_replicas_agree_with_one_device(q):
-    properties.replicas_agree_with_one_device(trial_of(q))
+def test_replicas_agree_with_one_device(trial):
+    properties.replicas_agree_with_one_device(trial)
 
 
-@every_quantizer
-def test_codes_are_the_nearest(q):
-    claimed.codes_are_the_nearest(trial_of(q))
+def test_codes_are_the_nearest(trial):
+    claimed.codes_are_the_nearest(trial)
 
 
-@every_quantizer
-def test_ties_go_to_the_lowest_index(q):
-    claimed.ties_go_to_the_lowest_index(trial_of(q))
+def test_ties_go_to_the_lowest_index(trial):
+    claimed.ties_go_to_the_lowest_index(trial)
 
 
-@every_quantizer
-def test_vectors_are_those_of_the_parts(q):
-    claimed.vectors_are_those_of_the_parts(trial_of(q))
+def test_vectors_are_those_of_the_parts(trial):
+    claimed.vectors_are_those_of_the_parts(trial)
 
 
-@every_quantizer
-def test_first_codes_decode_to_partial_sums(q):
-    claimed.first_codes_decode_to_partial_sums(trial_of(q))
+def test_first_codes_decode_to_partial_sums(trial):
+    claimed.first_codes_decode_to_partial_sums(trial)
 
 
-@every_quantizer
-def test_decoded_codes_come_back(q):
-    claimed.decoded_codes_come_back(trial_of(q))
+def test_decoded_codes_come_back(trial):
+    claimed.decoded_codes_come_back(trial)
 
 
-@every_quantizer
-def test_codes_depend_on_the_key_as_claimed(q):
-    claimed.codes_depend_on_the_key_as_claimed(trial_of(q))
+def test_codes_depend_on_the_key_as_claimed(trial):
+    claimed.codes_depend_on_the_key_as_claimed(trial)
 
 
-@every_quantizer
-def test_the_task_s_gradient_is_the_estimator_s(q):
-    claimed.the_task_s_gradient_is_the_estimator_s(trial_of(q))
+def test_the_task_s_gradient_is_the_estimator_s(trial):
+    claimed.the_task_s_gradient_is_the_estimator_s(trial)
 
 
-@every_quantizer
-def test_each_loss_trains_what_it_claims(q):
-    claimed.each_loss_trains_what_it_claims(trial_of(q))
+def test_each_loss_trains_what_it_claims(trial):
+    claimed.each_loss_trains_what_it_claims(trial)
 
 
-@every_quantizer
-def test_loss_is_the_weighted_sum_of_losses(q):
-    claimed.loss_is_the_weighted_sum_of_losses(trial_of(q))
+def test_loss_is_the_weighted_sum_of_losses(trial):
+    claimed.loss_is_the_weighted_sum_of_losses(trial)
 
 
-@every_quantizer
-def test_errors_are_those_of_the_codes(q):
-    claimed.errors_are_those_of_the_codes(trial_of(q))
+def test_errors_are_those_of_the_codes(trial):
+    claimed.errors_are_those_of_the_codes(trial)
 
 
-@every_quantizer
-def test_update_counts_the_codes_it_is_given(q):
-    claimed.update_counts_the_codes_it_is_given(trial_of(q))
+def test_update_counts_the_codes_it_is_given(trial):
+    claimed.update_counts_the_codes_it_is_given(trial)
 
 
-@every_quantizer
-def test_revival_draws_with_the_key(q):
-    claimed.revival_draws_with_the_key(trial_of(q))
+def test_revival_draws_with_the_key(trial):
+    claimed.revival_draws_with_the_key(trial)
 
 
 @pytest.mark.parametrize('scale', [0.125, 16.0])

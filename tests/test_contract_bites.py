@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_contract as contract
 import wrong_grids
 from jax import lax
+from support import SHIPPED, on_two_devices
 
 from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, ops, testing
 from vqjax.quantizers.base import blank, hide, look_up
@@ -652,20 +652,28 @@ BITES = {
 } | wrong_grids.BITES
 
 
+CHECKS = {check.__name__: check for check in testing.PROPERTIES}
+
+
+def trial_of(q):
+    return testing.Trial(q, 8, SHIPPED, on_two_devices)
+
+
 @pytest.mark.parametrize('q', BITES, ids=lambda q: type(q).__name__)
 def test_a_wrong_quantizer_fails(q):
     with pytest.raises(Exception):  # noqa: B017 - a wrong quantizer may raise anything
-        getattr(contract, f'test_{BITES[q]}')(q)
+        CHECKS[BITES[q]](trial_of(q))
 
 
 def test_every_property_is_missed_by_some_wrong_quantizer():
-    assert set(BITES.values()) == {check.__name__ for check in testing.PROPERTIES}
+    assert set(BITES.values()) == set(CHECKS)
 
 
 def test_a_right_one_passes():
     """Derived as the wrong ones are, in this file, which the table knows nothing of."""
+    trial = trial_of(ema(Plain))
     for check in testing.PROPERTIES:
-        getattr(contract, f'test_{check.__name__}')(ema(Plain))
+        check(trial)
 
 
 def test_all_that_is_wrong_is_told_at_once():
