@@ -4,7 +4,7 @@
 
 On CPU add --config.encoder=conv --config.dtype=float32 --config.epochs=5 --config.seeds=1:
 7 minutes a method on two busy cores, and too short to compare them (none 64.8%, VQ-EMA 56.5 at a
-perplexity of 243, both still rising).
+perplexity of 243, both still rising; these results are not kept).
 
 On a GPU not yet run to the end. Published for a ResNet-18 with one pooled vector an image: none
 .923, VQ-EMA .909.

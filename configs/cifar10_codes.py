@@ -1,10 +1,12 @@
 """Codes for a trained classifier: CIFAR-10, its encoder frozen, 4 to 32 bits a token.
 
     python train.py --config configs/cifar10_encoder.py --config.data_dir=FOLDER_OF_PREPARED_SETS
+    python train.py --config configs/cifar10_encoder.py:again --workdir runs/cifar10_again \\
+        --config.data_dir=FOLDER_OF_PREPARED_SETS
     python train.py --config configs/cifar10_codes.py --config.data_dir=FOLDER_OF_PREPARED_SETS
 
-Head and quantizer train on the features of the first run's encoder, which are computed once; `none`
-is its head, trained further as long. One vector an image and a grid of 4 x 4, five seeds.
+Head and quantizer train on the features of the second run's encoder, which are computed once;
+`none` is its head, trained further as long. One vector an image and a grid of 4 x 4, five seeds.
 """
 
 import ml_collections

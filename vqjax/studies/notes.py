@@ -37,8 +37,12 @@ def over_what(results: Mapping[str, Any]) -> str:
 def budget(config: Mapping[str, Any]) -> str:
     """How long a run is."""
     steps = config.get('steps', 0)
-    epochs = f'{config["epochs"]} epochs'
-    return f'{epochs} or {steps:,} steps, whichever is longer' if steps else epochs
+    return epochs(config) + (f' or {steps:,} steps, whichever is longer' if steps else '')
+
+
+def epochs(config: Mapping[str, Any]) -> str:
+    """'1 epoch', '40 epochs'."""
+    return f'{config["epochs"]} epoch{"s" * (config["epochs"] != 1)}'
 
 
 def started(config: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from vqjax.studies import plots
 from vqjax.studies import rates_report as report
@@ -16,8 +16,14 @@ from vqjax.studies.rates_curves import WITHIN, baseline, bottlenecks, curves
 
 _COLOURS = (*plots.COLOURS, '#8C564B', '#111111', '#7F7F00', '#9467BD')
 _MARKS = 'osD^vPX*<>'
-_TICKS = (99.9, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 20)  # percent
-_SPREAD = 0.5  # bits that the points of one rate are drawn apart over, so that bars do not hide
+# Percent: the first of these with enough in sight, else whole ones between.
+_TICKS = (
+    (99.9, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 20),
+    (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20),
+)
+# How far the points of one rate are drawn apart, so that bars do not hide each other: bits at most,
+# and a share of all rates.
+_SPREAD, _SHARE = 0.5, 0.04
 
 
 @plots.styled
@@ -37,7 +43,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     axes[0].set_yscale('log')
     axes[0].invert_yaxis()
     axes[0].set_ylim(top=floor)  # a bar that ends there goes on to no error at all
-    axes[0].yaxis.set_major_locator(FixedLocator([100 - tick for tick in _TICKS]))
+    axes[0].yaxis.set_major_locator(FixedLocator(_ticks(*axes[0].get_ylim())))
     axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda error, _: f'{100 - error:g}'))
     axes[0].set_ylabel('test accuracy (%)')
@@ -47,9 +53,22 @@ def figure(results: Mapping[str, Any]) -> Figure:
 
 
 def _floor(results: Mapping[str, Any]) -> float:
-    """The error in percent that stands for none, which a log scale cannot show."""
-    means = [100 * (1 - m['summary']['accuracy']['mean']) for m in results['methods'].values()]
+    """The error in percent at which the picture ends: it stands for none, where bars reach that."""
+    found = [m['summary']['accuracy'] for m in results['methods'].values()]
+    means, least = ([100 * (1 - a[k]) for a in found] for k in ('mean', 'high'))
+    if min(least, default=0.0) > 0:
+        return 0.9 * min(least)
     return 0.3 * min((e for e in means if e > 0), default=1.0)
+
+
+def _ticks(most: float, least: float) -> list[float]:
+    """Errors in percent to name on an axis between these two; round accuracies."""
+    whole = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(least, most)
+    for accuracies in (*_TICKS, [100 - error for error in whole]):
+        inside = [100 - tick for tick in accuracies if least <= 100 - tick <= most]
+        if len(inside) >= 4:
+            break
+    return inside
 
 
 def _errors(accuracy: Any, floor: float) -> tuple[float, float, float]:
@@ -65,7 +84,9 @@ def _panel(axis, results, kind, styles, floor):
         axis.axhspan(mean - below, mean + above, color=plots.LIGHT, alpha=0.6, lw=0)
         axis.axhline(mean, color=plots.GREY, lw=1, ls='--')
         axis.axhline(mean + 100 * WITHIN, color=plots.GREY, lw=1, ls=':')
-    offsets = dict(zip(styles, np.linspace(-_SPREAD, _SPREAD, len(styles)), strict=True))
+    rates = sorted({report.nominal(p) for points in by_family.values() for p in points})
+    apart = min(_SPREAD, _SHARE * (rates[-1] - rates[0]) or _SPREAD)
+    offsets = dict(zip(styles, np.linspace(-apart, apart, len(styles)), strict=True))
     for family, points in by_family.items():
         colour, mark = styles[family]
         found = np.array([_errors(point.accuracy._asdict(), floor) for point in points]).T
@@ -79,7 +100,6 @@ def _panel(axis, results, kind, styles, floor):
             [points[i].bits + offsets[family] for i in learning], found[0, learning], mark,
             color=colour, ms=5.5, mfc='white', zorder=3,
         )  # fmt: skip
-    rates = sorted({report.nominal(p) for points in by_family.values() for p in points})
     axis.set_xticks(rates, [str(rate) for rate in rates])
     axis.set_xlabel('bits a token')
     axis.set_title(f'{results["config"]["dataset"]}: {report.title(kind, by_family)}')

@@ -271,9 +271,12 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The text of report.md."""
     config, methods = results['config'], results['methods']
     learning = _learning(results)
+    every = (points for kind in bottlenecks(results) for points in curves(results, kind).values())
+    several = any(len(points) > 1 for points in every)
     parts = [
         f'# Accuracy against bits on {config["dataset"]}',
-        'How many bits a token does a classifier need? Every quantizer at several rates, beside '
+        'How many bits a token does a classifier need? '
+        f'Every quantizer at {"several rates" if several else "one rate"}, beside '
         f'the same network without a quantizer (`none`). {config["seeds"]} {notes.runs(results)} '
         f'each, {notes.budget(config)}, batch size {config["batch_size"]}. All '
         'rates share one learning rate and all other settings; '

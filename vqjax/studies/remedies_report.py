@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax.metrics import Interval
-from vqjax.studies import tables
+from vqjax.studies import notes, tables
 from vqjax.trainer.files import replace_file
 from vqjax.trainer.summaries import BASELINE as NONE
 from vqjax.trainer.summaries import MARGIN, METHODS, covers, paired_difference
@@ -276,7 +276,7 @@ def table(results: Mapping[str, Any]) -> Table:
     """All remedies, one a row, without their intervals."""
     config = results['config']
     found = Table(
-        title=f'{config["dataset"]}: {config["seeds"]} seeds, {config["epochs"]} epochs',
+        title=f'{config["dataset"]}: {config["seeds"]} seeds, {notes.epochs(config)}',
         caption='intervals and claims: report.md',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

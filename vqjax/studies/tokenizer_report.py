@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax import quantizers
-from vqjax.studies import tables
+from vqjax.studies import notes, tables
 from vqjax.trainer.files import replace_file
 
 # Source 4's own targets: name -> (bound, whether the figure has to be above it).
@@ -58,7 +58,7 @@ def _rows(figures):
 def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> Table:
     """The figures of each method beside their targets."""
     found = Table(
-        title=f'{config["dataset"]}: tokenizers, {_epochs(config)}, seed 0',
+        title=f'{config["dataset"]}: tokenizers, {notes.epochs(config)}, seed 0',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -75,7 +75,7 @@ def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, floa
     parts = [
         f'# Tokenizer on {config["dataset"]}',
         f'{len(figures)} tokenizers of images, {_tokens_an_image(results):.0f} tokens per image, '
-        f'trained to reconstruct for {_epochs(config)} in batches of {config["batch_size"]}. '
+        f'trained to reconstruct for {notes.epochs(config)} in batches of {config["batch_size"]}. '
         'Targets: those of source 4 (`docs/sources.md` says what that is). Figures of the test '
         'split, seed 0.',
         '![Quantizer loss, perplexity and active codes of every tokenizer](curves.png)',
@@ -143,10 +143,6 @@ def _draw(histories, num_codes, plots):
 def num_codes(results: Mapping[str, Any], name: str) -> int:
     """K of a method."""
     return quantizers.make(results['methods'][name]['spec']).num_codes
-
-
-def _epochs(config):
-    return f'{config["epochs"]} epoch' + 's' * (config['epochs'] != 1)
 
 
 def _tokens_an_image(results):
