@@ -1,6 +1,9 @@
 """How the suite compiles and how its tests are shared out: both decide how long it takes."""
 
+import gc
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from support import HAS_TWO_EMITTERS
@@ -31,6 +34,28 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """Sorts files by how long they take."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else 99)
+
+
+_MUCH = 2 * 2**30  # bytes of a worker, most of them programs that no other file uses again
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Between files a worker that has grown large drops what JAX has compiled and traced."""
+    if nextitem is None or nextitem.path == item.path or 'jax' not in sys.modules:
+        return
+    if _bytes_held() > _MUCH:
+        sys.modules['jax'].clear_caches()
+        gc.collect()
+
+
+def _bytes_held():
+    """Of this process, where the system tells."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf('SC_PAGE_SIZE')
 
 
 @pytest.fixture(scope='module')

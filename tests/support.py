@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -168,6 +169,17 @@ def start(workdir: pathlib.Path, cache: pathlib.Path, *flags: str, devices: int 
     command = [sys.executable, str(ROOT / 'train.py'), '--workdir', str(workdir), *flags]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+
+
+def first_of_their_kind(entries):
+    """Entries with a class, of quantizers or of what they are given, that none before them has."""
+    seen, first = set(), {}
+    for name, q in entries.items():
+        kinds = set(re.findall(r'\w+(?=\()', name))
+        if kinds - seen:
+            first[name] = q
+        seen |= kinds
+    return first
 
 
 def table():

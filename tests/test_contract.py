@@ -5,12 +5,10 @@ A new quantizer is judged by adding one line to `support.table`. The properties 
 quantizer of your own. Here each is a test that takes any quantizer, and replicas are two devices.
 """
 
-import re
-
 import jax
 import numpy as np
 import pytest
-from support import SHIPPED, on_two_devices, table
+from support import SHIPPED, first_of_their_kind, on_two_devices, table
 
 import vqjax
 from vqjax import ops, testing
@@ -19,18 +17,7 @@ from vqjax.testing import claimed, properties
 TABLE = table()
 
 
-def first_of_their_kind():
-    """Entries with a class, of quantizers or of what they are given, that none before them has."""
-    seen, first = set(), []
-    for name, q in TABLE.items():
-        kinds = set(re.findall(r'\w+(?=\()', name))
-        if kinds - seen:
-            first.append(q)
-        seen |= kinds
-    return first
-
-
-AS_SHIPPED = first_of_their_kind()
+AS_SHIPPED = first_of_their_kind(TABLE).values()
 
 
 @pytest.fixture(scope='module', params=TABLE.values(), ids=TABLE)

@@ -66,7 +66,7 @@ def test_a_split_codebook_stays_split_through_update(found):
         assert row['kept'] and row['split'] == 2 and row['moved'] == [], (name, row)
 
 
-def test_the_whole_contract_table_traces_over_explicit_axes(found):
+def test_the_contract_table_traces_over_explicit_axes(found):
     assert found['explicit traces'] == {}
 
 
