@@ -46,6 +46,8 @@ def _describe(name, spec):
         return f'{shown} {spec["num_stages"]} x {spec["inner"]["num_codes"]}'
     if spec['name'] == 'fsq':
         return f'{shown} {" ".join(map(str, spec["levels"]))}'
+    if spec['name'] == 'product':
+        return f'{_describe(name, spec["inner"])}, {spec["num_groups"]} groups'
     return f'{shown}, {spec["num_codes"]} codes'
 
 
