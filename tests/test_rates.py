@@ -288,11 +288,21 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(
     assert kept['methods'][name]['seeds'] == found[name]['seeds']
     assert 'counts' not in found[name]['seeds'][0]
     text = (tmp_path / 'run' / 'report.md').read_text()
-    assert '2 folds each, 1 epochs' in text and '| Product' in text
+    assert '2 folds each, 1 epoch,' in text and '| Product' in text
 
 
-@pytest.mark.parametrize('part', ['', 'longer'])
+@pytest.mark.parametrize('part', ['rates', 'rates/longer', 'cifar10', 'cifar10/finetune'])
 def test_a_committed_report_is_that_of_its_committed_results(part):
-    folder = ROOT / 'docs' / 'rates' / part
+    folder = ROOT / 'docs' / part
     results = json.loads((folder / 'results.json').read_text())
     assert (folder / 'report.md').read_text() == rates_report.markdown(results)
+
+
+@pytest.mark.parametrize('least, most', [(0.82, 0.85), (0.5, 0.85), (0.12, 0.99), (0.9, 1.0)])
+def test_whatever_the_accuracies_the_axis_names_some_and_ends_above_the_best(results, least, most):
+    results['methods'] = {'none': method([most] * 5), 'fsq-8': method([least] * 5, 8.0)}
+    axis = rates_plots.figure(results).axes[0]
+    worst, best = axis.get_ylim()
+    assert 3 <= sum(best <= tick <= worst for tick in axis.get_yticks()) <= 12
+    if most < 1:  # else a log scale cannot show it
+        assert best == pytest.approx(90 * (1 - most))

@@ -42,7 +42,12 @@ def budget(config: Mapping[str, Any]) -> str:
 
 def epochs(config: Mapping[str, Any]) -> str:
     """'1 epoch', '40 epochs'."""
-    return f'{config["epochs"]} epoch{"s" * (config["epochs"] != 1)}'
+    return counted(config['epochs'], 'epochs')
+
+
+def counted(number: float, things: str) -> str:
+    """So many of what is named in the plural: '1 seed', '5 seeds'."""
+    return f'{number} {things[:-1] if number == 1 else things}'
 
 
 def started(config: Mapping[str, Any]) -> str:

@@ -273,11 +273,12 @@ def markdown(results: Mapping[str, Any]) -> str:
     learning = _learning(results)
     every = (points for kind in bottlenecks(results) for points in curves(results, kind).values())
     several = any(len(points) > 1 for points in every)
+    number = notes.counted(config['seeds'], notes.runs(results))
     parts = [
         f'# Accuracy against bits on {config["dataset"]}',
         'How many bits a token does a classifier need? '
         f'Every quantizer at {"several rates" if several else "one rate"}, beside '
-        f'the same network without a quantizer (`none`). {config["seeds"]} {notes.runs(results)} '
+        f'the same network without a quantizer (`none`). {number} '
         f'each, {notes.budget(config)}, batch size {config["batch_size"]}. All '
         'rates share one learning rate and all other settings; '
         'none was tuned for its quantizer or rate, so a method may do better with its own.'

@@ -275,8 +275,9 @@ def _claim_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
 def table(results: Mapping[str, Any]) -> Table:
     """All remedies, one a row, without their intervals."""
     config = results['config']
+    seeds = notes.counted(config['seeds'], 'seeds')
     found = Table(
-        title=f'{config["dataset"]}: {config["seeds"]} seeds, {notes.epochs(config)}',
+        title=f'{config["dataset"]}: {seeds}, {notes.epochs(config)}',
         caption='intervals and claims: report.md',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -163,8 +163,9 @@ def table(results: Mapping[str, Any]) -> Table:
     config = results['config']
     split = notes.split(results)
     num_seeds = max(len(m['seeds']) for m in results['methods'].values())
+    number = notes.counted(num_seeds, notes.runs(results))
     found = Table(
-        title=f'{config["dataset"]}: {split} split, {num_seeds} {notes.runs(results)}',
+        title=f'{config["dataset"]}: {split} split, {number}',
         caption=f'( ) 95% interval over {notes.over_what(results)}   '
         '[ ] calibrated model, uniform source',
         box=box.SIMPLE_HEAD,
@@ -217,7 +218,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     num_seeds = max(len(m['seeds']) for m in methods.values())
     parts = [
         f'# Comparison on {config["dataset"]}',
-        f'{len(methods)} methods, {num_seeds} {notes.runs(results)} each, {notes.budget(config)}, '
+        f'{notes.counted(len(methods), "methods")}, '
+        f'{notes.counted(num_seeds, notes.runs(results))} each, {notes.budget(config)}, '
         f"batch size {config['batch_size']}, bottleneck '{config['bottleneck']}': the same "
         'encoder, head, optimizer, data order and budget for every method.',
     ]

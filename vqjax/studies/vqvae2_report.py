@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax import quantizers
-from vqjax.studies.notes import epochs
+from vqjax.studies.notes import counted, epochs
 from vqjax.studies.tables import made_by, markdown
 from vqjax.trainer.levels import NAMES
 
@@ -75,7 +75,7 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def _length(config):
-    return f'{epochs(config)}, {config["seeds"]} seed' + 's' * (config['seeds'] != 1)
+    return f'{epochs(config)}, {counted(config["seeds"], "seeds")}'
 
 
 def command(config: Mapping[str, Any]) -> str:
