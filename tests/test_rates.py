@@ -291,7 +291,9 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(
     assert '2 folds each, 1 epoch,' in text and '| Product' in text
 
 
-@pytest.mark.parametrize('part', ['rates', 'rates/longer', 'cifar10', 'cifar10/finetune'])
+@pytest.mark.parametrize(
+    'part', ['rates', 'rates/longer', 'cifar10', 'cifar10/finetune', 'cifar10/finetune/longer']
+)
 def test_a_committed_report_is_that_of_its_committed_results(part):
     folder = ROOT / 'docs' / part
     results = json.loads((folder / 'results.json').read_text())

@@ -86,7 +86,8 @@ def _panel(axis, results, kind, styles, floor):
         axis.axhline(mean + 100 * WITHIN, color=plots.GREY, lw=1, ls=':')
     rates = sorted({report.nominal(p) for points in by_family.values() for p in points})
     apart = min(_SPREAD, _SHARE * (rates[-1] - rates[0]) or _SPREAD)
-    offsets = dict(zip(styles, np.linspace(-apart, apart, len(styles)), strict=True))
+    places = np.linspace(-apart, apart, len(styles)) if len(styles) > 1 else [0.0]
+    offsets = dict(zip(styles, places, strict=True))
     for family, points in by_family.items():
         colour, mark = styles[family]
         found = np.array([_errors(point.accuracy._asdict(), floor) for point in points]).T
