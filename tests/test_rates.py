@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 
 import jax
@@ -297,7 +298,12 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(
 def test_a_committed_report_is_that_of_its_committed_results(part):
     folder = ROOT / 'docs' / part
     results = json.loads((folder / 'results.json').read_text())
-    assert (folder / 'report.md').read_text() == rates_report.markdown(results)
+    kept, made = (folder / 'report.md').read_text(), rates_report.markdown(results)
+    # Another NumPy adds up in another order: a bound between two digits may go to either.
+    number = re.compile(r'\d+\.\d+')
+    assert number.sub('#', kept) == number.sub('#', made)
+    for a, b in zip(number.findall(kept), number.findall(made), strict=True):
+        assert float(a) == pytest.approx(float(b), abs=1.01 * 10.0 ** -len(a.partition('.')[2]))
 
 
 @pytest.mark.parametrize('least, most', [(0.82, 0.85), (0.5, 0.85), (0.12, 0.99), (0.9, 1.0)])
