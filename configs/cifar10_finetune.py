@@ -2,8 +2,9 @@
 
     python train.py --config configs/cifar10_finetune.py --config.data_dir=FOLDER_OF_PREPARED_SETS
 
-Starts from the encoder of configs/cifar10_encoder.py and trains it for one more epoch together with
-the codes; `none` is the same without codes. One vector an image and a grid of 4 x 4, five seeds.
+Starts from the encoder of configs/cifar10_encoder.py:again, in the folder that
+configs/cifar10_codes.py names, and trains it for one more epoch together with the codes; `none` is
+the same without codes. One vector an image and a grid of 4 x 4, five seeds.
 """
 
 import ml_collections
