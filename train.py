@@ -10,7 +10,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vqjax import studies
-from vqjax.trainer import experiment, fields, processes
+from vqjax.trainer import errors
+from vqjax.trainer.config import fields
+from vqjax.trainer.run import processes
 
 CONFIGS = pathlib.Path(__file__).absolute().parent / 'configs'
 DEFAULT = CONFIGS / 'digits.py'
@@ -33,9 +35,9 @@ def main(_: list[str]) -> None:
     try:
         processes.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         studies.run(config, WORKDIR.value or f'runs/{name}')
-    except experiment.RunError as error:
+    except errors.RunError as error:
         sys.exit(f'error: {error}')
-    except experiment.Stopped as stopped:
+    except errors.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
@@ -116,7 +118,7 @@ def _reason(error: Exception) -> str:
     said = ' '.join(str(error).split())
     if isinstance(error, SyntaxError):
         return f'{error.filename}, line {error.lineno}: {error.msg}'
-    if isinstance(error, fields.RunError):
+    if isinstance(error, errors.RunError):
         return f'--config: {said}'
     last = traceback.extract_tb(error.__traceback__)[-1]
     if 'ml_collections' in last.filename:

@@ -146,9 +146,9 @@ def faiss_families():
 
 def patches(data_dir, split, number):
     """[number, 64] float32 from 0 to 1: one patch of each of the first images, at random places."""
-    from vqjax.trainer import data
+    from vqjax.trainer.data import sets
 
-    images, _, _ = data.load('cifar10', data_dir).splits[split].read(np.arange(number))
+    images, _, _ = sets.load('cifar10', data_dir).splits[split].read(np.arange(number))
     rng = np.random.default_rng(len(split))
     return common.random_patches(images, np.arange(number), SIDE, rng)
 

@@ -25,7 +25,7 @@ class Unfinished(Exception):
 @contextlib.contextmanager
 def _time_limit(seconds: float):
     """After these seconds the trainer is asked to end: it saves, and raises Stopped."""
-    from vqjax.trainer.stopping import StopRequest
+    from vqjax.trainer.run.stopping import StopRequest
 
     over = threading.Event()
 
@@ -67,17 +67,18 @@ def _short_run(config, seconds, begun, quick) -> dict:
     """Some steps of one method, and how many epochs of all fit into the seconds since `begun`."""
     import pipeline
 
-    from vqjax.trainer import data, settings
+    from vqjax.trainer.config import settings
+    from vqjax.trainer.data import batches, sets
 
     given = settings.check(config)
-    dataset = settings.load_dataset(config['dataset'], config['data_dir'])
+    dataset = sets.load_dataset(config['dataset'], config['data_dir'])
     repeats, num_steps = (1, 2) if quick else (3, 48)
     start = time.perf_counter()
     row = pipeline.compare(config['dataset'], given, dataset, num_steps, repeats)
     ms = {name: row['runs'][name]['median_ms'] for name in (pipeline.PIPELINE, pipeline.RESIDENT)}
     taken = -(-num_steps // config['steps_per_call']) * config['steps_per_call'] * repeats
     setup_s = max(time.perf_counter() - start - taken * sum(ms.values()) / 1e3, 0.0)
-    epoch_s = data.steps_per_epoch(dataset, config['batch_size']) * ms[pipeline.PIPELINE] / 1e3
+    epoch_s = batches.steps_per_epoch(dataset, config['batch_size']) * ms[pipeline.PIPELINE] / 1e3
     jax.clear_caches()
     left = seconds - (time.perf_counter() - begun)
     epochs = epochs_that_fit(left, len(given.methods), setup_s, epoch_s, config['epochs'])
@@ -94,7 +95,7 @@ def _short_run(config, seconds, begun, quick) -> dict:
 
 def train(options) -> dict:
     """configs/cifar10.py, one seed, for as many epochs as fit; goes on where it was stopped."""
-    from vqjax.trainer import experiment
+    from vqjax.trainer import errors, experiment
 
     begun, seconds = time.perf_counter(), options.minutes * 60
     folder = options.out / ('gpu_train_quick' if options.quick else 'gpu_train')
@@ -110,10 +111,10 @@ def train(options) -> dict:
         config |= {name: plan[name] for name in ('epochs', 'warmup_epochs')}
         with _time_limit(max(seconds - (time.perf_counter() - begun), 0.0)):
             results = experiment.run(config, str(folder / 'run'))
-    except experiment.RunError as error:
+    except errors.RunError as error:
         hint = ' (--again starts it over)' if (folder / 'run').exists() else ''
         raise Unfinished(f'{error}{hint}') from error
-    except experiment.Stopped as stopped:
+    except errors.Stopped as stopped:
         # Somebody's wish, or the minutes are over: in both cases no other part is to begin.
         sys.exit(f'error: train: {stopped}')
     told = ('accuracy', 'ece', 'perplexity', 'active_codes', 'validation_accuracy', 'seconds')

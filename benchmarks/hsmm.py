@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.hsmm import HSMM, HSMMParams, chain
-from vqjax.studies import segmentation
+from vqjax.studies.behaviour import segmentation
 
 OURS, PEER = 'vqjax', 'hmmlearn'
 LAG = 8

@@ -18,9 +18,15 @@ import common
 import jax
 import numpy as np
 
-from vqjax.trainer import data, experiment, loop, settings, training
-from vqjax.trainer.parallel import Pmap
-from vqjax.trainer.plans import plan
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import records, sets
+from vqjax.trainer.data.batches import init_batch, train_batches
+from vqjax.trainer.run import runs
+from vqjax.trainer.run.plan import plan
+from vqjax.trainer.step import starts
+from vqjax.trainer.step.parallel import Pmap
+from vqjax.trainer.step.steps import train_steps
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs
 
@@ -40,18 +46,18 @@ def compare(name, given, dataset, steps, repeats):
     """One row: milliseconds a step of both."""
     form, own = Pmap(), given.methods[METHOD]
     task = experiment.make_task(given, METHOD, dataset)
-    step = form.compile(functools.partial(training.train_steps, task), donate=True)
-    start = data.init_batch(dataset, own.init_batch_size, 0)
-    held = {'state': form.place(training.init_state(task, 0, start['image']), task)}
-    batches = data.train_batches(dataset, own.batch_size, 0, augment=own.augment)
+    step = form.compile(functools.partial(train_steps, task), donate=True)
+    start = init_batch(dataset, own.init_batch_size, 0)
+    held = {'state': form.place(starts.init_state(task, 0, start['image']), task)}
+    batches = train_batches(dataset, own.batch_size, 0, augment=own.augment)
     size = plan(own, dataset).steps_per_call
-    stacked = loop.stack([next(batches) for _ in range(size)], size)
+    stacked = runs.stack([next(batches) for _ in range(size)], size)
     stop = {'stop': np.zeros((size, form.local_replicas), bool)}
     batch = jax.tree.map(jax.device_put, form.shard(stacked | stop, axis=1))
     count = form.constant(np.int32(size))
 
     def pipeline():
-        held['state'], _ = loop.fit(
+        held['state'], _ = runs.fit(
             step, held['state'], batches, steps, lambda measured: None, steps_per_call=size
         )
         jax.block_until_ready(held['state'])
@@ -72,10 +78,10 @@ def compare(name, given, dataset, steps, repeats):
     return row
 
 
-def noise(shape: tuple[int, ...]) -> data.Dataset:
+def noise(shape: tuple[int, ...]) -> records.Dataset:
     """A small set of random images, for --quick."""
     images = np.random.default_rng(0).integers(0, 256, (600, *shape), np.uint8)
-    return data.from_arrays(
+    return sets.from_arrays(
         'noise', 10, dict.fromkeys(('train', 'validation', 'test'), (images, np.arange(600) % 10))
     )
 
@@ -91,7 +97,7 @@ def main(argv=None):
             {'batch_size': 32, 'init_batch_size': 256, 'steps_per_call': 2} if options.quick else {}
         )
         given = configuration(name, options.data_dir, **quick)
-        dataset = noise(shape) if options.quick else settings.load_dataset(name, options.data_dir)
+        dataset = noise(shape) if options.quick else sets.load_dataset(name, options.data_dir)
         rows[name] = compare(
             name, given, dataset, 2 if options.quick else 20, 1 if options.quick else 9
         )

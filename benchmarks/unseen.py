@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from configs import tfds as base
-from vqjax.trainer import data, experiment
+from vqjax.trainer import experiment
+from vqjax.trainer.data.sets import load
 
 SIDE = 16  # of an image, pixels
 TRAIN = 1644
@@ -103,7 +104,7 @@ SETS = {'scenes': _scenes, 'digits': _digits}
 
 
 def _read(name, data_dir, number):
-    images, labels, _ = data.load(name, data_dir).splits['train'].read(np.arange(number))
+    images, labels, _ = load(name, data_dir).splits['train'].read(np.arange(number))
     return images, labels
 
 

@@ -46,9 +46,9 @@ def methods(num_codes):
 
 def patches(data_dir, split, number, seed):
     """[number, 16] float32: patches of images at random places."""
-    from vqjax.trainer import data
+    from vqjax.trainer.data import sets
 
-    images, _, _ = data.load('cifar10', data_dir).splits[split].read(np.arange(10_000))
+    images, _, _ = sets.load('cifar10', data_dir).splits[split].read(np.arange(10_000))
     rng = np.random.default_rng(seed)
     return common.random_patches(images, rng.integers(len(images), size=number), SIDE, rng)
 

@@ -8,13 +8,13 @@ is searched for stands in configs/digits.py.
 
 import ml_collections
 
-from vqjax.trainer import settings
+from vqjax.trainer.config import fields
 
 
 def get_config() -> ml_collections.ConfigDict:
     vq_ema = {'name': 'vq_ema', 'num_codes': 256, 'decay': 0.95}
     fsq = {'name': 'fsq', 'levels': (8, 8, 8, 5, 5, 5)}
-    return settings.config(
+    return fields.config(
         dataset='digits',
         quantizers={
             'none': None,

@@ -11,7 +11,8 @@ groups of half the bits; FSQ and LFQ stand behind a learned projection.
 
 import ml_collections
 
-from vqjax.trainer import settings
+from vqjax.trainer import errors
+from vqjax.trainer.config.fields import config
 
 RATES = (4, 6, 8, 10, 12, 16)  # bits a token
 
@@ -65,12 +66,12 @@ def at(bottleneck: str, each: dict) -> ml_collections.ConfigDict:
     """The configuration of these methods, name -> spec, at 'vector', 'grid' or 'both'."""
     kinds = {'both': ('', '-grid'), 'vector': ('',), 'grid': ('-grid',)}
     if bottleneck not in kinds:
-        raise settings.RunError(
+        raise errors.RunError(
             f'bottleneck is {bottleneck!r}: choose one of {", ".join(kinds)}, as in rates.py:grid'
         )
     quantizers = {name + kind: spec for kind in kinds[bottleneck] for name, spec in each.items()}
     # Every field that decides a figure is named here: no other configuration's change moves it.
-    return settings.config(
+    return config(
         study='rates',
         dataset='digits',
         folds=5,

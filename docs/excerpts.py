@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from vqjax.trainer import summaries
-from vqjax.trainer.files import to_json
+from vqjax.atomic import to_json
+from vqjax.results import summaries
 
 
 def trials(results):

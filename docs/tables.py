@@ -14,9 +14,11 @@ from pathlib import Path
 
 import benchmark_tables
 
+from vqjax.results import summaries
 from vqjax.studies import answer as answers
-from vqjax.studies import rates_report, remedies_report
-from vqjax.trainer import summaries, tuning
+from vqjax.studies.rates.report import enough_rows
+from vqjax.studies.remedies import verdicts
+from vqjax.trainer.config import space
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -100,7 +102,7 @@ def settings(results):
     """What the search chose for a configuration: the best on average over the folds."""
     rows = []
     for name, said in results['tuning']['methods'].items():
-        trials = [{'mean': tuning.mean(t['accuracy'])} | t for t in said['trials']]
+        trials = [{'mean': space.mean(t['accuracy'])} | t for t in said['trials']]
         best, known = trials[said['together']], [t['mean'] for t in trials if t['mean'] is not None]
         chosen = ', '.join(f'{k} {_short(v)}' for k, v in best['settings'].items())
         scores = [best['mean'], statistics.median(known), min(known)]
@@ -153,12 +155,12 @@ def halves(results):
 def remedies(digits, mnist):
     """Which remedies prevent the collapse, on both sets or on one, and what the guard is worth."""
     sets = {'digits': digits, 'MNIST': mnist}
-    names = [n for n in remedies_report.by_accuracy(digits) if n in mnist['methods']]
-    names = [n for n in names if n not in (remedies_report.WEAK, remedies_report.NONE)]
+    names = [n for n in verdicts.by_accuracy(digits) if n in mnist['methods']]
+    names = [n for n in names if n not in (verdicts.WEAK, summaries.NONE)]
     members = {'both': [], 'digits': [], 'MNIST': [], 'neither': []}
     for name in names:
-        good = [s for s, results in sets.items() if remedies_report.prevents(name, results)]
-        gains = [remedies_report.difference(r, name, remedies_report.WEAK) for r in sets.values()]
+        good = [s for s, results in sets.items() if verdicts.prevents(name, results)]
+        gains = [verdicts.difference(r, name, verdicts.WEAK) for r in sets.values()]
         if good:
             members[good[0] if len(good) == 1 else 'both'].append(name)
         elif not any(gain.low > 0 for gain in gains):
@@ -176,13 +178,13 @@ def remedies(digits, mnist):
     ]
     for title, results in sets.items():
         weak, guard = (
-            remedies_report.difference(results, name, remedies_report.HEALTHY)
-            for name in (remedies_report.WEAK, remedies_report.GUARD)
+            verdicts.difference(results, name, verdicts.HEALTHY)
+            for name in (verdicts.WEAK, verdicts.GUARD)
         )
         lines.append(
             f'- {title}: the baseline ends {answers.points(weak)} points from a healthy run, and '
             f'with the guard that re-fits a codebook whose perplexity falls '
-            f'(`{remedies_report.GUARD}`), {answers.points(guard)}.'
+            f'(`{verdicts.GUARD}`), {answers.points(guard)}.'
         )
     return '\n'.join(lines)
 
@@ -208,7 +210,7 @@ def answer(digits, deals, cifar10, finetuned, behaviour, *others):
 
 def enough_bits(results):
     """The bits a token that are enough for each quantizer."""
-    header, *rows = rates_report.enough_rows(results)
+    header, *rows = enough_rows(results)
     return benchmark_tables.table(header, rows)
 
 

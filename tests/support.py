@@ -128,9 +128,9 @@ def small_config(**changes) -> dict:
 
 def refuse(text: str, workdir: pathlib.Path, **changes) -> None:
     """Checks that such a run is refused in one line with this text."""
-    from vqjax.trainer import experiment
+    from vqjax.trainer import errors, experiment
 
-    with pytest.raises(experiment.RunError) as error:
+    with pytest.raises(errors.RunError) as error:
         experiment.run(small_config(**changes), str(workdir))
     message = str(error.value)
     assert text in message and '\n' not in message, message

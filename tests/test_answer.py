@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
+from vqjax.results.records import pack_correct
+from vqjax.results.summaries import summarise
 from vqjax.studies import answer
-from vqjax.trainer.correctness import pack_correct
-from vqjax.trainer.summaries import summarise
 
 VQ = {'name': 'vq_ema', 'num_codes': 256}
 FSQ = {'name': 'projected', 'dim': 2, 'inner': {'name': 'fsq', 'levels': [4, 4]}}

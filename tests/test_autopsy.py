@@ -8,9 +8,10 @@ import pytest
 from support import configuration
 
 from vqjax import health, studies
-from vqjax.studies import autopsy, cases, faults
-from vqjax.trainer import data, settings
-from vqjax.trainer.settings import RunError
+from vqjax.studies.autopsy import cases, faults, plots
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import batches
+from vqjax.trainer.errors import RunError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -73,7 +74,7 @@ def test_a_fault_in_evaluation_is_found_and_the_same_command_again_trains_nothin
     assert 'eval_updates' in [f['name'] for f in case['findings']['faulty']]
     assert 'eval_updates' not in [f['name'] for f in case['findings']['cured']]
     assert (tmp_path / 'eval_updates.png').read_bytes().startswith(b'\x89PNG')
-    monkeypatch.setattr(data, 'train_batches', None)
+    monkeypatch.setattr(batches, 'train_batches', None)
     assert studies.run(config(**small), str(tmp_path)) == first
 
 
@@ -93,7 +94,6 @@ def test_every_method_of_a_case_is_configured_and_trains_alike():
 
 def drawn(name, history=None, counts=None, **figures):
     """The axes of a case's plot, of records and figures given for (faulty, cured)."""
-    from vqjax.studies import autopsy_plots
 
     sides = ('faulty', 'cured')
     record = {
@@ -101,7 +101,7 @@ def drawn(name, history=None, counts=None, **figures):
         'history': {s: [dict(r) for r in (history or ([], []))[i]] for i, s in enumerate(sides)},
         'counts': dict(zip(sides, counts or (None, None), strict=True)),
     }
-    return autopsy_plots.figure(name, cases.CASES[name], record).axes
+    return plots.figure(name, cases.CASES[name], record).axes
 
 
 def test_the_plot_of_a_revival_shows_how_much_of_it_was_taken_back():
@@ -165,7 +165,7 @@ def test_the_cases_are_those_of_the_claims():
 )
 def test_a_wrong_configuration_is_refused_by_name(tmp_path, fields, message):
     with pytest.raises(RunError, match=re.escape(message)):
-        autopsy.run(config(**fields), str(tmp_path / 'run'))
+        studies.run(config(**fields), str(tmp_path / 'run'))
     assert not list(tmp_path.iterdir())
 
 

@@ -11,10 +11,10 @@ from scipy import stats
 
 pytest.importorskip('aeon')
 
-from vqjax import FSQ, VQEMA, Product, Projected, Residual
-from vqjax.studies import behaviour, behaviour_report, sessions
-from vqjax.trainer.fields import RunError
-from vqjax.trainer.recordings import Recording
+from vqjax import FSQ, VQEMA, Product, Projected, Residual, studies
+from vqjax.studies.behaviour import report, sessions
+from vqjax.trainer.data.recordings import Recording
+from vqjax.trainer.errors import RunError
 
 
 def recording(label, steps, start):
@@ -88,13 +88,13 @@ def test_states_of_places_become_states_of_steps():
 
 def test_intervals_over_folds_know_that_training_sets_overlap():
     values = [0.8, 0.9, 0.85, 0.7]
-    found = behaviour_report.over_folds(values)
+    found = report.over_folds(values)
     # Of four folds one is tested on and three are trained on: 1/4 + 1/3 in place of 1/4.
     plain = stats.ttest_1samp(values, 0).confidence_interval()
     wider = (plain.high - plain.low) * np.sqrt((1 / 4 + 1 / 3) * 4)
     assert found.high - found.low == pytest.approx(wider)
     assert found.mean == pytest.approx(np.mean(values))
-    assert np.isnan(behaviour_report.over_folds([0.5])[1])
+    assert np.isnan(report.over_folds([0.5])[1])
 
 
 def fold(method, f1, accuracy, perplexity):
@@ -122,12 +122,12 @@ def fold(method, f1, accuracy, perplexity):
 def test_conclusions_follow_from_the_figures():
     folds = [fold('good', 0.6, 0.95, 20.0), fold('good', 0.7, 0.94, 30.0)]
     results = {'folds': folds, 'sequence_models': {'states': 12}}
-    said = '\n'.join(behaviour_report.conclusions(results))
+    said = '\n'.join(report.conclusions(results))
     assert 'within 2 points; collapsed to one code in 0 of 2 folds' in said
     assert 'Sticky states raise boundary F1 on codes of none (+0.10' in said
     assert 'good +0.55' in said
     folds = [fold('bad', 0.6, 0.3, 1.0), fold('bad', 0.7, 0.25, 9.0)]
-    said = '\n'.join(behaviour_report.conclusions(results | {'folds': folds}))
+    said = '\n'.join(report.conclusions(results | {'folds': folds}))
     assert 'not within 2 points; collapsed to one code in 1 of 2 folds' in said
 
 
@@ -151,7 +151,7 @@ def small(**fields):
 def test_a_whole_run_in_small(tmp_path):
     """Trains, codes, fits and reports; a second run of the same folder says the same."""
     config = small()
-    found = behaviour.run(config, str(tmp_path))
+    found = studies.run(config, str(tmp_path))
     written = json.loads((tmp_path / 'results.json').read_text())
     assert len(written['folds']) == 2
     held = [f['recordings']['test']['recordings'] for f in written['folds']]
@@ -169,7 +169,7 @@ def test_a_whole_run_in_small(tmp_path):
     text = (tmp_path / 'report.md').read_text()
     assert '| vq_ema ' in text and 'nan' not in text
     assert (tmp_path / 'session.png').read_bytes().startswith(b'\x89PNG')
-    again = behaviour.run(config, str(tmp_path))
+    again = studies.run(config, str(tmp_path))
     assert again['folds'] == found['folds']
 
 
@@ -188,5 +188,5 @@ def test_a_whole_run_in_small(tmp_path):
 )
 def test_what_cannot_be_studied_is_a_sentence(fields, said, tmp_path):
     with pytest.raises(RunError, match=said):
-        behaviour.run(small(**fields), str(tmp_path / 'run'))
+        studies.run(small(**fields), str(tmp_path / 'run'))
     assert not pathlib.Path(tmp_path / 'run').exists()

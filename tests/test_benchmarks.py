@@ -341,13 +341,14 @@ def test_gpu_train(gpu, tmp_path):
 
 
 def test_gpu_train_is_stopped_at_its_minutes_and_goes_on_as_planned(gpu, monkeypatch, tmp_path):
-    from vqjax.trainer import experiment, stopping
+    from vqjax.trainer import errors, experiment
+    from vqjax.trainer.run import stopping
 
     def until_asked(config, workdir):
         with stopping.StopRequest() as stop:
             for _ in range(1000):
                 if stop():
-                    raise stopping.Stopped(stop.number)
+                    raise errors.Stopped(stop.number)
                 time.sleep(0.01)
 
     plans = iter([{'epochs': 7, 'warmup_epochs': 1.5}])

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from vqjax.trainer.checkpoints import CheckpointError, Checkpoints, describe, differences
+from vqjax.trainer.errors import CheckpointError
+from vqjax.trainer.files.checkpoints import Checkpoints, describe, differences
 
 CONFIG = {'epochs': 3, 'quantizers': {'a': {'num_codes': 8, 'levels': (5, 5)}}}
 

@@ -266,11 +266,11 @@ def workdir(tmp_path_factory):
 
 
 def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
-    from vqjax.trainer import data
-    from vqjax.trainer.counts import read_counts
+    from vqjax.results.records import read_counts
+    from vqjax.trainer.data import batches, sets
 
     images = Codec.from_workdir(workdir, 'rvq')
-    split = data.load('digits').splits['test']
+    split = sets.load('digits').splits['test']
     raw = split.read(np.arange(360))[0]
     assert raw.dtype == np.uint8
     codes = images.encode(raw)
@@ -279,8 +279,8 @@ def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     counted = [np.bincount(codes[..., s].ravel(), minlength=32).tolist() for s in range(2)]
     np.testing.assert_array_equal(counted, read_counts(record))
     assert images.info['test_accuracy'] == record['accuracy']
-    batches = data.eval_batches(data.load('digits'), 'test', 360)
-    assert np.array_equal(images.encode(next(iter(batches))['image']), codes)
+    batch = next(iter(batches.eval_batches(sets.load('digits'), 'test', 360)))
+    assert np.array_equal(images.encode(batch['image']), codes)
     images.save(tmp_path / 'codec')
     after = load(tmp_path / 'codec')
     assert np.array_equal(after.encode(raw), codes)

@@ -10,8 +10,9 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from vqjax.trainer import settings, training
-from vqjax.trainer.stopping import StopRequest
+from vqjax.trainer.config import fields
+from vqjax.trainer.run.stopping import StopRequest
+from vqjax.trainer.step.optimizer import make_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = 'from configs.digits import get_config\n'
@@ -34,14 +35,14 @@ def test_help_explains_every_field_of_the_configuration():
     assert run.returncode == 0, run.stderr
     for flag in ('--workdir', '--config', '--coordinator_address', '--num_processes'):
         assert flag in run.stdout
-    for field in settings.FIELDS:
+    for field in fields.FIELDS:
         assert f'--config.{field}=' in run.stdout, field
     assert '--config.learning_rate=0.003' in run.stdout
 
 
 def test_a_run_no_longer_than_its_warm_up_still_trains():
     for num_steps in (1, 2, 12):
-        optimizer = training.make_optimizer(0.1, num_steps, warmup_steps=12)
+        optimizer = make_optimizer(0.1, num_steps, warmup_steps=12)
         params = {'w': jnp.ones(())}
         state = optimizer.init(params)
         for _ in range(num_steps):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from support import configuration
 
-from vqjax.trainer import data, settings
-from vqjax.trainer.convergence import RISE, rise, still_rising
-from vqjax.trainer.plans import plan
+from vqjax.results.summaries import RISE, rise, still_rising
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import sets
+from vqjax.trainer.run.plan import plan
 
 
 def histories(accuracy, evaluations=8, seeds=5, noise=0.0, steps=440):
@@ -71,7 +72,7 @@ def test_only_methods_above_the_bound_are_named():
 )
 def test_epochs_or_steps_whichever_is_longer(epochs, steps, expected):
     own = settings.check({'epochs': epochs, 'steps': steps, 'batch_size': 256}).methods['none']
-    found = plan(own, data.load('digits'))
+    found = plan(own, sets.load('digits'))
     assert found.per_epoch == 4 and found.num_steps == expected
     assert found.evaluates(expected) and found.warmup == 4
 

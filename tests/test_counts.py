@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from vqjax.trainer.counts import pack_counts, read_counts
-from vqjax.trainer.files import to_json
+from vqjax.atomic import to_json
+from vqjax.results.records import pack_counts, read_counts
 
 
 @pytest.mark.parametrize('shape', [(7,), (4, 8), (2, 3, 5), (64000,)])

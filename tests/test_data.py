@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqjax.trainer import data
+from vqjax.trainer.data import sets
+from vqjax.trainer.data.batches import eval_batches, init_batch, steps_per_epoch, train_batches
+from vqjax.trainer.data.records import DataInfo, Dataset, Split
 
 SHARED = Path(os.environ.get('VQJAX_SHARED', '../shared')) / 'tfds'
 needs_shared = pytest.mark.skipif(
@@ -27,7 +29,7 @@ def numbered(n, shape=(8, 8, 3), dtype=np.uint8):
 
 
 def dataset_of(num_train=100, num_test=30, **kwargs):
-    return data.from_arrays(
+    return sets.from_arrays(
         'numbered',
         5,
         {
@@ -60,7 +62,7 @@ def assert_same_batches(first, second):
 
 
 def test_digits_are_split_once_and_evenly():
-    digits = data.load('digits')
+    digits = sets.load('digits')
     assert digits.info.image_shape == (8, 8, 1) and digits.info.num_classes == 10
     assert digits.info.num_examples == {'train': 1077, 'validation': 360, 'test': 360}
     whole = np.concatenate([s.records.images for s in digits.splits.values()])
@@ -74,7 +76,7 @@ def test_digits_are_split_once_and_evenly():
 
 
 def test_training_images_are_standardised():
-    images = data.init_batch(data.load('digits'), 1077, seed=0)['image']
+    images = init_batch(sets.load('digits'), 1077, seed=0)['image']
     assert images.dtype == np.float32
     assert abs(images.mean()) < 1e-3 and abs(images.std() - 1) < 1e-3
 
@@ -84,7 +86,7 @@ def test_training_images_are_standardised():
 
 def test_an_epoch_holds_every_example_once_in_a_new_order():
     dataset = dataset_of(100)
-    batches = take(data.train_batches(dataset, 25, seed=1), 8)
+    batches = take(train_batches(dataset, 25, seed=1), 8)
     epochs = [np.concatenate([numbers(dataset, b) for b in batches[i : i + 4]]) for i in (0, 4)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(100))
@@ -94,52 +96,52 @@ def test_an_epoch_holds_every_example_once_in_a_new_order():
 
 def test_the_short_last_batch_is_dropped_within_its_epoch():
     dataset = dataset_of(100)
-    assert data.steps_per_epoch(dataset, 30) == 3
-    first = take(data.train_batches(dataset, 30, seed=1), 3)
+    assert steps_per_epoch(dataset, 30) == 3
+    first = take(train_batches(dataset, 30, seed=1), 3)
     seen = np.concatenate([numbers(dataset, b) for b in first])
     assert len(np.unique(seen)) == 90
 
 
 def test_the_seed_decides_the_order():
     dataset = dataset_of()
-    runs = [take(data.train_batches(dataset, 10, seed=s), 3) for s in (1, 1, 2)]
+    runs = [take(train_batches(dataset, 10, seed=s), 3) for s in (1, 1, 2)]
     assert_same_batches(runs[0], runs[1])
     assert not np.array_equal(runs[0][0]['label'], runs[2][0]['label'])
 
 
 def test_resume_from_a_saved_position_is_exact_with_augmentation():
     dataset = dataset_of(shape=(16, 16, 3))
-    iterator = data.train_batches(dataset, 10, seed=3, augment=True)
+    iterator = train_batches(dataset, 10, seed=3, augment=True)
     take(iterator, 13)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = take(iterator, 12)
-    resumed = data.train_batches(dataset, 10, seed=3, augment=True)
+    resumed = train_batches(dataset, 10, seed=3, augment=True)
     resumed.set_state(state)
     assert_same_batches(take(resumed, 12), expected)
 
 
 def test_processes_share_the_batch_of_one():
     dataset = dataset_of(shape=(16, 16, 3))
-    whole = take(data.train_batches(dataset, 20, seed=3, augment=True), 7)
-    parts = [take(data.train_batches(dataset, 20, 3, p, 2, augment=True), 7) for p in (0, 1)]
+    whole = take(train_batches(dataset, 20, seed=3, augment=True), 7)
+    parts = [take(train_batches(dataset, 20, 3, p, 2, augment=True), 7) for p in (0, 1)]
     joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
     assert_same_batches(joined, whole)
 
 
 def test_the_initial_batch_is_the_beginning_of_training():
     dataset = dataset_of()
-    first = take(data.train_batches(dataset, 10, seed=5), 3)
+    first = take(train_batches(dataset, 10, seed=5), 3)
     expected = {k: np.concatenate([b[k] for b in first]) for k in first[0]}
-    assert_same_batches([data.init_batch(dataset, 30, seed=5)], [expected])
-    assert len(data.init_batch(dataset, 10_000, seed=5)['label']) == 100
+    assert_same_batches([init_batch(dataset, 30, seed=5)], [expected])
+    assert len(init_batch(dataset, 10_000, seed=5)['label']) == 100
 
 
 def test_augmentation_flips_half_and_shifts_by_at_most_an_eighth():
     # Pixel values are column numbers, so a row of the result tells flip and shift.
     columns = np.broadcast_to(np.arange(32)[None, None, :, None], (64, 32, 32, 3))
     splits = {s: (columns.astype(np.uint8), np.zeros(64, int)) for s in ('train', 'test')}
-    dataset = data.from_arrays('columns', 1, splits | {'validation': splits['test']})
-    batches = take(data.train_batches(dataset, 64, seed=0, augment=True), 20)
+    dataset = sets.from_arrays('columns', 1, splits | {'validation': splits['test']})
+    batches = take(train_batches(dataset, 64, seed=0, augment=True), 20)
     images = np.concatenate([b['image'] for b in batches]) * dataset.std + dataset.mean
     rows = np.round(images[:, 5, :, 0]).astype(int)
     middle = np.diff(rows[:, 6:-6])  # away from the reflected border
@@ -148,7 +150,7 @@ def test_augmentation_flips_half_and_shifts_by_at_most_an_eighth():
     assert 0.45 < flipped.mean() < 0.55
     shift = np.where(flipped, rows[:, 16] - 15, rows[:, 16] - 16)
     np.testing.assert_array_equal(np.unique(shift), np.arange(-4, 5))
-    untouched = next(iter(data.eval_batches(dataset, 'test', 64)))['image']
+    untouched = next(iter(eval_batches(dataset, 'test', 64)))['image']
     np.testing.assert_allclose(untouched * dataset.std + dataset.mean, columns, atol=1e-4)
 
 
@@ -160,7 +162,7 @@ def test_evaluation_sees_every_example_once(process_count):
     dataset = dataset_of(num_test=30)
     seen, lengths = [], []
     for process in range(process_count):
-        batches = list(data.eval_batches(dataset, 'test', 8, process, process_count))
+        batches = list(eval_batches(dataset, 'test', 8, process, process_count))
         lengths.append(len(batches))
         for batch in batches:
             assert batch['image'].shape == (8 // process_count, 8, 8, 3)
@@ -171,7 +173,7 @@ def test_evaluation_sees_every_example_once(process_count):
 
 
 def test_evaluation_can_be_repeated():
-    batches = data.eval_batches(dataset_of(), 'validation', 8)
+    batches = eval_batches(dataset_of(), 'validation', 8)
     assert_same_batches(list(batches), list(batches))
 
 
@@ -194,9 +196,9 @@ class Dying:
 def test_a_dying_loader_raises_and_does_not_hang():
     dataset = dataset_of()
     train = dataset.splits['train']
-    dying = data.Split(Dying(train.records, 5), train.indices)
-    dataset = data.Dataset(dataset.info, {'train': dying}, dataset.mean, dataset.std)
-    iterator = data.train_batches(dataset, 10, seed=0)
+    dying = Split(Dying(train.records, 5), train.indices)
+    dataset = Dataset(dataset.info, {'train': dying}, dataset.mean, dataset.std)
+    iterator = train_batches(dataset, 10, seed=0)
     with pytest.raises(OSError, match='disk gone'):
         take(iterator, 50)
 
@@ -207,10 +209,10 @@ def test_images_with_nan_are_left_out_and_counted():
     images[[3, 17], 2, 2, 0] = [np.nan, np.inf]
     clean = numbered(10, dtype=np.float32)
     splits = {'train': (images, labels), 'validation': clean, 'test': clean}
-    dataset = data.from_arrays('holes', 5, splits)
+    dataset = sets.from_arrays('holes', 5, splits)
     assert dataset.num_corrupt == {'train': 2, 'validation': 0, 'test': 0}
     assert dataset.info.num_examples['train'] == 38
-    batches = take(data.train_batches(dataset, 19, seed=0), 2)
+    batches = take(train_batches(dataset, 19, seed=0), 2)
     seen = np.concatenate([numbers(dataset, b) for b in batches])
     np.testing.assert_array_equal(np.sort(seen), np.delete(np.arange(40), [3, 17]))
 
@@ -218,15 +220,15 @@ def test_images_with_nan_are_left_out_and_counted():
 def test_errors_name_the_value():
     dataset, grey = dataset_of(), dataset_of(shape=(8, 8, 1))
     with pytest.raises(ValueError, match='batch_size=101'):
-        data.train_batches(dataset, 101, seed=0)
+        train_batches(dataset, 101, seed=0)
     with pytest.raises(ValueError, match='process_count=3'):
-        data.train_batches(dataset, 10, seed=0, process_index=0, process_count=3)
+        train_batches(dataset, 10, seed=0, process_index=0, process_count=3)
     with pytest.raises(ValueError, match='augment=True'):
-        data.train_batches(grey, 10, seed=0, augment=True)
+        train_batches(grey, 10, seed=0, augment=True)
     with pytest.raises(ValueError, match="split='dev'"):
-        data.eval_batches(dataset, 'dev', 10)
+        eval_batches(dataset, 'dev', 10)
     with pytest.raises(ValueError, match='labels 0 to 4: need 0 to 2'):
-        data.from_arrays('x', 3, {'train': numbered(9), 'validation': (), 'test': ()})
+        sets.from_arrays('x', 3, {'train': numbered(9), 'validation': (), 'test': ()})
 
 
 # TFDS sets, in files written here.
@@ -299,26 +301,26 @@ def records_of(n, broken=()):
 @pytest.fixture(params=['in memory', 'on demand'])
 def storage(request, monkeypatch):
     if request.param == 'on demand':
-        monkeypatch.setattr(data, 'IN_MEMORY_BYTES', 0)
+        monkeypatch.setattr(sets, 'IN_MEMORY_BYTES', 0)
     return request.param
 
 
 def test_a_tfds_set_is_read_whole(tmp_path, storage):
     write_tfds(tmp_path, {'train': records_of(50), 'test': records_of(20)})
-    dataset = data.load('tiny_set', str(tmp_path))
-    assert dataset.info == data.DataInfo(
+    dataset = sets.load('tiny_set', str(tmp_path))
+    assert dataset.info == DataInfo(
         'tiny_set', (16, 16, 3), 5, {'train': 45, 'validation': 5, 'test': 20}
     )
     seen = {}
     for split in dataset.splits:
-        batches = list(data.eval_batches(dataset, split, 8))
+        batches = list(eval_batches(dataset, split, 8))
         seen[split] = np.concatenate([numbers(dataset, b)[b['mask']] for b in batches])
         labels = np.concatenate([b['label'][b['mask']] for b in batches])
         np.testing.assert_array_equal(labels, seen[split] % 5)
     np.testing.assert_array_equal(seen['test'], np.arange(20))
     both = np.concatenate([seen['train'], seen['validation']])
     np.testing.assert_array_equal(np.sort(both), np.arange(50))
-    for batch in take(data.train_batches(dataset, 9, seed=0), 5):
+    for batch in take(train_batches(dataset, 9, seed=0), 5):
         np.testing.assert_array_equal(batch['label'], numbers(dataset, batch) % 5)
 
 
@@ -332,12 +334,12 @@ def test_images_that_cannot_be_decoded_are_counted_and_seen_nowhere(tmp_path, st
             'test': records_of(20, broken[:3]),
         },
     )
-    dataset = data.load('tiny_set', str(tmp_path))
-    batches = list(data.eval_batches(dataset, 'test', 8))
+    dataset = sets.load('tiny_set', str(tmp_path))
+    batches = list(eval_batches(dataset, 'test', 8))
     seen = np.concatenate([numbers(dataset, b)[b['mask']] for b in batches])
     np.testing.assert_array_equal(seen, np.delete(np.arange(20), broken[:3]))
-    steps = data.steps_per_epoch(dataset, 8)
-    trained = [numbers(dataset, b) for b in take(data.train_batches(dataset, 8, seed=0), 2 * steps)]
+    steps = steps_per_epoch(dataset, 8)
+    trained = [numbers(dataset, b) for b in take(train_batches(dataset, 8, seed=0), 2 * steps)]
     assert not np.isin(np.concatenate(trained), broken).any()
     assert dataset.num_corrupt == {'train': 4, 'validation': 0, 'test': 3}
     if storage == 'in memory':
@@ -346,40 +348,40 @@ def test_images_that_cannot_be_decoded_are_counted_and_seen_nowhere(tmp_path, st
 
 def test_a_set_without_test_labels_is_tested_on_its_validation_split(tmp_path):
     write_tfds(tmp_path, {'train': records_of(50), 'validation': records_of(20)})
-    num_examples = data.load('tiny_set', str(tmp_path)).info.num_examples
+    num_examples = sets.load('tiny_set', str(tmp_path)).info.num_examples
     assert num_examples == {'train': 45, 'validation': 5, 'test': 20}
 
 
 def test_images_are_resized_on_request(tmp_path):
     write_tfds(tmp_path, {'train': records_of(30), 'test': records_of(20)})
-    dataset = data.load('tiny_set', str(tmp_path), image_size=4)
+    dataset = sets.load('tiny_set', str(tmp_path), image_size=4)
     assert dataset.info.image_shape == (4, 4, 3)
-    batch = next(iter(data.eval_batches(dataset, 'test', 20)))
+    batch = next(iter(eval_batches(dataset, 'test', 20)))
     np.testing.assert_array_equal(numbers(dataset, batch), np.arange(20))
 
 
 def test_a_set_that_is_not_prepared_says_how_to_prepare_it(tmp_path):
     with pytest.raises(ValueError) as error:
-        data.load('cifar100', str(tmp_path))
+        sets.load('cifar100', str(tmp_path))
     command = str(error.value).split('prepare it with: ')[1]
     assert command.startswith("pip install 'vqjax[tfds]' && python -c ")
     assert "'cifar100'" in command and str(tmp_path) in command and 'array_record' in command
     compile(command.split('"')[1], 'command', 'exec')  # the quoted part is Python
     with pytest.raises(ValueError, match="'no_such_set' is neither"):
-        data.load('no_such_set', str(tmp_path))
+        sets.load('no_such_set', str(tmp_path))
 
 
 def test_a_set_in_another_file_format_is_refused(tmp_path):
     write_tfds(tmp_path, {'train': records_of(2)}, file_format='tfrecord')
     with pytest.raises(ValueError, match='file format tfrecord, not array_record; prepare it in'):
-        data.load('tiny_set', str(tmp_path))
+        sets.load('tiny_set', str(tmp_path))
 
 
 def test_a_set_of_something_else_is_refused(tmp_path):
     text = {'pythonClassName': 'tensorflow_datasets.core.features.text_feature.Text', 'text': {}}
     write_tfds(tmp_path, {'train': records_of(2)}, features={'text': text})
     with pytest.raises(ValueError, match='need one uint8 image with one label'):
-        data.load('tiny_set', str(tmp_path))
+        sets.load('tiny_set', str(tmp_path))
 
 
 # The real copies.
@@ -402,8 +404,8 @@ def test_mnist_is_read_without_tensorflow():
 
 @needs_shared
 def test_cifar10_on_demand_is_the_real_one(monkeypatch):
-    monkeypatch.setattr(data, 'IN_MEMORY_BYTES', 0)
-    dataset = data.load('cifar10', str(SHARED))
+    monkeypatch.setattr(sets, 'IN_MEMORY_BYTES', 0)
+    dataset = sets.load('cifar10', str(SHARED))
     assert dataset.info.num_examples == {'train': 45_000, 'validation': 5_000, 'test': 10_000}
     # Published channel means and deviations of CIFAR-10, on the scale 0 to 255.
     np.testing.assert_allclose(dataset.mean, [125.3, 123.0, 113.9], atol=1.5)
@@ -415,8 +417,8 @@ def test_a_batch_costs_far_less_than_a_training_step():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
     splits = dict.fromkeys(('train', 'validation', 'test'), (images, np.zeros(5000, int)))
-    dataset = data.from_arrays('noise', 1, splits)
-    iterator = data.train_batches(dataset, 128, seed=0, augment=True)
+    dataset = sets.from_arrays('noise', 1, splits)
+    iterator = train_batches(dataset, 128, seed=0, augment=True)
     take(iterator, 5)
     seconds = []
     for _ in range(5):  # the best of five, so that a busy machine does not decide

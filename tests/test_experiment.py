@@ -9,11 +9,15 @@ import pytest
 from support import lines, refuse, trained_steps
 from support import small_config as config
 
-from vqjax.studies import comparison, report
-from vqjax.trainer import data, experiment, results, settings
-from vqjax.trainer.correctness import read_correct
-from vqjax.trainer.counts import read_counts
-from vqjax.trainer.parallel import Pmap
+from vqjax import studies
+from vqjax.results import environment
+from vqjax.results.records import read_correct, read_counts
+from vqjax.studies.comparison import report
+from vqjax.trainer import errors, experiment
+from vqjax.trainer.config import fields, settings
+from vqjax.trainer.data import batches
+from vqjax.trainer.files.workdir import Workdir
+from vqjax.trainer.step.parallel import Pmap
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -22,7 +26,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 def done(tmp_path_factory):
     """A finished comparison of two methods and two seeds: (folder, results)."""
     workdir = tmp_path_factory.mktemp('done') / 'run'
-    return workdir, comparison.run(config(), str(workdir))
+    return workdir, studies.run(config(), str(workdir))
 
 
 def test_results_hold_every_figure_of_every_seed(done):
@@ -111,8 +115,8 @@ def test_tensorboard_holds_every_scalar_and_the_use_of_every_code(done):
 
 def test_the_same_command_again_trains_nothing_and_gives_the_same(done, monkeypatch):
     workdir, results = done
-    monkeypatch.setattr(data, 'train_batches', None)  # any training would fail
-    assert comparison.run(config(), str(workdir)) == results
+    monkeypatch.setattr(batches, 'train_batches', None)  # any training would fail
+    assert studies.run(config(), str(workdir)) == results
 
 
 def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
@@ -184,12 +188,12 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, changes, text
 def test_a_start_from_identical_vectors_is_one_line_and_leaves_nothing_behind(
     tmp_path, monkeypatch
 ):
-    real = data.init_batch
+    real = batches.init_batch
 
     def blank(*args):
         return {k: np.zeros_like(v) for k, v in real(*args).items()}
 
-    monkeypatch.setattr(data, 'init_batch', blank)
+    monkeypatch.setattr(batches, 'init_batch', blank)
     refuse('identical', tmp_path / 'run', methods='vq_ema')
     assert not list(tmp_path.iterdir())
 
@@ -211,7 +215,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(done):
-    from vqjax.trainer.workdir import Workdir
 
     workdir, _ = done
     held = Workdir(workdir, config())
@@ -222,12 +225,12 @@ def test_a_folder_in_use_is_refused(done):
 def test_a_configuration_states_only_what_it_varies():
     given = {'quantizers': {'none': None, 'fsq': {'name': 'fsq', 'levels': [5, 5]}}, 'epochs': 3}
     checked = settings.check(given)
-    assert checked.config.keys() == settings.FIELDS.keys()
-    assert {k for k, v in checked.config.items() if v != settings.FIELDS[k].default} == set(given)
-    assert settings.config(**given).to_dict().keys() == checked.config.keys()
-    assert settings.check(settings.config(**given).to_dict()).config == checked.config
-    with pytest.raises(experiment.RunError, match="'epohcs': did you mean epochs"):
-        settings.config(epohcs=3)
+    assert checked.config.keys() == fields.FIELDS.keys()
+    assert {k for k, v in checked.config.items() if v != fields.FIELDS[k].default} == set(given)
+    assert fields.config(**given).to_dict().keys() == checked.config.keys()
+    assert settings.check(fields.config(**given).to_dict()).config == checked.config
+    with pytest.raises(errors.RunError, match="'epohcs': did you mean epochs"):
+        fields.config(epohcs=3)
 
 
 def test_report_reads_what_was_written(done):
@@ -237,7 +240,7 @@ def test_report_reads_what_was_written(done):
 def test_the_command_is_told_without_folders_of_the_machine():
     argv = ['/home/me/vqjax/train.py', '--config', 'configs/mnist.py', '--workdir', '/data/run']
     argv += ['--config.data_dir=/data/tfds', '--config.methods=none,fsq', '--config.note=a b']
-    assert results.command(argv) == (
+    assert environment.command(argv) == (
         'python train.py --config configs/mnist.py --workdir FOLDER --config.data_dir=FOLDER '
         "--config.methods=none,fsq '--config.note=a b'"
     )

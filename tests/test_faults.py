@@ -10,7 +10,7 @@ import pytest
 from support import configuration
 
 from vqjax import FSQ, VQ, VQEMA, Projected, nn, ops, quantizers
-from vqjax.studies import faults
+from vqjax.studies.autopsy import faults
 
 K, D, N = 16, 8, 96
 QUICK = {'init': 'normal', 'revival': None}  # where the start does not matter

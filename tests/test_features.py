@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from support import SMALL, small_config
 
-from vqjax.trainer import data, experiment, features, models, pretrained, runs, settings, training
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import batches, records, sets
+from vqjax.trainer.run import encoded as features
+from vqjax.trainer.run import pretrained, runs
+from vqjax.trainer.step import evaluation, network, starts, steps
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -41,14 +46,14 @@ def calls_of_the_encoder():
     """How often programs with an encoder in them were traced, for training and evaluation."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ('train_step', 'eval_step'):
-            real = getattr(training, name)
+        for module, name in ((steps, 'train_step'), (evaluation, 'eval_step')):
+            real = getattr(module, name)
 
             def traced(task, *args, real=real, name=name):
                 found.append((name, task.model.encoded))
                 return real(task, *args)
 
-            patch.setattr(training, name, traced)
+            patch.setattr(module, name, traced)
         yield found
 
 
@@ -91,10 +96,10 @@ def test_a_run_on_features_that_was_stopped_ends_with_the_same_figures(source, t
 
 def test_the_test_split_is_encoded_when_it_is_opened(source):
     checked = settings.check(second(source))
-    dataset = data.load('digits')
+    dataset = sets.load('digits')
     read = []
 
-    class Watched(data.InMemory):
+    class Watched(records.InMemory):
         def read(self, indices):
             read.append(len(indices))
             return super().read(indices)
@@ -103,25 +108,25 @@ def test_the_test_split_is_encoded_when_it_is_opened(source):
     watched = dataclasses.replace(test, records=Watched(test.records.images, test.records.labels))
     dataset = dataclasses.replace(dataset, splits=dict(dataset.splits) | {'test': watched})
     task = experiment.make_task(checked, 'frozen', dataset)
-    state = training.init_state(task, 0, data.init_batch(dataset, 64, 0)['image'])
+    state = starts.init_state(task, 0, batches.init_batch(dataset, 64, 0)['image'])
 
     def stand_in(state):
         return features.stand_in(dataset, task, features.encoder_of(task, state))
 
     encoded = stand_in(state)
     assert stand_in(state) is encoded
-    next(data.train_batches(encoded, 32, 0))
+    next(batches.train_batches(encoded, 32, 0))
     assert not read and encoded.info.num_examples == dataset.info.num_examples
-    batch = next(iter(data.eval_batches(encoded, 'test', 32)))
+    batch = next(iter(batches.eval_batches(encoded, 'test', 32)))
     assert read
-    images = next(iter(data.eval_batches(dataset, 'test', 32)))
+    images = next(iter(batches.eval_batches(dataset, 'test', 32)))
     z = task.model.clone(axis_name=None).apply(
         {'params': state.params, **state.stats}, images['image'], method='represent'
     )
     np.testing.assert_allclose(batch['image'], z, atol=1e-5)
     np.testing.assert_array_equal(batch['label'], images['label'])
     # Another encoder, other features.
-    other = training.init_state(task, 1, data.init_batch(dataset, 64, 0)['image'])
+    other = starts.init_state(task, 1, batches.init_batch(dataset, 64, 0)['image'])
     assert stand_in(other) is not encoded
 
 
@@ -139,27 +144,27 @@ def test_the_test_split_is_encoded_when_it_is_opened(source):
 def test_only_an_encoder_that_sees_every_image_alike_for_good_is_read_once(changes, expected):
     given = config(**{'methods': 'frozen', 'frozen_epochs': -1} | changes)
     own = settings.check(given).methods['frozen']
-    assert features.may_stand_in(own, data.load('digits')) == expected
+    assert features.may_stand_in(own, sets.load('digits')) == expected
 
 
 def test_a_grid_from_an_encoder_of_vectors_is_standardised_anew(source):
     """Places vary more than their mean over an image; what the head reads stays what it was."""
-    dataset = data.load('digits')
-    images = data.init_batch(dataset, 512, 0)['image']
+    dataset = sets.load('digits')
+    images = batches.init_batch(dataset, 512, 0)['image']
     found = {}
     for bottleneck in ('vector', 'grid'):
         own = settings.check(second(source, bottleneck=bottleneck, methods='none'))
         task = experiment.make_task(own, 'none', dataset)
-        loaded = pretrained.load(str(source), 0, training.state_shapes(task, (8, 8, 1), 64))
+        loaded = pretrained.load(str(source), 0, starts.state_shapes(task, (8, 8, 1), 64))
         assert pretrained.bottleneck_of(str(source), 0) == 'vector'
         if bottleneck != 'vector':
-            loaded = training.restandardize(task, loaded, images)
-        state = training.init_state(task, 0, images, loaded)
+            loaded = starts.restandardize(task, loaded, images)
+        state = starts.init_state(task, 0, images, loaded)
         variables = {'params': state.params, **state.stats}
         model = task.model.clone(axis_name=None)
         z = model.apply(variables, images, method='represent')
         output = model.apply(variables, images, train=False)
-        moments = state.stats['batch_stats'][models.ENCODER]['standardize']
+        moments = state.stats['batch_stats'][network.ENCODER]['standardize']
         found[bottleneck] = np.asarray(z), moments, output
     z, moments, _ = found['grid']
     np.testing.assert_allclose(z.mean((0, 1, 2)), 0, atol=1e-4)

@@ -9,12 +9,15 @@ from support import refuse
 from support import small_config as config
 from test_data import needs_shared
 
-from vqjax import intervals
-from vqjax.studies import comparison, report
-from vqjax.trainer import data, experiment, runs, settings
-from vqjax.trainer.folds import parts_of
-from vqjax.trainer.recordings import Cutting
-from vqjax.trainer.records import InMemory, whole
+from vqjax import intervals, studies
+from vqjax.results import summaries
+from vqjax.trainer import errors, experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import sets, tfds
+from vqjax.trainer.data.folds import parts_of
+from vqjax.trainer.data.recordings import Cutting
+from vqjax.trainer.data.records import InMemory, whole
+from vqjax.trainer.run import runs
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -46,7 +49,7 @@ def test_repetitions_are_dealt_out_in_other_ways_and_always_the_same_ones():
 def test_five_folds_of_digits_are_of_the_sizes_of_its_splits():
     images = []
     for fold in range(5):
-        found = data.load('digits', cutting=Cutting(folds=5, fold=fold))
+        found = sets.load('digits', cutting=Cutting(folds=5, fold=fold))
         assert found.info.num_examples['train'] == 1077
         assert found.info.num_examples['test'] in (359, 360)
         split = found.splits['test']
@@ -55,7 +58,7 @@ def test_five_folds_of_digits_are_of_the_sizes_of_its_splits():
         assert found.mean == pytest.approx(train.mean(), rel=1e-5)  # nothing of the test split
     everything = np.concatenate(images)
     assert len(everything) == 1797
-    for value in (everything, data.load('digits').splits['train'].records.images):
+    for value in (everything, sets.load('digits').splits['train'].records.images):
         assert value.shape[1:] == (8, 8, 1)
 
 
@@ -82,15 +85,15 @@ def test_a_comparison_over_folds_compiles_once_and_goes_on_where_it_stopped(tmp_
 
     def stop_in_the_second_fold(run):
         if run.seed == 1:
-            raise experiment.RunError('stopped')
+            raise errors.RunError('stopped')
         finish(run)
 
     monkeypatch.setattr(runs.Run, 'finish', stop_in_the_second_fold)
-    with pytest.raises(experiment.RunError, match='stopped'):
-        comparison.run(given, str(tmp_path / 'run'))
+    with pytest.raises(errors.RunError, match='stopped'):
+        studies.run(given, str(tmp_path / 'run'))
     assert compiled == ['none']
     monkeypatch.setattr(runs.Run, 'finish', finish)
-    results = comparison.run(given, str(tmp_path / 'run'))
+    results = studies.run(given, str(tmp_path / 'run'))
     assert compiled == ['none', 'none', 'vq_ema']  # once a method and command, for all folds
     kept = json.loads((tmp_path / 'run' / 'results.json').read_text())
     for method in kept['methods'].values():
@@ -103,14 +106,14 @@ def test_a_comparison_over_folds_compiles_once_and_goes_on_where_it_stopped(tmp_
     apart = [a['accuracy'] - b['accuracy'] for a, b in zip(vq, none, strict=True)]
     ratio = 599 / none[0]['fold']['train']
     expected = intervals.corrected_t(apart, ratio)
-    assert report.paired_difference(vq, none, 'accuracy') == pytest.approx(expected)
+    assert summaries.paired_difference(vq, none, 'accuracy') == pytest.approx(expected)
     text = (tmp_path / 'run' / 'report.md').read_text()
     assert '2 methods, 3 folds each' in text and 'Nadeau and Bengio 2003' in text
 
 
 def test_fewer_seeds_than_folds_are_the_first_folds(tmp_path):
     given = config(folds=5, seeds=1, methods='none', epochs=1)
-    seeds = comparison.run(given, str(tmp_path / 'run'))['methods']['none']['seeds']
+    seeds = studies.run(given, str(tmp_path / 'run'))['methods']['none']['seeds']
     assert [s['fold']['fold'] for s in seeds] == [0] and seeds[0]['correct']['examples'] == 360
 
 
@@ -141,22 +144,20 @@ def read_of(splits):
 
 @pytest.mark.parametrize('split', ['test', 'validation'])
 def test_a_fixed_test_set_is_kept_as_it_is(monkeypatch, split):
-    from vqjax.trainer import tfds_records
 
-    monkeypatch.setattr(tfds_records, 'open_recordings', lambda *_: None)
-    monkeypatch.setattr(data, '_read_once', read_of({'train': 80, split: 20}))
+    monkeypatch.setattr(tfds, 'open_recordings', lambda *_: None)
+    monkeypatch.setattr(sets, '_read_once', read_of({'train': 80, split: 20}))
     with pytest.raises(ValueError, match=f"'own' has a {split} split of its own, and a fixed one"):
-        data.load('own', cutting=Cutting(folds=4))
+        sets.load('own', cutting=Cutting(folds=4))
 
 
 def test_a_set_without_a_test_split_is_dealt_out(monkeypatch):
-    from vqjax.trainer import tfds_records
 
-    monkeypatch.setattr(tfds_records, 'open_recordings', lambda *_: None)
-    monkeypatch.setattr(data, '_read_once', read_of({'train': 100}))
+    monkeypatch.setattr(tfds, 'open_recordings', lambda *_: None)
+    monkeypatch.setattr(sets, '_read_once', read_of({'train': 100}))
     tested = Counter()
     for fold in range(4):
-        found = data.load('own', cutting=Cutting(folds=4, fold=fold))
+        found = sets.load('own', cutting=Cutting(folds=4, fold=fold))
         assert found.info.num_examples == {'train': 67, 'validation': 8, 'test': 25}
         images, _, good = found.splits['test'].read(np.arange(25))
         assert good.all()
@@ -168,5 +169,5 @@ def test_a_set_without_a_test_split_is_dealt_out(monkeypatch):
 def test_mnist_keeps_its_test_split():
     from test_data import SHARED
 
-    with pytest.raises(settings.RunError, match='dataset mnist: .* kept as it is: set folds to 0'):
-        settings.load_dataset('mnist', str(SHARED), Cutting(folds=5))
+    with pytest.raises(errors.RunError, match='dataset mnist: .* kept as it is: set folds to 0'):
+        sets.load_dataset('mnist', str(SHARED), Cutting(folds=5))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vqjax import VQ, VQEMA, Projected, health
-from vqjax.studies import faults
+from vqjax.studies.autopsy import faults
 
 K, CLASSES, BATCH = 256, 10, 64
 

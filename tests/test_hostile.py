@@ -11,12 +11,19 @@ import numpy as np
 import pytest
 from support import refuse, small_config
 
-from vqjax.trainer import data, experiment, files, logs, settings, sizes
-from vqjax.trainer.checkpoints import differences
-from vqjax.trainer.counts import pack_counts
-from vqjax.trainer.fields import FIELDS, RunError
-from vqjax.trainer.records import Split
-from vqjax.trainer.workdir import Workdir
+from vqjax import atomic
+from vqjax.results.records import pack_counts
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.config.fields import FIELDS
+from vqjax.trainer.data import sets
+from vqjax.trainer.data.records import Split
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.files import recorder
+from vqjax.trainer.files.checkpoints import differences
+from vqjax.trainer.files.workdir import Workdir
+from vqjax.trainer.run import memory, plan
+from vqjax.trainer.step import starts
 
 FSQ = {'name': 'fsq', 'levels': (3,) * 16}
 
@@ -104,23 +111,23 @@ def test_a_model_larger_than_the_memory_is_refused_before_anything_is_made(
 
 def test_sizes_are_measured_and_not_guessed(monkeypatch):
     checked = settings.check(small_config(methods='none'))
-    task = experiment.make_task(checked, 'none', data.load('digits'))
-    state = experiment.training.state_shapes(task, (8, 8, 1), 1)
+    task = experiment.make_task(checked, 'none', sets.load('digits'))
+    state = starts.state_shapes(task, (8, 8, 1), 1)
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params)))
     pages = {'SC_PAGE_SIZE': 1, 'SC_PHYS_PAGES': needed * jax.local_device_count()}
-    monkeypatch.setattr(sizes.os, 'sysconf', pages.__getitem__)
-    sizes.check_memory(checked.methods['none'], task, (8, 8, 1))
+    monkeypatch.setattr(memory.os, 'sysconf', pages.__getitem__)
+    memory.check_memory(checked.methods['none'], task, (8, 8, 1))
     pages['SC_PHYS_PAGES'] -= 1
     with pytest.raises(RunError, match='GB, and there are'):
-        sizes.check_memory(checked.methods['none'], task, (8, 8, 1))
+        memory.check_memory(checked.methods['none'], task, (8, 8, 1))
 
 
 def test_an_epoch_far_beyond_the_end_is_the_end():
     far = {'eval_every': 3e38, 'warmup_epochs': 3e38, 'frozen_epochs': 3e38, 'epochs': 2}
     checked = settings.check(small_config(**far)).methods['none']
-    plan = experiment.plan(checked, data.load('digits'))
-    assert plan.num_steps == plan.every_eval == plan.warmup == plan.frozen == 8
-    assert plan.steps_per_call == 8  # not 16 batches at once where there are 8
+    found = plan.plan(checked, sets.load('digits'))
+    assert found.num_steps == found.every_eval == found.warmup == found.frozen == 8
+    assert found.steps_per_call == 8  # not 16 batches at once where there are 8
 
 
 def test_not_a_number_is_equal_to_itself_where_configurations_are_compared():
@@ -208,7 +215,7 @@ def test_a_configuration_of_before_a_field_existed_is_the_same_configuration(fol
 
 
 def test_records_are_read_as_far_as_they_were_written(folder):
-    file = logs.records_file(folder.path, 'none', 0)
+    file = recorder.records_file(folder.path, 'none', 0)
     with pytest.raises(RunError, match='is missing, with what every step'):
         folder.history('none', 0)
     file.parent.mkdir(parents=True)
@@ -221,7 +228,7 @@ def test_a_damaged_line_of_records_is_named(tmp_path, line):
     file = tmp_path / 'seed_0.jsonl'
     file.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(RunError, match='is damaged in line 2 ') as error:
-        logs.read_lines(file)
+        recorder.read_lines(file)
     sentence(error)
 
 
@@ -237,14 +244,14 @@ def test_a_folder_that_cannot_be_is_one_sentence(path):
 
 def test_what_cannot_be_written_whole_is_not_written(tmp_path, monkeypatch):
     target = tmp_path / 'results.json'
-    files.replace_file(target, 'before')
+    atomic.replace_file(target, 'before')
 
     def full(_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(files.os, 'fsync', full)
+    monkeypatch.setattr(atomic.os, 'fsync', full)
     with pytest.raises(OSError):
-        files.replace_file(target, 'after')
+        atomic.replace_file(target, 'after')
     assert [p.name for p in tmp_path.iterdir()] == ['results.json']
     assert target.read_text() == 'before'
 
@@ -309,15 +316,15 @@ def arrays(number=20, shape=(4, 4, 1), classes=3):
 def test_arrays_that_are_no_data_set_are_refused(splits, text):
     whole = {split: arrays() for split in ('train', 'validation', 'test')}
     with pytest.raises(ValueError, match=text) as error:
-        data.from_arrays('mine', 3, whole | splits)
+        sets.from_arrays('mine', 3, whole | splits)
     sentence(error)
 
 
 @pytest.mark.parametrize('number, text', [(1, 'one class'), (3, 'batch_size=256: need 1 to 20')])
 def test_a_set_that_cannot_be_trained_on_is_one_sentence(tmp_path, monkeypatch, number, text):
     splits = {split: arrays(classes=number) for split in ('train', 'validation', 'test')}
-    mine = data.from_arrays('mine', number, splits)
-    monkeypatch.setattr(experiment, 'load_dataset', lambda *_: mine)
+    mine = sets.from_arrays('mine', number, splits)
+    monkeypatch.setattr(sets, 'load_dataset', lambda *_: mine)
     refuse(text, tmp_path / 'run', batch_size=8 if number == 1 else 256)
     assert not list(tmp_path.iterdir())
 
@@ -338,9 +345,9 @@ class Gone:
 
 
 def test_data_that_go_away_end_the_run_in_one_sentence(tmp_path, monkeypatch):
-    mine = data.from_arrays('mine', 3, {s: arrays() for s in ('train', 'validation', 'test')})
+    mine = sets.from_arrays('mine', 3, {s: arrays() for s in ('train', 'validation', 'test')})
     mine.splits['train'] = Split(Gone(), np.arange(20))
-    monkeypatch.setattr(experiment, 'load_dataset', lambda *_: mine)
+    monkeypatch.setattr(sets, 'load_dataset', lambda *_: mine)
     refuse('none seed 0: dataset=', tmp_path / 'run', methods='none', batch_size=4, epochs=9)
 
 
@@ -363,5 +370,5 @@ def test_a_damaged_folder_of_data_is_one_sentence(tmp_path, damage):
     shutil.copytree(source, folder)
     damage(folder)
     with pytest.raises(RunError, match='dataset mnist') as error:
-        settings.load_dataset('mnist', str(tmp_path))
+        sets.load_dataset('mnist', str(tmp_path))
     sentence(error)

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from vqjax.trainer.lock import FolderInUse, FolderLock
+from vqjax.trainer.errors import FolderInUse
+from vqjax.trainer.files.lock import FolderLock
 
 BEAT = 0.1
 HOLDER = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vqjax import FSQ, Projected
-from vqjax.trainer import models
+from vqjax.trainer.step import network
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -20,7 +20,7 @@ def test_every_method_starts_from_the_same_encoder_and_head():
     x = images(32, 8, 8, 1)
     params = []
     for quantizer in (None, Projected(FSQ((5, 5)), 2)):
-        model = models.Classifier(10, quantizer, features=16)
+        model = network.Classifier(10, quantizer, features=16)
         variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(3), x)
         params.append({k: v for k, v in variables['params'].items() if k != 'quantize'})
     jax.tree.map(np.testing.assert_array_equal, *params)
@@ -29,7 +29,7 @@ def test_every_method_starts_from_the_same_encoder_and_head():
 def test_fsq_codes_of_a_fresh_model_spread_however_small_its_features():
     """Bounded quantizers round tiny or shared features to one code: the collapse that was seen."""
     x = images(256, 8, 8, 1)
-    model = models.Classifier(10, Projected(FSQ((8, 8, 8, 5, 5, 5)), 6), features=16)
+    model = network.Classifier(10, Projected(FSQ((8, 8, 8, 5, 5, 5)), 6), features=16)
     variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), x)
     shrunk = jax.tree.map(lambda p: p, variables['params'])
     shrunk['encode']['Dense_0']['kernel'] *= 0.05

@@ -7,9 +7,14 @@ import pytest
 from support import SMALL, small_config, trained_steps
 
 from vqjax.codec import Codec, fit
-from vqjax.trainer import data, experiment, settings, training
-from vqjax.trainer.counts import read_counts
-from vqjax.trainer.settings import RunError
+from vqjax.results.records import read_counts
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import sets
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.run.runs import score
+from vqjax.trainer.step import starts
+from vqjax.trainer.step.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -47,13 +52,13 @@ def config(**changes):
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
     """(folder, results, the state that each run started with)."""
-    workdir, starts, real = tmp_path_factory.mktemp('done') / 'run', [], training.init_state
+    workdir, states, real = tmp_path_factory.mktemp('done') / 'run', [], starts.init_state
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            training, 'init_state', lambda *a: starts.append(jax.device_get(real(*a))) or starts[-1]
+            starts, 'init_state', lambda *a: states.append(jax.device_get(real(*a))) or states[-1]
         )
         results = experiment.run(config(), str(workdir))
-    return workdir, results, dict(zip(results['methods'], starts, strict=True))
+    return workdir, results, dict(zip(results['methods'], states, strict=True))
 
 
 def test_a_weight_of_zero_is_the_run_without_the_loss_of_the_quantizer(done):
@@ -100,7 +105,7 @@ def test_a_tokenizer_minimises_its_reconstruction_and_leaves_the_head_alone(done
 def test_the_codec_of_a_tokenizer_gives_the_codes_it_counted(done):
     """Its model has no batch statistics at all."""
     images = Codec.from_workdir(done[0], 'tokenizer')
-    codes = images.encode(data.load('digits').splits['test'].read(np.arange(360))[0])
+    codes = images.encode(sets.load('digits').splits['test'].read(np.arange(360))[0])
     assert codes.shape == (360, 2, 2)
     counted = read_counts(done[1]['methods']['tokenizer']['seeds'][0])
     np.testing.assert_array_equal(np.bincount(codes.ravel(), minlength=16), counted)
@@ -114,7 +119,7 @@ def test_a_quantizer_of_grids_trains_and_its_codec_takes_images(done, tmp_path):
     assert counts.shape == (16,) and counts.sum() == 5 * 360
     assert method['bits'] == 5 * 4 and measured['tokens'] == 5 * 360
     codec = Codec.from_workdir(done[0], 'scales')
-    images = data.load('digits').splits['test'].read(np.arange(360))[0]
+    images = sets.load('digits').splits['test'].read(np.arange(360))[0]
     codes = codec.encode(images)
     assert codes.shape == (360, 5)
     np.testing.assert_array_equal(np.bincount(codes.ravel(), minlength=16), counts)
@@ -133,7 +138,6 @@ def test_a_quantizer_of_grids_trains_and_its_codec_takes_images(done, tmp_path):
 
 def test_the_best_tokenizer_is_the_one_of_least_error(done):
     """A score of accuracy would be that of a head that never learns."""
-    from vqjax.trainer.runs import score
 
     methods = settings.check(config()).methods
     record = {'accuracy': 0.1, 'reconstruction_error': 0.3}
@@ -176,7 +180,7 @@ def test_a_wrong_value_is_refused_by_name_in_the_config_and_in_an_override(chang
 
 @pytest.mark.parametrize('warmup_steps', [0, 3])
 def test_a_constant_rate_is_the_same_at_every_step_after_the_warm_up(warmup_steps):
-    optimizer = training.make_optimizer(
+    optimizer = make_optimizer(
         0.5, 10, warmup_steps=warmup_steps, weight_decay=1.0, schedule='constant'
     )
     params = {'kernel': jnp.ones((2, 2))}
@@ -194,7 +198,7 @@ def test_a_frozen_encoder_moves_by_nothing_until_its_steps_are_over():
     params = {'encode': {'w': jnp.ones((2, 2))}, 'hidden': {'w': jnp.ones((2, 2))}}
     gradient = jax.tree.map(jnp.ones_like, params)
     for frozen, moving in ((3, [False] * 3 + [True] * 3), (-1, [False] * 6), (0, [True] * 6)):
-        optimizer = training.make_optimizer(
+        optimizer = make_optimizer(
             0.1, 6, weight_decay=0.1, schedule='constant', frozen_steps=frozen
         )
         state = optimizer.init(params)

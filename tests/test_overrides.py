@@ -3,7 +3,7 @@
 import pytest
 from support import refuse, small_config
 
-from vqjax.trainer import settings
+from vqjax.trainer.config import fields, settings
 
 # A value other than that of small_config, for every field that may differ between methods.
 OTHER = {
@@ -41,7 +41,7 @@ def test_an_override_changes_that_field_of_that_method_alone(field):
 
 
 def test_every_field_may_be_overridden_but_those_that_methods_share():
-    assert OTHER.keys() | set(SHARED) == settings.FIELDS.keys()
+    assert OTHER.keys() | set(SHARED) == fields.FIELDS.keys()
     assert not OTHER.keys() & set(SHARED)
 
 

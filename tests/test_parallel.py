@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support import ROOT, run_on
 
-from vqjax.trainer import experiment
-from vqjax.trainer.parallel import Jit, Pmap
+from vqjax.trainer import errors, experiment
+from vqjax.trainer.step.parallel import Jit, Pmap
 
 # One process of 8 devices trains every form: digits, 20 steps, every one of them told. Under jit
 # with rows split, a copy of the run under pmap goes on from its checkpoint of step 8.
@@ -136,7 +136,7 @@ def test_bad_forms_are_one_line_and_leave_nothing_behind(tmp_path, fields, messa
     sys.path.insert(0, str(ROOT))
     from configs import base
 
-    with pytest.raises(experiment.RunError) as error:
+    with pytest.raises(errors.RunError) as error:
         experiment.run(base.get_config().to_dict() | fields, str(tmp_path / 'run'))
     assert message in str(error.value) and '\n' not in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from vqjax.studies import peers, segmentation
+from vqjax.studies.behaviour import peers, segmentation
 
 
 def sessions(seed, noise=0.5, count=3, steps=120):

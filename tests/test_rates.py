@@ -13,13 +13,15 @@ import pytest
 from rich.console import Console
 from support import ROOT, configuration
 
-from vqjax import health, make, metrics, quantizers
+from vqjax import health, make, metrics, quantizers, studies
 from vqjax.metrics import Interval
-from vqjax.studies import rates, rates_curves, rates_plots, rates_report
-from vqjax.studies.rates_curves import Point, enough
-from vqjax.trainer import data, experiment, settings
-from vqjax.trainer.counts import read_counts
-from vqjax.trainer.summaries import summarise
+from vqjax.results.records import read_counts
+from vqjax.results.summaries import summarise
+from vqjax.studies.rates import curves, plots, report
+from vqjax.studies.rates.curves import Point, enough
+from vqjax.trainer import errors, experiment
+from vqjax.trainer.config import fields, settings
+from vqjax.trainer.data import sets
 
 ONE_CODEBOOK = ('vq_ema', 'sim_vq', 'gumbel')
 
@@ -65,9 +67,9 @@ def test_levels_are_those_of_the_paper(config):
 
 
 def test_every_method_builds_for_its_bottleneck_and_differs_in_nothing_else(config):
-    given, dataset = settings.check(config), data.load('digits')
+    given, dataset = settings.check(config), sets.load('digits')
     z = jax.ShapeDtypeStruct((1024, 2, 2, 128), np.float32)
-    own = set(settings.FIELDS) - {'methods', 'overrides', 'quantizer_weight', 'bottleneck'}
+    own = set(fields.FIELDS) - {'methods', 'overrides', 'quantizer_weight', 'bottleneck'}
     for name, method in given.methods.items():
         assert method.bottleneck == ('grid' if name.endswith('-grid') else 'vector')
         assert all(getattr(method, field) == config[field] for field in own), name
@@ -84,7 +86,7 @@ def test_an_argument_chooses_the_bottleneck():
     source = sys.modules['configs.rates']
     both, one, other = (set(source.get_config(k).quantizers) for k in ('both', 'vector', 'grid'))
     assert one | other == both and not one & other and len(one) == len(other) == 40
-    with pytest.raises(settings.RunError, match='bottleneck is .cube.: choose one of both'):
+    with pytest.raises(errors.RunError, match='bottleneck is .cube.: choose one of both'):
         source.get_config('cube')
 
 
@@ -167,18 +169,18 @@ def results():
 
 
 def test_methods_are_compared_with_none_of_their_own_bottleneck(results):
-    vector, grid = (rates_curves.curves(results, kind) for kind in ('vector', 'grid'))
+    vector, grid = (curves.curves(results, kind) for kind in ('vector', 'grid'))
     assert [p.name for p in vector['fsq']] == ['fsq-4', 'fsq-8']  # by bits
     assert [p.difference.mean for p in vector['fsq']] == pytest.approx([-0.3, -0.005])
     assert grid['vq_ema'][0].difference.mean == pytest.approx(0.001)
     assert grid['vq_ema'][0].image_bits == 16.0
     # The grid's own, or none at all.
     del results['methods']['none-grid']
-    assert rates_curves.curves(results, 'grid')['vq_ema'][0].difference is None
+    assert curves.curves(results, 'grid')['vq_ema'][0].difference is None
 
 
 def test_the_table_of_what_is_enough_follows_from_the_differences(results):
-    assert list(rates_report.enough_rows(results)) == [
+    assert list(report.enough_rows(results)) == [
         [
             'quantizer', 'vector, shown', 'vector, point estimate', 'grid, shown',
             'grid, point estimate',
@@ -189,23 +191,23 @@ def test_the_table_of_what_is_enough_follows_from_the_differences(results):
 
 
 def test_a_row_has_bits_accuracy_difference_use_and_collapses(results):
-    header, four, eight, *_ = rates_report.point_rows(results, 'vector')
+    header, four, eight, *_ = report.point_rows(results, 'vector')
     assert len(header) == len(four) == 12
     assert four[:3] == ['FSQ', '16', '4'] and four[9] == '2 of 5' and eight[9] == '0 of 5'
     assert header[10:] == ['ECE', 'ECE at fitted T'] and four[10:] == ['0.020', '0.010']
     assert eight[1:5] == ['240', '7.91', '7.91', '97.1']
     assert eight[6:9] == ['-0.5', '-0.5 to -0.5', '50%']
     # Of 5 folds, one test image for three of training: t4 sqrt(1/5 + 1/3) s either way.
-    _, _, _, unsure, _ = rates_report.point_rows(results, 'vector')
+    _, _, _, unsure, _ = report.point_rows(results, 'vector')
     s = np.std([0.02, -0.03, 0.02, -0.03, 0.0], ddof=1)
     half = 2.776445 * math.sqrt(1 / 5 + 1 / 3) * s
     assert unsure[7] == f'{100 * (-0.004 - half):+.1f} to {100 * (-0.004 + half):+.1f}'
-    grid = list(rates_report.point_rows(results, 'grid'))
+    grid = list(report.point_rows(results, 'grid'))
     assert grid[1][:4] == ['VQ-EMA', '16', '4', '16'] and len(grid) == 2
 
 
 def test_the_findings_are_those_of_the_results(results):
-    said = rates_report.findings(results)
+    said = report.findings(results)
     assert said[0] == (
         '**vector, 1 token an image**: without a quantizer 97.6% (95.3 to 99.9). Bits a token '
         'within 1 point of it, shown: FSQ (7.91). By the point estimate: VQ-EMA (4), FSQ (7.91).'
@@ -217,24 +219,24 @@ def test_the_findings_are_those_of_the_results(results):
     assert '25% (`vq_ema-4`) to 50%' in text and '2 of 20 runs collapsed (`fsq-4` 2)' in text
     # A family that is never near is named.
     results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0)
-    assert 'Not at any rate: VQ-EMA.' in rates_report.findings(results)[0]
+    assert 'Not at any rate: VQ-EMA.' in report.findings(results)[0]
 
 
 def test_a_point_that_has_not_converged_is_marked_wherever_it_stands(results):
-    assert '†' not in str(list(rates_report.point_rows(results, 'vector')))
+    assert '†' not in str(list(report.point_rows(results, 'vector')))
     results['methods']['fsq-4']['rise'], results['methods']['fsq-8']['rise'] = 0.05, 0.009
     (_, four, eight, *_), text = (
-        rates_report.point_rows(results, 'vector'), rates_report.markdown(results),
+        report.point_rows(results, 'vector'), report.markdown(results),
     )  # fmt: skip
     assert (four[4], eight[4]) == ('67.6†', '97.1')
     assert 'Not converged (†): fsq-4 +5.0 points of training accuracy' in text
-    axis = rates_plots.figure(results).axes[0]
+    axis = plots.figure(results).axes[0]
     hollow = [line.get_ydata() for line in axis.lines if line.get_markerfacecolor() == 'white']
     assert np.concatenate(hollow) == pytest.approx([32.4])
 
 
 def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns(results, tmp_path):
-    rates_report.write(tmp_path, results)
+    report.write(tmp_path, results)
     text = (tmp_path / 'report.md').read_text()
     places = [text.index(f'\n## {part}') for part in ('What was found', 'Bits a token', 'Vector',
                                                       'Grid', 'How it was made')]  # fmt: skip
@@ -250,14 +252,14 @@ def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns
     }
     wide = results | {'methods': results['methods'] | names}
     console = Console(width=200, file=io.StringIO())
-    console.print(rates_report.table(wide))
+    console.print(report.table(wide))
     printed = console.file.getvalue()
     assert max(len(line.rstrip()) for line in printed.splitlines()) < 100
     assert '…' not in printed and ' Gumbel-Softmax ' in printed
 
 
 def test_a_line_of_the_picture_has_the_errors_of_the_results(results):
-    left, right = (a for a in rates_plots.figure(results).axes if a.get_xlabel() == 'bits a token')
+    left, right = (a for a in plots.figure(results).axes if a.get_xlabel() == 'bits a token')
     assert left.get_yscale() == 'log' and left.get_title(loc='left').startswith('digits: vector')
     drawn = [line.get_ydata() for c in left.containers for line in [c.lines[0]]]
     np.testing.assert_allclose(drawn[0], [32.4, 2.9], rtol=1e-6)  # FSQ at 4 and 8 bits
@@ -271,7 +273,7 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(
         'methods': 'none-grid,product-4-grid', 'folds': 2, 'seeds': 2, 'width': 4, 'features': 8,
         'epochs': 1, 'batch_size': 256, 'init_batch_size': 64, 'writers': '',
     }  # fmt: skip
-    found = rates.run(given, str(tmp_path / 'run'))['methods']
+    found = studies.run(given, str(tmp_path / 'run'))['methods']
     assert 'bits_per_token' not in found['none-grid']
     assert (found[name]['bits_per_token'], found[name]['bits']) == (4.0, 16.0)
     for seed in found[name]['seeds']:
@@ -299,7 +301,7 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(
 def test_a_committed_report_is_that_of_its_committed_results(part):
     folder = ROOT / 'docs' / part
     results = json.loads((folder / 'results.json').read_text())
-    kept, made = (folder / 'report.md').read_text(), rates_report.markdown(results)
+    kept, made = (folder / 'report.md').read_text(), report.markdown(results)
     if results['environment']['python'] == platform.python_version():
         assert kept == made
     # Elsewhere NumPy may add up in another order: a bound between two digits goes to either.
@@ -312,7 +314,7 @@ def test_a_committed_report_is_that_of_its_committed_results(part):
 @pytest.mark.parametrize('least, most', [(0.82, 0.85), (0.5, 0.85), (0.12, 0.99), (0.9, 1.0)])
 def test_whatever_the_accuracies_the_axis_names_some_and_ends_above_the_best(results, least, most):
     results['methods'] = {'none': method([most] * 5), 'fsq-8': method([least] * 5, 8.0)}
-    axis = rates_plots.figure(results).axes[0]
+    axis = plots.figure(results).axes[0]
     worst, best = axis.get_ylim()
     assert 3 <= sum(best <= tick <= worst for tick in axis.get_yticks()) <= 12
     if most < 1:  # else a log scale cannot show it

@@ -13,18 +13,15 @@ from hypothesis import strategies as st
 from support import refuse, start
 
 from vqjax import VQEMA, sensors
-from vqjax.trainer import (
-    data,
-    experiment,
-    finished,
-    folds,
-    models,
-    recording_files,
-    recordings,
-    steps,
-    training,
-)
-from vqjax.trainer.recordings import Cutting, Recording, from_recordings
+from vqjax.trainer import experiment
+from vqjax.trainer.data import batches, folds, recording_files, recordings, sets
+from vqjax.trainer.data.recordings import Cutting, Recording, from_recordings
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.run import finished
+from vqjax.trainer.step import evaluation, network
+from vqjax.trainer.step.starts import init_state
+from vqjax.trainer.step.steps import gradients, train_step
+from vqjax.trainer.step.task import Task
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 NAN = float('nan')
@@ -142,7 +139,7 @@ def test_whole_recordings_of_other_lengths_are_padded_to_the_longest():
     splits = {s: [Recording(wave(5, n), 'a') for n in own] for s, own in lengths.items()}
     found = from_recordings('x', splits)
     assert found.info.image_shape == (1, 14, 3) and found.cutting == Cutting(14, 14, True)
-    batch = data.init_batch(found, 3, seed=0)
+    batch = batches.init_batch(found, 3, seed=0)
     assert sorted(np.isfinite(batch['image']).all(-1).sum((1, 2))) == [7, 9, 12]
 
 
@@ -165,7 +162,7 @@ def test_missing_steps_are_counted_and_windows_without_any_are_left_out(caplog):
     }  # fmt: skip
     assert found.num_corrupt == {'train': 0, 'validation': 0, 'test': 3}
     assert '45 of 360 steps of split test are missing and masked; 3 windows left out' in caplog.text
-    masks = [b['mask'].sum() for b in data.eval_batches(found, 'test', 8)]
+    masks = [b['mask'].sum() for b in batches.eval_batches(found, 'test', 8)]
     assert sum(masks) == 27
 
 
@@ -173,7 +170,7 @@ def test_missing_steps_are_counted_and_windows_without_any_are_left_out(caplog):
 
 
 def classifier(bottleneck='grid', **fields):
-    return models.Classifier(3, VQEMA(8), 'sensor', 8, bottleneck, width=4, **fields)
+    return network.Classifier(3, VQEMA(8), 'sensor', 8, bottleneck, width=4, **fields)
 
 
 def beyond(images, steps):
@@ -204,16 +201,14 @@ def test_a_padded_window_has_the_logits_and_codes_of_the_short_one(bottleneck):
 def test_a_training_step_on_padded_windows_is_that_on_the_short_ones(bottleneck, accumulate):
     """Gradient, batch and codebook statistics, and all that is measured."""
     batch, outcomes = batch_of(), []
-    task = training.Task(
-        classifier(bottleneck, decoded_shape=None), optax.sgd(0.1), accumulate=accumulate
-    )
-    state = training.init_state(task, 0, batch['image'])
-    padded = training.init_state(task, 0, beyond(batch['image'], 14))
+    task = Task(classifier(bottleneck, decoded_shape=None), optax.sgd(0.1), accumulate=accumulate)
+    state = init_state(task, 0, batch['image'])
+    padded = init_state(task, 0, beyond(batch['image'], 14))
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(padded), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     for more in (0, 14):
         given = batch | {'image': beyond(batch['image'], more)}
-        outcomes.append(jax.jit(training.train_step, static_argnums=0)(task, state, given))
+        outcomes.append(jax.jit(train_step, static_argnums=0)(task, state, given))
     for a, b in zip(*map(jax.tree.leaves, outcomes), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -222,10 +217,10 @@ def test_the_reconstruction_error_is_over_the_steps_that_are_there():
     batch = batch_of(steps=20)
     batch['image'][3, 0, 6:, 0] = NAN
     model = classifier(decoded_shape=(1, 20, 3))
-    task = training.Task(model, optax.sgd(0.1), reconstruction_weight=1.0)
-    state = training.init_state(task, 0, batch['image'])
+    task = Task(model, optax.sgd(0.1), reconstruction_weight=1.0)
+    state = init_state(task, 0, batch['image'])
     batch |= {'mask': np.ones(12, bool)}
-    _, measured = jax.jit(training.eval_step, static_argnums=0)(task, state, batch)
+    _, measured = jax.jit(evaluation.eval_step, static_argnums=0)(task, state, batch)
     output = model.apply({'params': state.params, **state.stats}, batch['image'], train=False)
     errors = [
         float(np.mean((np.asarray(d) - x)[np.isfinite(x).all(-1)] ** 2))
@@ -233,16 +228,16 @@ def test_the_reconstruction_error_is_over_the_steps_that_are_there():
     ]
     assert output.decoded.shape == (12, 1, 20, 3)
     np.testing.assert_allclose(measured['reconstruction_error'], sum(errors), rtol=1e-5)
-    grads = jax.jit(steps.gradients, static_argnums=0)(task, state, batch)[0]
+    grads = jax.jit(gradients, static_argnums=0)(task, state, batch)[0]
     assert all(np.isfinite(x).all() and x.any() for x in jax.tree.leaves(grads['decoder']))
 
 
 def test_a_window_without_a_step_counts_as_corrupt():
     batch = batch_of()
     batch['image'][5] = NAN
-    task = training.Task(classifier(), optax.sgd(0.1))
-    state = training.init_state(task, 0, batch['image'])
-    measured = jax.jit(steps.gradients, static_argnums=0)(task, state, batch)[2]
+    task = Task(classifier(), optax.sgd(0.1))
+    state = init_state(task, 0, batch['image'])
+    measured = jax.jit(gradients, static_argnums=0)(task, state, batch)[2]
     assert int(measured['corrupt']) == 1 and np.asarray(measured['finite']).all()
     real = sensors.real_places('sensor', 'grid', jnp.asarray(batch['image']))
     assert real.sum() == 11 * 5 and not real[5].any()
@@ -267,7 +262,7 @@ def test_a_folder_is_read_with_its_splits_rates_and_subjects(tmp_path):
     parts = {'train': own[:12], 'test': own[12:]}
     for split, recordings_ in parts.items():
         write(tmp_path / split, recordings_, rate=50)
-    found = data.load('recordings', str(tmp_path), cutting=Cutting(20, 10))
+    found = sets.load('recordings', str(tmp_path), cutting=Cutting(20, 10))
     assert found.rate == 50.0 and found.labels == ('quick', 'shake', 'slow')
     assert [len(found.recordings[s]) for s in ('train', 'validation', 'test')] == [9, 3, 6]
     assert {r.subject for r in found.recordings['test']} == {'subject 4', 'subject 5'}
@@ -278,12 +273,12 @@ def test_a_folder_is_read_with_its_splits_rates_and_subjects(tmp_path):
         np.savez(tmp_path / 'train' / f'{i:03}.npz', signals=own[0].signals, label=i % 2 * 9 + 1)
     for path in (tmp_path / 'test').iterdir():
         np.savez(path, signals=own[0].signals, label=10)
-    assert data.load('recordings', str(tmp_path)).labels == ('1', '10')
+    assert sets.load('recordings', str(tmp_path)).labels == ('1', '10')
 
 
 def test_the_watch_recordings_are_those_of_the_archive():
     pytest.importorskip('aeon')
-    found = data.load('basic_motions', cutting=Cutting(50, 10))
+    found = sets.load('basic_motions', cutting=Cutting(50, 10))
     assert found.labels == ('badminton', 'running', 'standing', 'walking') and found.rate == 10.0
     assert found.info.image_shape == (1, 50, 6)
     counts = found.counts()
@@ -297,7 +292,7 @@ def test_the_watch_recordings_are_those_of_the_archive():
 
 def test_the_vowels_have_other_lengths():
     pytest.importorskip('aeon')
-    found = data.load('japanese_vowels')
+    found = sets.load('japanese_vowels')
     lengths = [len(r.signals) for split in found.recordings.values() for r in split]
     assert (min(lengths), max(lengths), len(lengths)) == (7, 29, 640)
     assert found.info.image_shape == (1, 29, 12) and found.labels == tuple('123456789')
@@ -308,7 +303,7 @@ def test_the_vowels_have_other_lengths():
 def test_a_tfds_set_of_sequences_is_one_of_recordings(tmp_path):
     own = {'train': some(6), 'test': some(2)}
     write_sequences(tmp_path, own)
-    found = data.load('moves', str(tmp_path), cutting=Cutting(20))
+    found = sets.load('moves', str(tmp_path), cutting=Cutting(20))
     assert found.labels == ('quick', 'shake', 'slow')
     assert [len(found.recordings[s]) for s in ('train', 'validation', 'test')] == [15, 3, 6]
     for a, b in zip(found.recordings['test'], own['test'], strict=True):
@@ -493,7 +488,7 @@ def test_fields_that_do_not_fit_recordings_are_refused(tmp_path, changes, text):
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(recording_files.importlib.util, 'find_spec', lambda _: None)
     with pytest.raises(ValueError, match=r"pip install 'vqjax\[sequences\]'"):
-        data.load('basic_motions')
+        sets.load('basic_motions')
 
 
 # Training.
@@ -554,5 +549,5 @@ def check_finished(workdir):
             codes = run.codec.encode_recording(session)
             again = type(run.codec).from_workdir(workdir, method)
             np.testing.assert_array_equal(again.encode_recording(session), codes)
-    with pytest.raises(experiment.RunError, match='not finished'):
+    with pytest.raises(RunError, match='not finished'):
         finished.read(workdir, 'vq_ema', seed=7)

@@ -18,11 +18,13 @@ from rich.console import Console
 from support import SHARED, configuration, figures, flags_of, start, trained_steps
 
 from vqjax import VQEMA, Guarded, metrics, studies
-from vqjax.studies import remedies, remedies_report
-from vqjax.trainer import data, experiment, settings
-from vqjax.trainer.plans import plan
-from vqjax.trainer.settings import RunError
-from vqjax.trainer.summaries import summarise
+from vqjax.results.summaries import summarise
+from vqjax.studies.remedies import report, study, verdicts
+from vqjax.trainer import experiment
+from vqjax.trainer.config import fields, settings
+from vqjax.trainer.data import sets
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.run.plan import plan
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +33,7 @@ def config():
 
 
 def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(config):
-    given, dataset = settings.check(config), data.load('digits')
+    given, dataset = settings.check(config), sets.load('digits')
     assert len(given.methods) == 41
     weak = given.methods['weak']
     assert weak.quantizer == VQEMA(
@@ -40,7 +42,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
     z = jax.ShapeDtypeStruct((1024, config['features']), np.float32)
     for name, method in given.methods.items():
         changed = config['overrides'].get(name, {})
-        for field in settings.FIELDS.keys() - {
+        for field in fields.FIELDS.keys() - {
             'methods',
             'overrides',
             'quantizer_weight',
@@ -62,7 +64,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
     assert made['loss_weight_warm_up'].quantizer_weight(16) == 1  # epochs
     assert made['gumbel'].quantizer.temperature(0) == 5.0
     assert made['gumbel'].quantizer.temperature(640) == pytest.approx(0.1)
-    assert set(remedies_report.CLAIMS) <= set(made)
+    assert set(verdicts.CLAIMS) <= set(made)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path, qu
 
     given = source.get_config(epochs=4, steps=64).to_dict()
     given |= {'methods': 'none,kmeans_after', 'seeds': 1}
-    found = remedies.run(given, str(tmp_path / 'run'))['methods']
+    found = studies.run(given, str(tmp_path / 'run'))['methods']
     none, after = (found[name]['seeds'][0] for name in ('none', 'kmeans_after'))
     assert after['active_codes'] > 100 and after['perplexity'] > 50
     assert abs(after['accuracy'] - none['accuracy']) < 0.1
@@ -139,7 +141,7 @@ def results():
 
 
 def test_verdicts_follow_the_paired_intervals_and_name_the_collapses(results):
-    said = {name: remedies_report.verdict(name, results) for name in results['methods']}
+    said = {name: verdicts.verdict(name, results) for name in results['methods']}
     assert said['decay_95'] == 'helps, within 2 points of none'
     assert said['init_unit_sphere'].startswith('no effect shown, still')
     assert said['clipped_gradient'].startswith('harms') and '100%' in said['clipped_gradient']
@@ -148,17 +150,17 @@ def test_verdicts_follow_the_paired_intervals_and_name_the_collapses(results):
 
 
 def test_a_remedy_that_never_acted_is_not_said_to_have_no_effect(results):
-    assert remedies_report.verdict('revival', results).startswith('never acted, still')
-    assert remedies_report.holds('revival', results) == 'not tested'
-    assert remedies_report.acted('revival', results) == 'never'
-    assert remedies_report.IDLE + '**: revival.' in remedies_report.choice(results)
+    assert verdicts.verdict('revival', results).startswith('never acted, still')
+    assert verdicts.holds('revival', results) == 'not tested'
+    assert verdicts.acted('revival', results) == 'never'
+    assert verdicts.IDLE + '**: revival.' in verdicts.choice(results)
     results['methods']['revival']['seeds'][3]['revived'] = 50.0  # in a single run: it did act
-    assert remedies_report.verdict('revival', results).startswith('no effect shown, still')
-    assert remedies_report.acted('revival', results) == '5 codes revived per run, in 1 of 10'
+    assert verdicts.verdict('revival', results).startswith('no effect shown, still')
+    assert verdicts.acted('revival', results) == '5 codes revived per run, in 1 of 10'
 
 
 def test_the_report_says_how_often_a_remedy_acted(results):
-    said = {n: remedies_report.acted(n, results) for n in ('reset_on_collapse', 'decay_95')}
+    said = {n: verdicts.acted(n, results) for n in ('reset_on_collapse', 'decay_95')}
     assert said == {'reset_on_collapse': '1.5 re-fits per run', 'decay_95': '-'}
     changed = {
         'clipped_gradient': ({'clip_norm': 1.0}, '-'),  # of a run that did not count it
@@ -168,9 +170,9 @@ def test_the_report_says_how_often_a_remedy_acted(results):
     }
     for name, (overrides, expected) in changed.items():
         results['methods'][name] = results['methods']['decay_95'] | {'overrides': overrides}
-        assert remedies_report.acted(name, results) == expected
+        assert verdicts.acted(name, results) == expected
     results['methods']['clipped_gradient']['seeds'] = [{'clipped': 0.5}, {'clipped': 0.7}]
-    assert remedies_report.acted('clipped_gradient', results) == '60% of the steps clipped'
+    assert verdicts.acted('clipped_gradient', results) == '60% of the steps clipped'
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_what_a_remedy_did_is_read_from_the_records(spec, overrides, found):
         {'revived': 4.0, 'clipped': 0.25},
         {'revived': 3.0, 'clipped': 0.75, 'refits': 2.0},
     ]
-    assert remedies.actions(spec, overrides, history) == found
+    assert study.actions(spec, overrides, history) == found
 
 
 def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
@@ -206,7 +208,7 @@ def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
     methods['revival_every_step'] = method(weak + 0.3 + rng.normal(0, 0.01, 10), 60.0)
     methods['reconstruction'] = method(weak, 5.0)  # said to be needed
     methods['none']['spec'] = None
-    said = {name: remedies_report.holds(name, results) for name in (
+    said = {name: verdicts.holds(name, results) for name in (
         'none', 'decay_95', 'init_kmeans', 'init_unit_sphere', 'clipped_gradient', 'l2_normalised',
         'revival', 'revival_every_step', 'reconstruction',
     )}  # fmt: skip
@@ -217,11 +219,11 @@ def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
         'reconstruction': 'fails: default, decay_95, reset_on_collapse do without',
     }  # fmt: skip
     del methods['weak']
-    assert remedies_report.holds('decay_95', results) == ''
+    assert verdicts.holds('decay_95', results) == ''
 
 
 def test_the_report_states_every_remedy_claim_and_interval(results, tmp_path):
-    remedies_report.write(tmp_path, results)
+    report.write(tmp_path, results)
     text = (tmp_path / 'report.md').read_text()
     claim = ['source 1', 'decay .95 adapts faster', 'holds', 'decay_95', 'helps, within 2 points']
     assert re.search(r' *\| '.join(claim), text)
@@ -238,7 +240,7 @@ def test_the_report_states_every_remedy_claim_and_interval(results, tmp_path):
 def test_the_terminal_shows_whole_names_in_120_columns(results):
     names = {name: results['methods']['weak'] for name in configuration('remedies')['quantizers']}
     console = Console(width=120, file=io.StringIO())
-    console.print(remedies_report.table(results | {'methods': results['methods'] | names}))
+    console.print(report.table(results | {'methods': results['methods'] | names}))
     text = console.file.getvalue()
     assert '…' not in text and all(f' {name} ' in text for name in names)
 
@@ -246,7 +248,7 @@ def test_the_terminal_shows_whole_names_in_120_columns(results):
 @pytest.mark.long
 def test_a_guard_brings_a_collapsing_run_within_two_points_of_the_healthy_one(config, tmp_path):
     names = 'none,weak,reset_on_collapse,default,kmeans_after'
-    found = remedies.run(config | {'methods': names, 'seeds': 3}, str(tmp_path))['methods']
+    found = studies.run(config | {'methods': names, 'seeds': 3}, str(tmp_path))['methods']
     assert found['weak']['collapse']['mean'] == 1
     assert found['reset_on_collapse']['collapse']['mean'] == 0
     healthy = found['default']['summary']['accuracy']['mean']
@@ -257,18 +259,18 @@ def test_a_guard_brings_a_collapsing_run_within_two_points_of_the_healthy_one(co
 
 def on_cifar10(workdir):
     """One remedy on 1,000 images of CIFAR-10, for a process of its own."""
-    data.IN_MEMORY_BYTES = 0  # decode no more than is read
-    whole = data.load('cifar10', str(SHARED / 'tfds'))
+    sets.IN_MEMORY_BYTES = 0  # decode no more than is read
+    whole = sets.load('cifar10', str(SHARED / 'tfds'))
     sizes = {'train': 768, 'validation': 96, 'test': 96}
     parts = {name: whole.splits[name].read(np.arange(n))[:2] for name, n in sizes.items()}
-    experiment.load_dataset = lambda *_: data.from_arrays('cifar10', 10, parts)
+    sets.load_dataset = lambda *_: sets.from_arrays('cifar10', 10, parts)
     given = configuration('remedies')
     spec = given['quantizers']['revival_every_step'] | {'num_codes': 32}
     given |= {
         'quantizers': {'remedy': spec}, 'methods': 'all', 'overrides': {}, 'seeds': 1,
         'width': 4, 'features': 16, 'epochs': 1, 'batch_size': 96, 'log_every': 1, 'eval_every': 1,
     }  # fmt: skip
-    remedies.run(given, workdir)
+    studies.run(given, workdir)
 
 
 @pytest.mark.skipif(not (SHARED / 'tfds' / 'cifar10').exists(), reason='no copy of CIFAR-10')

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from vqjax import intervals, metrics
-from vqjax.studies import notes, report, tables, trials
-from vqjax.trainer import summaries
-from vqjax.trainer.correctness import pack_correct, read_correct
-from vqjax.trainer.counts import pack_counts
+from vqjax.results import summaries
+from vqjax.results.records import pack_correct, pack_counts, read_correct
+from vqjax.studies.comparison import report, trials
+from vqjax.studies.reporting import codebook_plots, notes, tables
 
 TOKENS, CLASSES = 360, 10
 
@@ -54,7 +54,7 @@ def method_of(bits, params, **kwargs):
         'bits': bits,
         'params': params,
         'seconds': 21.4,
-        'summary': report.summarise(seeds),
+        'summary': summaries.summarise(seeds),
         'seeds': seeds,
     }
 
@@ -120,22 +120,22 @@ def cells(text, heading, first):
 
 def test_summary_has_every_number_with_its_interval():
     seeds = [{'seed': s, 'accuracy': a, 'counts': [1, 2]} for s, a in enumerate([0.9, 0.8, 1.0])]
-    found = report.summarise(seeds)
+    found = summaries.summarise(seeds)
     assert found.keys() == {'accuracy'}
     assert found['accuracy']['mean'] == pytest.approx(0.9)
     assert 0.8 <= found['accuracy']['low'] < 0.9 < found['accuracy']['high'] <= 1.0
     assert json.loads(json.dumps(found)) == found
     with pytest.raises(ValueError, match='at least one seed'):
-        report.summarise([])
+        summaries.summarise([])
 
 
 def test_difference_is_paired_by_seed_and_not_by_place():
     base = [{'seed': s, 'accuracy': 0.1 * s} for s in range(8)]
     other = [{'seed': s, 'accuracy': 0.1 * s + 0.02} for s in reversed(range(1, 9))]
     # Accuracies differ by .1 from seed to seed, yet each pair by .02 exactly.
-    assert report.paired_difference(other, base, 'accuracy') == pytest.approx((0.02,) * 3)
+    assert summaries.paired_difference(other, base, 'accuracy') == pytest.approx((0.02,) * 3)
     with pytest.raises(ValueError, match='no seed in common'):
-        report.paired_difference(base[:1], other[:1], 'accuracy')
+        summaries.paired_difference(base[:1], other[:1], 'accuracy')
 
 
 def with_correct(results):
@@ -150,7 +150,7 @@ def with_correct(results):
             correct = np.ones(TOKENS, bool)
             correct[hard[rng.permutation(2 * wrong)[:wrong]]] = False
             seeds.append(seed | {'correct': pack_correct(correct)})
-        methods[name] = method | {'seeds': seeds, 'summary': report.summarise(seeds)}
+        methods[name] = method | {'seeds': seeds, 'summary': summaries.summarise(seeds)}
     return results | {'methods': methods}
 
 
@@ -162,7 +162,7 @@ def as_folds(results):
             s | {'fold': {'fold': i, 'repeat': 0, 'train': 1077, 'test': 360}}
             for i, s in enumerate(method['seeds'])
         ]
-        methods[name] = method | {'seeds': seeds, 'summary': report.summarise(seeds)}
+        methods[name] = method | {'seeds': seeds, 'summary': summaries.summarise(seeds)}
     return results | {'methods': methods}
 
 
@@ -182,7 +182,7 @@ def test_intervals_are_those_that_the_results_allow(results):
         intervals.corrected_t(apart, 360 / 1077),
     ]
     for seeds, interval in zip((before, after, parted), expected, strict=True):
-        assert report.paired_difference(*seeds, 'accuracy') == pytest.approx(interval, abs=1e-6)
+        assert summaries.paired_difference(*seeds, 'accuracy') == pytest.approx(interval, abs=1e-6)
     alone = after[0][0]['accuracy']
     accuracy = now['methods']['vq_ema']['summary']['accuracy']
     # Five seeds agree to half a point on what are 360 images and no more.
@@ -234,7 +234,7 @@ def test_a_fitted_temperature_stands_beside_the_raw_error(results):
     for name, method in results['methods'].items():
         more = {'temperature': 1.4, 'scaled_ece': 0.0123, 'scaled_nll': 0.0567}
         seeds = [seed | more for seed in method['seeds']]
-        methods[name] = method | {'seeds': seeds, 'summary': report.summarise(seeds)}
+        methods[name] = method | {'seeds': seeds, 'summary': summaries.summarise(seeds)}
     text = report.markdown(results | {'methods': methods})
     row = cells(text, 'Calibration', 'fsq')
     assert row[4:7] == ['0.012', '0.057', '1.40'] and notes.TEMPERATURE in text
@@ -269,14 +269,17 @@ def test_damaged_bits_are_refused_in_a_sentence(kept):
 
 def test_short_results_keep_what_intervals_are_made_from(results):
     made = json.loads(json.dumps(as_folds(with_correct(results))))
-    whole = {n: report.paired_difference(m['seeds'], made['methods']['none']['seeds'], 'accuracy')
-             for n, m in made['methods'].items()}  # fmt: skip
+    none = made['methods']['none']['seeds']
+    whole = {
+        name: summaries.paired_difference(method['seeds'], none, 'accuracy')
+        for name, method in made['methods'].items()
+    }
     summaries.shorten(made)
     seeds = made['methods']['rvq']['seeds']
     assert 'reliability' not in seeds[0] and 'counts' not in seeds[0]
     for name, method in made['methods'].items():
         others = made['methods']['none']['seeds']
-        assert report.paired_difference(method['seeds'], others, 'accuracy') == whole[name]
+        assert summaries.paired_difference(method['seeds'], others, 'accuracy') == whole[name]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +333,7 @@ def test_report_states_the_figures_of_the_results(workdir, results):
     assert len(row[5].split(',')) == 4 and float(row[4]) <= float(row[1])
     row = cells(text.split('codes in use')[1], '', 'rvq')
     assert row[1:3] == ['256', '360'] and float(row[5].rstrip('%')) == pytest.approx(75.6)
-    difference = report.paired_difference(
+    difference = summaries.paired_difference(
         results['methods']['fsq']['seeds'], results['methods']['none']['seeds'], 'accuracy'
     )
     row = cells(text, 'Accuracy compared with none', 'fsq')
@@ -375,7 +378,7 @@ def test_folds_that_chose_quantizers_of_other_sizes_have_one_report(tmp_path, re
     """Under the name of the method, though codes and stages differ."""
     small, large = seed_of(0, 0.9, 16, stages=2), seed_of(1, 0.8, 64, stages=3)
     method = results['methods']['rvq'] | {'seeds': [small, large]}
-    method['summary'] = report.summarise(method['seeds'])
+    method['summary'] = summaries.summarise(method['seeds'])
     grid = {
         'name': 'projected',
         'dim': 1,
@@ -495,7 +498,6 @@ def test_a_log_gets_whole_rows_and_no_colour(results, tmp_path):
 
 
 def test_feature_map_tells_used_from_unused_codes():
-    from vqjax.studies import codebook_plots
 
     rng = np.random.default_rng(0)
     labels = np.arange(300) % 3
@@ -507,7 +509,6 @@ def test_feature_map_tells_used_from_unused_codes():
 
 
 def test_heat_map_sorts_codes_by_final_use():
-    from vqjax.studies import codebook_plots
 
     counts = np.array([[4, 0, 0, 4], [0, 6, 0, 2]])
     figure = codebook_plots.code_use_over_training([10, 20], counts)

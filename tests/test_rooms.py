@@ -1,6 +1,7 @@
-"""The three rooms: what may import what, how heavy `import vqjax` is, how long a file may be."""
+"""The three rooms: what may import what, no circles, how heavy `import vqjax` is."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -69,6 +70,80 @@ def test_importing_the_package_brings_in_the_library_alone():
     assert not [n for n in names if n.startswith('vqjax.hsmm')]
 
 
-def test_no_file_is_longer_than_350_lines():
-    long = {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 350}
-    assert not long
+def modules():
+    """Dotted name -> file of every module."""
+    found = {}
+    for path in FILES:
+        parts = path.relative_to(PACKAGE.parent).with_suffix('').parts
+        found['.'.join(parts[:-1] if parts[-1] == '__init__' else parts)] = path
+    return found
+
+
+def targets(name, known):
+    """The module that an imported name is, or stands in; '' where it is none of ours."""
+    return name if name in known else name.rpartition('.')[0] if name.startswith('vqjax') else ''
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = modules()
+    # Packages hand names on; what ties a circle is found at the modules that define them.
+    tied = {
+        name: {
+            there
+            for there in (targets(n, known) for n in imported(path.read_text(), name.split('.')))
+            if there in known and known[there].name != '__init__.py' and there != name
+        }
+        for name, path in known.items()
+        if path.name != '__init__.py'
+    }
+    while free := [name for name, others in tied.items() if not others & tied.keys()]:
+        for name in free:
+            del tied[name]
+    assert not tied
+
+
+@pytest.mark.parametrize(
+    'path',
+    [p for p in FILES if room(p.relative_to(PACKAGE.parent).parts) != 'library'],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_names_are_imported_from_where_they_are_defined(path):
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or node.module not in known:
+            continue
+        if known[node.module].name == '__init__.py':
+            continue
+        there = ast.parse(known[node.module].read_text())
+        again = {
+            alias.asname or alias.name
+            for other in there.body
+            if isinstance(other, ast.ImportFrom) and (other.module or '').startswith('vqjax')
+            for alias in other.names
+        }
+        passed_on = again & {alias.name for alias in node.names}
+        assert not passed_on, f'{path} takes {passed_on} from {node.module}, which imports them'
+
+
+@pytest.mark.parametrize(
+    'old, name',
+    [
+        ('vqjax.trainer.models', 'Classifier'),
+        ('vqjax.trainer.training', 'eval_step'),
+        ('vqjax.trainer.loop', 'evaluate'),
+        ('vqjax.trainer.finished', 'read'),
+        ('vqjax.trainer.folds', 'one_fold'),
+        ('vqjax.trainer.recording_files', 'read_folder'),
+        ('vqjax.studies.report', 'table'),
+        ('vqjax.studies.peers', 'TokensHMM'),
+    ],
+)
+def test_a_moved_module_is_found_under_its_old_name_and_says_where_it_is(old, name):
+    pytest.importorskip('orbax.checkpoint')
+    pytest.importorskip('sklearn')
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f'{old} is now'):
+        module = importlib.import_module(old)
+    assert getattr(module, name).__name__ == name
+    with pytest.raises(AttributeError, match='has no attribute .nothing.'):
+        module.nothing  # noqa: B018

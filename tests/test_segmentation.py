@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqjax.studies import segmentation
+from vqjax.studies.behaviour import segmentation
 
 TRUE = np.array([0, 0, 0, 1, 1, 1, 2, 2])
 

@@ -10,7 +10,12 @@ import pytest
 from support import SMALL, figures, lines, refuse, small_config, trained_steps
 
 from vqjax.codec import runs
-from vqjax.trainer import data, experiment, logs, pretrained, settings, training
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import batches, sets
+from vqjax.trainer.files import display
+from vqjax.trainer.run import pretrained
+from vqjax.trainer.step import starts
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -38,21 +43,21 @@ def config(**changes):
 
 
 @pytest.fixture(scope='module')
-def starts():
+def first_states():
     """The state that each run started with, in the order of the runs."""
-    found, real = [], training.init_state
+    found, real = [], starts.init_state
     with pytest.MonkeyPatch.context() as patch:
 
         def keep(*args):
             found.append(jax.device_get(real(*args)))
             return found[-1]
 
-        patch.setattr(training, 'init_state', keep)
+        patch.setattr(starts, 'init_state', keep)
         yield found
 
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory, starts):
+def done(tmp_path_factory, first_states):
     workdir = tmp_path_factory.mktemp('done') / 'run'
     return workdir, experiment.run(config(), str(workdir))
 
@@ -109,7 +114,7 @@ def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done):
         saved(workdir, 'after')[0]['encode'],
         saved(workdir, 'none')[0]['encode'],
     )
-    batch = data.init_batch(data.load('digits'), config()['init_batch_size'], 0)
+    batch = batches.init_batch(sets.load('digits'), config()['init_batch_size'], 0)
     z = encoder(batch['image']).reshape(-1, 16)
     codebook = np.asarray(quantizer.read_codebook(params, state))
     best = KMeans(16, n_init=4, random_state=0).fit(z)
@@ -124,17 +129,17 @@ def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done):
 def test_a_codebook_of_parameters_starts_at_the_switch_with_a_fresh_optimizer():
     given = settings.check(config())
     given.methods['two_stages'].ema_decay = 0.5
-    task = experiment.make_task(given, 'two_stages', data.load('digits'))
+    task = experiment.make_task(given, 'two_stages', sets.load('digits'))
     task = dataclasses.replace(task, continuous=True)
     task = dataclasses.replace(task, model=task.model.clone(axis_name=None))
-    x = data.init_batch(data.load('digits'), 256, 0)['image']
-    state = training.init_state(task, 0, x)
+    x = batches.init_batch(sets.load('digits'), 256, 0)['image']
+    state = starts.init_state(task, 0, x)
     moved = state._replace(
         step=np.int32(SWITCH),
         opt_state=jax.tree.map(lambda a: a + 1, state.opt_state),
         params=jax.tree.map(lambda a: 1.01 * a, state.params),
     )
-    new = training.start_quantizer(task, moved, x)
+    new = starts.start_quantizer(task, moved, x)
     for name in ('encode', 'hidden', 'logits'):
         assert all(same(new.params[name], moved.params[name]))
     codes = np.asarray(new.params['quantize']['quantizer'])
@@ -155,7 +160,7 @@ def test_a_codebook_of_parameters_starts_at_the_switch_with_a_fresh_optimizer():
     for path, leaf in fresh.items():
         assert np.array_equal(leaf, 0 * leaf if 'quantize' in path else kept[path]), path
     with pytest.raises(ValueError, match='identical'):
-        training.start_quantizer(task, moved, 0 * x)
+        starts.start_quantizer(task, moved, 0 * x)
 
 
 class Killed(BaseException):
@@ -164,7 +169,7 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def killed_after(monkeypatch, step):
-    real = logs.Display.step
+    real = display.Display.step
 
     def stop(self, at, num_steps):
         if at == step:
@@ -172,7 +177,7 @@ def killed_after(monkeypatch, step):
         real(self, at, num_steps)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(logs.Display, 'step', stop)
+        patch.setattr(display.Display, 'step', stop)
         yield
 
 
@@ -245,16 +250,18 @@ def test_nothing_is_recorded_where_it_is_not_asked_for(done):
 # Frozen.
 
 
-def test_a_frozen_encoder_stands_still_for_its_epochs_and_moves_afterwards(done, starts):
-    start = starts[3].params
+def test_a_frozen_encoder_stands_still_for_its_epochs_and_moves_afterwards(done, first_states):
+    start = first_states[3].params
     middle, end = (saved(done[0], 'thawed', step)[0] for step in (PER_EPOCH, STEPS))
     assert all(same(start['encode'], middle['encode']))
     assert not any(same(start['hidden'], middle['hidden']))
     assert not any(same(middle['encode'], end['encode']))
 
 
-def test_an_encoder_frozen_for_good_keeps_its_statistics_too_and_the_rest_learns(done, starts):
-    start, (params, stats) = starts[4], saved(done[0], 'frozen')
+def test_an_encoder_frozen_for_good_keeps_its_statistics_too_and_the_rest_learns(
+    done, first_states
+):
+    start, (params, stats) = first_states[4], saved(done[0], 'frozen')
     assert all(same(start.params['encode'], params['encode']))
     assert all(same(start.stats['batch_stats']['encode'], stats['batch_stats']['encode']))
     assert not any(same(start.params['hidden'], params['hidden']))
@@ -265,12 +272,12 @@ def test_an_encoder_frozen_for_good_keeps_its_statistics_too_and_the_rest_learns
 # From another run.
 
 
-def test_a_run_starts_from_the_encoder_and_head_of_another(done, starts, tmp_path):
+def test_a_run_starts_from_the_encoder_and_head_of_another(done, first_states, tmp_path):
     source = str(done[0] / 'checkpoints' / 'none' / 'seed_{seed}')
     changes = {'methods': 'frozen', 'log_every': 4, 'epochs': 1}
     overrides = {'frozen': {'frozen_epochs': -1, 'init_from': source}}
     results = experiment.run(config(**changes, overrides=overrides), str(tmp_path))
-    start, params = starts[-1], saved(tmp_path, 'frozen', PER_EPOCH)[0]
+    start, params = first_states[-1], saved(tmp_path, 'frozen', PER_EPOCH)[0]
     there, there_stats = saved(done[0], 'none')
     for name in ('encode', 'hidden', 'logits'):
         assert all(same(start.params[name], there[name])), name
@@ -280,18 +287,18 @@ def test_a_run_starts_from_the_encoder_and_head_of_another(done, starts, tmp_pat
     assert results['methods']['frozen']['seeds'][0]['perplexity'] > 5
     # A codebook of the features as they are, not as a fresh encoder would have them.
     encoder, quantizer, *_ = runs.read_run(tmp_path, 'frozen', 0)
-    z = encoder(data.init_batch(data.load('digits'), 1024, 0)['image']).reshape(-1, 16)
+    z = encoder(batches.init_batch(sets.load('digits'), 1024, 0)['image']).reshape(-1, 16)
     held = types.SimpleNamespace(**start.stats['codebook_stats']['quantize']['state']._asdict())
     codes = np.asarray(quantizer.read_codebook((), held))
     assert inertia(z, codes) < 0.6 * np.mean(np.sum((z - z.mean(0)) ** 2, -1))
 
 
 def test_a_head_for_other_classes_stays_fresh(done):
-    task = experiment.make_task(settings.check(config()), 'none', data.load('digits'))
+    task = experiment.make_task(settings.check(config()), 'none', sets.load('digits'))
     folder = str(done[0] / 'checkpoints' / 'none' / 'seed_{seed}')
     for classes, parts in ((7, {'encode'}), (10, {'encode', 'normalize', 'hidden', 'logits'})):
         other = dataclasses.replace(task, model=task.model.clone(num_classes=classes))
-        found = pretrained.load(folder, 0, training.state_shapes(other, (8, 8, 1), 64))
+        found = pretrained.load(folder, 0, starts.state_shapes(other, (8, 8, 1), 64))
         assert set(found['params']) | set(found['batch_stats']) == parts
 
 

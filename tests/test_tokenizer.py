@@ -8,9 +8,10 @@ import pytest
 from support import configuration, shared
 
 from vqjax import studies
-from vqjax.studies import tokenizer, tokenizer_report
-from vqjax.trainer import settings
-from vqjax.trainer.workdir import Workdir
+from vqjax.studies.tokenizer import report, study, targets
+from vqjax.trainer import errors
+from vqjax.trainer.config import settings
+from vqjax.trainer.files.workdir import Workdir
 
 
 @pytest.fixture(scope='module')
@@ -29,13 +30,13 @@ FINAL = {'perplexity': 800.0, 'active_codes': 1000.0, 'reconstruction_error': 0.
 
 def test_figures_are_those_of_the_records():
     falling = np.linspace(2, 1, 400)
-    found = tokenizer_report.measure(history(falling), FINAL, 1024)
+    found = targets.measure(history(falling), FINAL, 1024)
     assert found['dead codes'] == 24 and found['spikes'] == 0
     assert found['share of codes active'] == pytest.approx(1000 / 1024)
     assert found['quantizer loss, end against first quarter'] == pytest.approx(0.6, abs=0.01)
     spiky = falling.copy()
     spiky[[150, 250, 350]] *= 10
-    assert tokenizer_report.measure(history(spiky), FINAL, 1024)['spikes'] == 3
+    assert targets.measure(history(spiky), FINAL, 1024)['spikes'] == 3
 
 
 def test_every_variant_is_1024_codes_on_a_grid_and_only_the_quantizer_differs(config):
@@ -60,9 +61,9 @@ def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
         'methods': {n: {'spec': config['quantizers'][n], 'seeds': [seed]} for n in names},
         'findings': [{'name': 'spikes', 'method': 'gradient', 'seed': 0}],
     }
-    figures = {n: tokenizer_report.measure(histories[n], seed, 1024) for n in names}
-    tokenizer_report.write(tmp_path, results, histories, figures)
-    assert tokenizer_report.table(config, figures).row_count == len(tokenizer_report.TARGETS) + 1
+    figures = {n: targets.measure(histories[n], seed, 1024) for n in names}
+    report.write(tmp_path, results, histories, figures)
+    assert report.table(config, figures).row_count == len(targets.TARGETS) + 1
     text = (tmp_path / 'report.md').read_text()
     assert re.search(r'\| perplexity +\| +above 600 \| +800 \| +800 \|', text)
     assert re.search(r'\| dead codes +\| +below 50 \| +24 \| +24 \|', text)
@@ -73,7 +74,7 @@ def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
 
 def test_every_tokenizer_has_a_column_of_its_own():
     names = ('gradient', 'ema_bank', 'before')
-    figure = tokenizer_report.figure(dict.fromkeys(names, history(np.linspace(2, 1, 9))), 1024)
+    figure = report.figure(dict.fromkeys(names, history(np.linspace(2, 1, 9))), 1024)
     grid = np.array(figure.axes).reshape(3, 3)
     assert [axis.get_title(loc='left') for axis in grid[0]] == list(names)
     for axis in grid[0]:  # its own curve on top of those of all
@@ -85,13 +86,13 @@ def test_records_that_lack_steps_are_refused(config, tmp_path):
     kept = history(np.linspace(2, 1, 9))[5:]
     folder = types.SimpleNamespace(path=tmp_path, history=lambda name, seed: kept)
     results = {'methods': {'ema': {'spec': config['quantizers']['ema'], 'seeds': [FINAL]}}}
-    with pytest.raises(settings.RunError, match='records/ema/seed_0.jsonl lacks steps'):
-        tokenizer.conclude(results, folder)
+    with pytest.raises(errors.RunError, match='records/ema/seed_0.jsonl lacks steps'):
+        study.conclude(results, folder)
 
 
 @pytest.mark.parametrize('change', [{'record': False}, {'reconstruction_weight': 0.0}])
 def test_what_the_report_needs_is_asked_for_before_training(config, tmp_path, change):
-    with pytest.raises(settings.RunError, match='set record=True and reconstruction_weight'):
+    with pytest.raises(errors.RunError, match='set record=True and reconstruction_weight'):
         studies.run(config | change, str(tmp_path / 'run'))
     assert not list(tmp_path.iterdir())
 
@@ -104,10 +105,8 @@ def test_ema_and_gradient_codebooks_meet_the_targets_and_the_buffer_does_not(con
     folder = Workdir(tmp_path, results['config'])
     for name in names:
         final = results['methods'][name]['seeds'][0]
-        found = tokenizer_report.measure(folder.history(name, 0), final, 1024)
-        met = [
-            (found[k] > bound) == above for k, (bound, above) in tokenizer_report.TARGETS.items()
-        ]
+        found = targets.measure(folder.history(name, 0), final, 1024)
+        met = [(found[k] > bound) == above for k, (bound, above) in targets.TARGETS.items()]
         assert all(met) == (name != 'before'), (name, found)
         findings = [f['name'] for f in results['findings'] if f['method'] == name]
         assert (findings == []) == (name != 'before'), (name, findings)

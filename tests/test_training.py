@@ -13,16 +13,20 @@ import numpy as np
 import pytest
 
 from vqjax import VQEMA
-from vqjax.trainer import loop, models, training
-from vqjax.trainer.parallel import Pmap
+from vqjax.trainer import errors
+from vqjax.trainer.run import runs
+from vqjax.trainer.step import evaluation, network, starts, steps
+from vqjax.trainer.step.optimizer import make_optimizer
+from vqjax.trainer.step.parallel import Pmap
+from vqjax.trainer.step.task import AXIS, Task
 
 QUANTIZER = VQEMA(16, decay=0.9)
 FORM = Pmap()
 
 
 def make_task(quantizer=QUANTIZER, learning_rate=1e-2, **kwargs):
-    model = models.Classifier(4, quantizer, features=8, axis_name=training.AXIS)
-    return training.Task(model, training.make_optimizer(learning_rate, 100), **kwargs)
+    model = network.Classifier(4, quantizer, features=8, axis_name=AXIS)
+    return Task(model, make_optimizer(learning_rate, 100), **kwargs)
 
 
 def make_batch(size=64, seed=0):
@@ -38,8 +42,8 @@ def make_batch(size=64, seed=0):
 @functools.cache
 def compiled(**kwargs):
     task = make_task(**kwargs)
-    step = FORM.compile(functools.partial(training.train_steps, task))
-    return task, step, training.init_state(task, 0, make_batch(256, seed=9)['image'])
+    step = FORM.compile(functools.partial(steps.train_steps, task))
+    return task, step, starts.init_state(task, 0, make_batch(256, seed=9)['image'])
 
 
 def batches(start=0):
@@ -52,7 +56,7 @@ def run(num_steps, source=None, steps_per_call=1, state=None, should_stop=bool, 
     """(state, metrics of every step) of that many steps from the start or another state."""
     task, step, start = compiled(**kwargs)
     records = []
-    state, stopped = loop.fit(
+    state, stopped = runs.fit(
         step,
         FORM.place(start if state is None else state, task),
         batches() if source is None else source,
@@ -86,8 +90,8 @@ def test_two_steps_move_parameters_and_statistics_and_report_every_step():
 def test_half_precision_computes_in_bfloat16_and_keeps_everything_in_float32():
     task = make_task()
     task = dataclasses.replace(task, model=task.model.clone(dtype=jnp.bfloat16))
-    state = training.state_shapes(task, (8, 8, 1), 64)
-    step = jax.pmap(functools.partial(training.train_step, task), axis_name=training.AXIS)
+    state = starts.state_shapes(task, (8, 8, 1), 64)
+    step = jax.pmap(functools.partial(steps.train_step, task), axis_name=AXIS)
     batch = jax.tree.map(lambda x: x[None], make_batch() | {'stop': np.zeros(1, bool)})
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state)
     trace = jax.make_jaxpr(step)(one, batch)
@@ -153,7 +157,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it()
     healthy, _ = run(2)
     for size in (1, 3):  # alone, and as the last of a dispatch
         given = [make_batch(seed=0), make_batch(seed=1), huge, *(make_batch() for _ in 'abcdef')]
-        with pytest.raises(loop.Diverged, match='step 3: the gradient turned NaN') as error:
+        with pytest.raises(errors.Diverged, match='step 3: the gradient turned NaN') as error:
             run(9, iter(given), size)
         state = FORM.read(error.value.state)
         assert not state.healthy
@@ -196,9 +200,9 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_changes_nothing():
                 for k, v in part.items()
             }
 
-    fn = FORM.compile(functools.partial(training.eval_step, task))
+    fn = FORM.compile(functools.partial(evaluation.eval_step, task))
     placed = FORM.place(state, task)
-    (_, a), (after, b) = (loop.evaluate(fn, placed, padded(size)) for size in (40, 70))
+    (_, a), (after, b) = (evaluation.evaluate(fn, placed, padded(size)) for size in (40, 70))
     assert a.counts.sum() == b.counts.sum() == 70
     np.testing.assert_array_equal(a.counts, b.counts)
     np.testing.assert_array_equal(a.labels, data['label'])
@@ -210,7 +214,7 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_changes_nothing():
 def test_schedule_decay_and_clipping():
     params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
     zero = jax.tree.map(jnp.zeros_like, params)
-    optimizer = training.make_optimizer(1.0, 10, warmup_steps=2, weight_decay=0.5)
+    optimizer = make_optimizer(1.0, 10, warmup_steps=2, weight_decay=0.5)
     state = optimizer.init(params)
     sizes = []
     for _ in range(11):
@@ -220,7 +224,7 @@ def test_schedule_decay_and_clipping():
     # Without a gradient only the decay is left: .5 x the learning rate of each step.
     cosine = 0.5 * (1 + np.cos(np.pi * np.arange(9) / 8))
     np.testing.assert_allclose(sizes, 0.5 * np.array([0, 0.5, *cosine]), atol=1e-6)
-    clipped = training.make_optimizer(1.0, 10, clip_norm=1.0)
+    clipped = make_optimizer(1.0, 10, clip_norm=1.0)
     huge = jax.tree.map(lambda p: 1e6 * p, params)
     _, state = clipped.update(huge, clipped.init(params), params)
     mu = next(x for x in jax.tree.leaves(state) if x.shape == (2, 2))
@@ -242,11 +246,11 @@ def check_shard_map():
     """20 steps under shard_map, which tracks what is replicated, against those under pmap."""
     task, _, state = compiled()
     axes = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((jax.device_count(),), (training.AXIS,), axis_types=axes)
-    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(training.AXIS)
+    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=axes)
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
     step = jax.jit(
         jax.shard_map(
-            functools.partial(training.train_step, task),
+            functools.partial(steps.train_step, task),
             mesh=mesh,
             in_specs=(whole, split),
             out_specs=whole,

@@ -13,8 +13,12 @@ from support import ROOT, configuration
 from support import small_config as config
 
 from vqjax import make, studies
-from vqjax.trainer import experiment, runs, search, settings, tuning
-from vqjax.trainer.records import Split
+from vqjax.trainer import errors, experiment, search
+from vqjax.trainer.config import settings
+from vqjax.trainer.config.space import best, draw, make_trials, mean
+from vqjax.trainer.data import sets
+from vqjax.trainer.data.records import Split
+from vqjax.trainer.run import runs
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -30,20 +34,20 @@ def searching(**changes):
 
 def drawn_rates(given):
     """Learning rates of the trials of none."""
-    drawn = make_trials(**given)['none']
+    drawn = trials_of(**given)['none']
     return [trial.settings['learning_rate'] for trial in drawn]
 
 
-def make_trials(**changes):
+def trials_of(**changes):
     """The trials of such a search."""
     given = settings.check(searching(**changes))
-    return tuning.make_trials(given.config, given.methods)
+    return make_trials(given.config, given.methods)
 
 
 def draws(distribution, number=2000, method='m'):
     given = {'quantizers': {method: None}, 'overrides': {}, 'trials': number}
     given |= {'space': {method: {'learning_rate': distribution}}}
-    found = tuning.make_trials(given, [method])
+    found = make_trials(given, [method])
     return [trial.settings['learning_rate'] for trial in found[method]]
 
 
@@ -71,19 +75,19 @@ def test_uniform_draws_and_choices_have_their_shares():
 @pytest.mark.parametrize('bounds', [(0.95, 0.9995), (0.1234567, 0.1234568), (2.0, 2.0)])
 @pytest.mark.parametrize('kind', ['uniform', 'log_uniform'])
 def test_a_draw_stays_inside_its_bounds_though_it_is_rounded(kind, bounds, u):
-    assert bounds[0] <= tuning.draw({kind: bounds}, u) <= bounds[1]
+    assert bounds[0] <= draw({kind: bounds}, u) <= bounds[1]
 
 
 def test_draws_depend_on_method_field_and_number_of_the_trial_alone():
-    every = make_trials(methods='all', trials=4)
+    every = trials_of(methods='all', trials=4)
     assert {name: len(found) for name, found in every.items()} == dict.fromkeys(every, 4)
-    assert every == make_trials(methods='all', trials=4)
-    fewer = make_trials(methods='vq_ema', trials=2)
+    assert every == trials_of(methods='all', trials=4)
+    fewer = trials_of(methods='vq_ema', trials=2)
     assert fewer == {'vq_ema': every['vq_ema'][:2]}
     rates = {name: [t.settings['learning_rate'] for t in found] for name, found in every.items()}
     assert len({x for found in rates.values() for x in found}) == 12  # no method has another's
     more = {'every': LR | {'weight_decay': {'uniform': (0.0, 0.1)}}}
-    again = make_trials(space=more, methods='none', trials=4)['none']
+    again = trials_of(space=more, methods='none', trials=4)['none']
     assert [t.settings['learning_rate'] for t in again] == rates['none']
 
 
@@ -102,7 +106,7 @@ def test_a_trial_is_its_method_with_the_drawn_values_in_place():
             }
         },
     )
-    first, second = make_trials(**given)['rvq']
+    first, second = trials_of(**given)['rvq']
     assert first.name == 'rvq-00' and second.name == 'rvq-01'
     assert first.settings == {
         'quantizer.inner.commitment': 0.75, 'quantizer.inner.revival': None, 'weight_decay': 0.5,
@@ -114,16 +118,16 @@ def test_a_trial_is_its_method_with_the_drawn_values_in_place():
 
 
 def test_the_best_trial_is_that_of_the_highest_accuracy_then_of_the_lowest_nll():
-    assert tuning.best([0.5, 0.9, 0.7], [1.0, 1.0, 0.1]) == 1
-    assert tuning.best([0.9, 0.9, 0.9], [0.3, 0.2, 0.2]) == 1
-    assert tuning.best([0.9, 0.9], [math.nan, 5.0]) == 1
-    assert tuning.best([None, 0.1, math.nan], [None, 9.0, 0.0]) == 1
-    assert tuning.best([None, None], [None, None]) is None
-    assert tuning.mean([0.25, 0.75]) == 0.5 and tuning.mean([0.25, None]) is None
+    assert best([0.5, 0.9, 0.7], [1.0, 1.0, 0.1]) == 1
+    assert best([0.9, 0.9, 0.9], [0.3, 0.2, 0.2]) == 1
+    assert best([0.9, 0.9], [math.nan, 5.0]) == 1
+    assert best([None, 0.1, math.nan], [None, 9.0, 0.0]) == 1
+    assert best([None, None], [None, None]) is None
+    assert mean([0.25, 0.75]) == 0.5 and mean([0.25, None]) is None
 
 
 def test_the_space_of_the_digits_keeps_rates_matched_and_makes_quantizers():
-    found = make_trials(**configuration('digits') | {'trials': 24})
+    found = trials_of(**configuration('digits') | {'trials': 24})
     assert {name: len(t) for name, t in found.items()} == dict.fromkeys(
         ('none', 'vq_ema', 'fsq', 'rvq'), 24
     )
@@ -138,9 +142,9 @@ def test_the_digits_have_the_outcome_of_the_committed_search_and_its_space():
     kept = json.loads((ROOT / 'docs' / 'comparison' / 'trials.json').read_text())['tuning']
     given = configuration('digits')
     assert kept['space'] == json.loads(json.dumps(given['space']))
-    drawn = make_trials(**given | {'trials': kept['trials']})
+    drawn = trials_of(**given | {'trials': kept['trials']})
     for name, said in kept['methods'].items():
-        means = [tuning.mean(trial['accuracy']) for trial in said['trials']]
+        means = [mean(trial['accuracy']) for trial in said['trials']]
         assert means[said['together']] == max(means)
         trial = drawn[name][said['together']]
         assert (
@@ -170,7 +174,7 @@ OPENED, READS = [], []
 def searched(tmp_path_factory):
     """A search in three parts, broken off among the trials and among the final runs."""
     folder = tmp_path_factory.mktemp('search') / 'run'
-    finish, load, finished = runs.Run.finish, experiment.load_dataset, []
+    finish, load, finished = runs.Run.finish, sets.load_dataset, []
 
     def watched(*args):
         found = load(*args)
@@ -179,20 +183,20 @@ def searched(tmp_path_factory):
 
     def breaking(run):
         if (run.method, run.seed) == stop:
-            raise experiment.RunError('broken off')
+            raise errors.RunError('broken off')
         finish(run)
         finished.append((run.method, run.seed))
 
     OPENED[:], READS[:] = [folder / search.OPENED], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs.Run, 'finish', breaking)
-        patch.setattr(experiment, 'load_dataset', watched)
+        patch.setattr(sets, 'load_dataset', watched)
         stop = 'vq_ema-00', 1
-        with pytest.raises(experiment.RunError, match='broken off'):
+        with pytest.raises(errors.RunError, match='broken off'):
             studies.run(searching(), str(folder))
         assert not OPENED[0].exists() and not READS
         stop = 'vq_ema', 0
-        with pytest.raises(experiment.RunError, match='broken off'):
+        with pytest.raises(errors.RunError, match='broken off'):
             studies.run(searching(), str(folder))
         said = OPENED[0].read_text()
         shutil.rmtree(folder / 'search')  # nothing is searched once the test split was opened
@@ -217,7 +221,7 @@ def test_the_chosen_setting_is_that_of_the_best_recorded_validation_score(search
     assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00', opened['time'])
     assert results['tuning']['trials'] == 2 and not results['tuning']['nested']
     final = json.loads((folder / 'final' / 'config.json').read_text())
-    drawn = make_trials()
+    drawn = trials_of()
     for name, said in results['tuning']['methods'].items():
         assert [t['settings'] for t in said['trials']] == [t.settings for t in drawn[name]]
         means = [np.mean(t['accuracy']) for t in said['trials']]
@@ -245,7 +249,7 @@ def test_the_chosen_setting_is_that_of_the_best_recorded_validation_score(search
 def test_another_search_in_a_folder_that_has_opened_its_test_split_is_refused(searched):
     folder, _, _ = searched
     for changes in ({'trials': 3}, {'trials': 0}, {'space': {'every': LR}}):
-        with pytest.raises(experiment.RunError, match='holds a run of another configuration'):
+        with pytest.raises(errors.RunError, match='holds a run of another configuration'):
             studies.run(searching(**changes), str(folder))
 
 
@@ -296,7 +300,7 @@ def test_a_trial_that_diverges_is_the_worst_and_ends_nothing(tmp_path):
 
 
 def refused(tmp_path, text, **changes):
-    with pytest.raises(experiment.RunError) as error:
+    with pytest.raises(errors.RunError) as error:
         studies.run(searching(**changes), str(tmp_path / 'a' / 'run'))
     assert text in str(error.value) and '\n' not in str(error.value), str(error.value)
     assert not list(tmp_path.iterdir())
@@ -350,8 +354,8 @@ def test_a_whole_spec_and_a_part_of_it_are_not_drawn_both():
     given = settings.check(searching()).config
     other = {'quantizer': {'choice': (None,)}}
     clash = {'every': {'quantizer': {'decay': {'choice': (0.9,)}}}, 'vq_ema': other}
-    with pytest.raises(experiment.RunError, match='draws quantizer of the method .vq_ema. as a wh'):
-        tuning.make_trials(given | {'space': clash}, ['vq_ema'])
+    with pytest.raises(errors.RunError, match='draws quantizer of the method .vq_ema. as a wh'):
+        make_trials(given | {'space': clash}, ['vq_ema'])
 
 
 @pytest.mark.parametrize(
@@ -378,6 +382,6 @@ def test_a_trial_that_does_not_fit_the_features_is_named_and_leaves_nothing(tmp_
 
 
 def test_the_trainer_itself_searches_nothing(tmp_path):
-    with pytest.raises(experiment.RunError, match='trials is 2: only the study comparison'):
+    with pytest.raises(errors.RunError, match='trials is 2: only the study comparison'):
         experiment.run(searching(), str(tmp_path / 'run'))
     assert not list(tmp_path.iterdir())

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from support import SMALL, refuse, small_config
 
-from vqjax import VQEMA, Levels, encoders
+from vqjax import VQEMA, Levels, encoders, studies
 from vqjax.codec import Codec
 from vqjax.nn import COLLECTION
-from vqjax.studies import vqvae2
-from vqjax.trainer import data, experiment, levels, settings
-from vqjax.trainer.models import Classifier, quantizer_variables
-from vqjax.trainer.settings import RunError
+from vqjax.studies.vqvae2 import study
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import sets
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.step import two_level
+from vqjax.trainer.step.network import Classifier, quantizer_variables
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -46,7 +49,7 @@ def config(**changes):
 def done(tmp_path_factory, quick_compilation):
     """(folder, results of the study)."""
     workdir = tmp_path_factory.mktemp('two') / 'run'
-    return workdir, vqvae2.run(config(), str(workdir))
+    return workdir, studies.run(config(), str(workdir))
 
 
 def test_bits_and_uses_are_those_of_each_level(done):
@@ -76,11 +79,11 @@ def test_the_study_decodes_the_runs_as_they_ended_and_each_level_alone(done):
             assert seed[f'error_{part}'] > seed['reconstruction_error'], (name, part)
         # Decoded again, the test split has the error that the run measured.
         checked = settings.check(results['config'])
-        dataset = data.load('digits')
+        dataset = sets.load('digits')
         experiment.fit_quantizers(checked, dataset)
         task = experiment.make_task(checked, name, dataset)
-        variables = vqvae2.trained(task, workdir / 'checkpoints' / name / 'seed_0', dataset)
-        errors, _ = vqvae2.decode_apart(task, variables, dataset)
+        variables = study.trained(task, workdir / 'checkpoints' / name / 'seed_0', dataset)
+        errors, _ = study.decode_apart(task, variables, dataset)
         assert errors['all'] == pytest.approx(seed['reconstruction_error'], rel=1e-5)
     text = (workdir / 'report.md').read_text()
     for row in ('two ', 'two, top alone', 'mixed, bottom alone', 'one '):
@@ -91,7 +94,7 @@ def test_the_study_decodes_the_runs_as_they_ended_and_each_level_alone(done):
 @functools.cache
 def model(top=8):
     """A model of two levels, its variables, images, and the quantizer."""
-    q = levels.over((VQEMA(top, decay=0.5), VQEMA(16, decay=0.5)), 'conv', (8, 8, 1))
+    q = two_level.over((VQEMA(top, decay=0.5), VQEMA(16, decay=0.5)), 'conv', (8, 8, 1))
     classifier = Classifier(
         10, q, features=6, bottleneck='two_level', width=4, decoded_shape=(8, 8, 1),
         grids=encoders.two_level_grids('conv', (8, 8, 1)),
@@ -175,8 +178,8 @@ def test_grids_are_those_of_the_encoder(kind, shape, grids):
     run = functools.partial(encoder.init_with_output, method=top_and_bottom)
     found, _ = jax.eval_shape(run, jax.random.key(0), jnp.zeros((2, *shape)))
     assert tuple(x.shape for x in found) == tuple((2, *grid, 5) for grid in grids)
-    packed = levels.pack([jnp.full((2, *grid, 5), i) for i, grid in enumerate(grids)])
-    for i, part in enumerate(levels.unpack(packed, grids)):
+    packed = two_level.pack([jnp.full((2, *grid, 5), i) for i, grid in enumerate(grids)])
+    for i, part in enumerate(two_level.unpack(packed, grids)):
         assert part.shape == (2, *grids[i], 5) and (np.asarray(part) == i).all()
 
 
@@ -193,5 +196,5 @@ def test_bad_specs_and_a_codec_of_two_levels_are_refused(done, tmp_path):
     changes = {'bottleneck': 'two_level', 'quantizers': {'two': wrong}, 'methods': 'two'}
     refuse(said, tmp_path / 'a', **changes)
     with pytest.raises(RunError, match='reconstruction_weight above 0'):
-        vqvae2.run(config(overrides={'one': {'reconstruction_weight': 0.0}}), str(tmp_path / 'b'))
+        studies.run(config(overrides={'one': {'reconstruction_weight': 0.0}}), str(tmp_path / 'b'))
     assert not list(tmp_path.iterdir())

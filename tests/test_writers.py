@@ -8,9 +8,9 @@ import pytest
 from support import small_config
 
 from vqjax.trainer import experiment
-from vqjax.trainer.fields import RunError
-from vqjax.trainer.logs import Recorder
-from vqjax.trainer.writers import TensorBoard, Wandb, bars, open_writers
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.files.recorder import Recorder
+from vqjax.trainer.files.writers import TensorBoard, Wandb, bars, open_writers
 
 
 class FakeRun:

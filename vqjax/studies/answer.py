@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vqjax import quantizers
 from vqjax.metrics import Interval
-from vqjax.trainer.summaries import BASELINE, MARGIN, joint_perplexity, paired_difference
+from vqjax.results.summaries import BASELINE, MARGIN, joint_perplexity, paired_difference
 
 UPHELD, OVERTURNED, UNDECIDED = 'upheld', 'overturned', 'undecided'
 

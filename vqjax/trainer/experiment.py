@@ -2,43 +2,38 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
-from vqjax import encoders, quantizers
-from vqjax.trainer import data, features, levels, logs, models, pretrained, sizes, training
-from vqjax.trainer.checkpoints import CheckpointError
-from vqjax.trainer.files import cannot_write
-from vqjax.trainer.parallel import Pmap, make_form
-from vqjax.trainer.plans import plan
-from vqjax.trainer.processes import agree, on_first_process
-from vqjax.trainer.recordings import Cutting, RecordingSet
-from vqjax.trainer.results import Wanted, collect, environment, findings
-from vqjax.trainer.runs import Run
-from vqjax.trainer.settings import (
-    Parts,
-    RunError,
-    Settings,
-    check,
-    cutting,
-    fold_of,
-    load_dataset,
-)
-from vqjax.trainer.starting import Context, Stage
-from vqjax.trainer.stopping import Stopped, StopRequest
-from vqjax.trainer.workdir import Workdir
-
-__all__ = ['RunError', 'Stopped', 'environment', 'run']
+from vqjax import encoders, health, quantizers
+from vqjax.results.entries import entry
+from vqjax.results.environment import command, environment
+from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_of
+from vqjax.trainer.data import records, sets
+from vqjax.trainer.data.recordings import Cutting, RecordingSet
+from vqjax.trainer.errors import CheckpointError, RunError
+from vqjax.trainer.files.display import Display
+from vqjax.trainer.files.workdir import Workdir, cannot_write
+from vqjax.trainer.run import encoded, memory, pretrained
+from vqjax.trainer.run.context import Context, Stage
+from vqjax.trainer.run.plan import plan
+from vqjax.trainer.run.processes import agree, on_first_process
+from vqjax.trainer.run.runs import Run
+from vqjax.trainer.run.stopping import StopRequest
+from vqjax.trainer.step import evaluation, network, optimizer, starts, steps, task, two_level
+from vqjax.trainer.step.parallel import Pmap, make_form
 
 # pmap keeps what it compiled for ever (jax 0.10): some 900 memory maps a method, of which a process
 # on Linux has 65,530.
 _METHODS_KEPT = 8
 
 Results = dict[str, Any]
+Wanted = Mapping[str, Sequence[int]]  # the seeds of every method
 
 
 def run(
@@ -90,7 +85,7 @@ def run(
     try:
         todo = agree(_unfinished(wanted, folder) if writes else None)
         total = sum(num_steps[method][seed] for method, seeds in todo.items() for seed in seeds)
-        with logs.Display(total, quiet=not writes) as display, StopRequest() as stop:
+        with Display(total, quiet=not writes) as display, StopRequest() as stop:
             context = Context(settings, dataset, folder, display, stop, form, folds)
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
@@ -120,7 +115,7 @@ def run(
             folder.close()
 
 
-def _folds(settings: Settings) -> Callable[[int], data.Dataset]:
+def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
     """The data of every seed: all the same, but where folds are in turn.
 
     Raises:
@@ -128,8 +123,8 @@ def _folds(settings: Settings) -> Callable[[int], data.Dataset]:
     """
 
     @functools.cache
-    def load(cutting: Cutting) -> data.Dataset:
-        found = load_dataset(settings.dataset, settings.data_dir, cutting)
+    def load(cutting: Cutting) -> records.Dataset:
+        found = sets.load_dataset(settings.dataset, settings.data_dir, cutting)
         return found if settings.split == 'test' else _without_test(found)
 
     config, folds = settings.config, settings.folds
@@ -141,7 +136,7 @@ def _folds(settings: Settings) -> Callable[[int], data.Dataset]:
     return lambda seed: load(cutting(config, seed))
 
 
-def _without_test(dataset: data.Dataset) -> data.Dataset:
+def _without_test(dataset: records.Dataset) -> records.Dataset:
     """The same for runs that end on another split: there is no test split to be read."""
     names = ('splits', 'recordings') if isinstance(dataset, RecordingSet) else ('splits',)
     kept = {
@@ -166,7 +161,7 @@ def _sentence(error: Exception, workdir: str) -> str | None:
     return None
 
 
-def _check_method(settings: Settings, name: str, dataset: data.Dataset, form: Any) -> None:
+def _check_method(settings: Settings, name: str, dataset: records.Dataset, form: Any) -> None:
     own, of_windows = settings.methods[name], isinstance(dataset, RecordingSet)
     if of_windows != (own.encoder == 'sensor'):
         images = ('images', ', '.join(kind for kind in encoders.ENCODERS if kind != 'sensor'))
@@ -181,12 +176,12 @@ def _check_method(settings: Settings, name: str, dataset: data.Dataset, form: An
             f'dataset {dataset.info.name} has one class, so there is nothing to tell apart: set '
             'classification_weight to 0 and reconstruction_weight above it'
         )
-    if sizes.may_be_large(own):
+    if memory.may_be_large(own):
         task = make_task(settings, name, dataset, form)
-        sizes.check_memory(own, task, dataset.info.image_shape)
+        memory.check_memory(own, task, dataset.info.image_shape)
 
 
-def fit_quantizers(settings: Settings, dataset: data.Dataset) -> None:
+def fit_quantizers(settings: Settings, dataset: records.Dataset) -> None:
     """Gives the methods the quantizers that this dataset makes of their specs.
 
     Two levels become one quantizer over both grids; codebooks are guarded where that is asked for.
@@ -196,18 +191,18 @@ def fit_quantizers(settings: Settings, dataset: data.Dataset) -> None:
             continue
         if method.bottleneck == 'two_level':
             shape = dataset.info.image_shape
-            method.quantizer = levels.over(method.quantizer, method.encoder, shape)
+            method.quantizer = two_level.over(method.quantizer, method.encoder, shape)
         if method.guard:
             least = float(dataset.info.num_classes)
             method.quantizer = quantizers.guard_codebooks(method.quantizer, least)
 
 
-def _claim(settings: Settings, dataset: data.Dataset, workdir: str) -> Workdir:
+def _claim(settings: Settings, dataset: records.Dataset, workdir: str) -> Workdir:
     """The folder, once it is known that the checkpoints that runs start from fit them."""
     for name, method in settings.methods.items():
         if method.init_from:
             task = make_task(settings, name, dataset)
-            shapes = training.state_shapes(task, dataset.info.image_shape, method.init_batch_size)
+            shapes = starts.state_shapes(task, dataset.info.image_shape, method.init_batch_size)
             for seed in range(settings.seeds if pretrained.by_seed(method.init_from) else 1):
                 pretrained.load(method.init_from, seed, shapes)
     return Workdir(workdir, settings.config)
@@ -240,18 +235,18 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
         if schedule not in compiled:
             compiled[schedule] = _stages(own, method, schedule.switch > 0)
         Run.start(own, method, seed, compiled[schedule]).finish()
-    training.forget_programs()
+    starts.forget_programs()
 
 
 def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
     whole = make_task(context.settings, method, context.dataset, context.form)
     own = context.settings.methods[method]
-    whole = features.reading(whole, features.may_stand_in(own, context.dataset))
+    whole = encoded.reading(whole, encoded.may_stand_in(own, context.dataset))
     stages = {}
     for continuous in {False, two}:
         task = dataclasses.replace(whole, continuous=continuous)
-        train_fn = context.form.compile(functools.partial(training.train_steps, task), donate=True)
-        eval_fn = context.form.compile(functools.partial(training.eval_step, task))
+        train_fn = context.form.compile(functools.partial(steps.train_steps, task), donate=True)
+        eval_fn = context.form.compile(functools.partial(evaluation.eval_step, task))
         stages[continuous] = Stage(task, train_fn, eval_fn)
     return stages
 
@@ -259,14 +254,14 @@ def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
 def make_task(
     settings: Settings,
     method: str,
-    dataset: data.Dataset,
+    dataset: records.Dataset,
     form: Any = Pmap(),  # noqa: B008
-) -> training.Task:
+) -> task.Task:
     """What a method trains and how, for replicas of a form of parallelism."""
     own = settings.methods[method]
     schedule = plan(own, dataset)
-    return training.Task(
-        models.Classifier(
+    return task.Task(
+        network.Classifier(
             dataset.info.num_classes,
             own.quantizer,
             own.encoder,
@@ -281,7 +276,7 @@ def make_task(
             _grids(own, dataset),
             own.statistics_decay,
         ),
-        training.make_optimizer(
+        optimizer.make_optimizer(
             own.learning_rate,
             schedule.num_steps,
             schedule.warmup,
@@ -302,7 +297,50 @@ def make_task(
     )
 
 
-def _grids(own: Settings, dataset: data.Dataset) -> tuple[encoders.Size, ...]:
+def _grids(own: Settings, dataset: records.Dataset) -> tuple[encoders.Size, ...]:
     if own.bottleneck != 'two_level':
         return ()
     return encoders.two_level_grids(own.encoder, dataset.info.image_shape)
+
+
+def collect(settings: Settings, wanted: Wanted, folder: Workdir, parts: Parts) -> dict[str, Any]:
+    """The content of results.json from the finished runs."""
+    methods = {}
+    for name, seeds in wanted.items():
+        method = settings.methods[name]
+        methods[name] = entry(
+            [folder.finished(name, seed) for seed in seeds],
+            None if method.quantizer is None else parts.spec(method.quantizer),
+            settings.overrides.get(name, {}),
+            method.classification_weight > 0,
+        )
+    return {
+        'schema': 1,
+        'command': command(sys.argv),
+        'config': settings.config,
+        'environment': environment(),
+        'methods': methods,
+    }
+
+
+def findings(
+    settings: Settings, wanted: Wanted, folder: Workdir, num_classes: int, parts: Parts
+) -> list[dict[str, Any]]:
+    """What `health.diagnose` makes of every finished run, each with its method and seed."""
+    found = []
+    for name, seeds in wanted.items():
+        method = settings.methods[name]
+        if method.quantizer is None:
+            continue
+        classes = None
+        if method.classification_weight:
+            classes = num_classes ** (1 / quantizers.stages(method.quantizer))
+        for seed in seeds:
+            diagnosed = health.diagnose(
+                folder.history(name, seed),
+                method.quantizer.num_codes,
+                classes,
+                parts.spec(method.quantizer),
+            )
+            found += [f._asdict() | {'method': name, 'seed': seed} for f in diagnosed]
+    return found

@@ -17,15 +17,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vqjax.results.entries import entry
 from vqjax.trainer import experiment
-from vqjax.trainer.fields import RunError
-from vqjax.trainer.files import read_json
-from vqjax.trainer.processes import agree, on_first_process
-from vqjax.trainer.results import Wanted, entry
-from vqjax.trainer.runs import DivergedRun
-from vqjax.trainer.settings import Settings, check, fold_of
-from vqjax.trainer.tuning import Trial, best, make_trials, mean
-from vqjax.trainer.workdir import Workdir
+from vqjax.trainer.config.settings import Parts, Settings, check, fold_of
+from vqjax.trainer.config.space import Trial, best, make_trials, mean
+from vqjax.trainer.errors import DivergedRun, RunError
+from vqjax.trainer.experiment import Wanted
+from vqjax.trainer.files.workdir import Workdir, read_json
+from vqjax.trainer.run.processes import agree, on_first_process
 
 OPENED = 'test_opened.json'
 
@@ -49,13 +48,17 @@ class Outcome:
 
 
 def run(
-    config: dict[str, Any], workdir: str, conclude: Callable[[Results, Outcome], None]
+    config: dict[str, Any],
+    workdir: str,
+    conclude: Callable[[Results, Outcome], None],
+    parts: Parts = Parts(),  # noqa: B008
 ) -> Results:
     """Searches settings for every method, and runs the chosen ones; resumable at any point.
 
     Args:
       config: plain data with `trials` above 0 and a `space`.
       workdir: folder of it all.
+      parts: as for `experiment.run`.
       conclude: as for `experiment.run`, told of the final runs under the names of the methods.
 
     Returns:
@@ -67,18 +70,18 @@ def run(
         what `experiment.run` refuses.
       Stopped: as `experiment.run`.
     """
-    settings = check(config)
+    settings = check(config, parts)
     trials = make_trials(settings.config, settings.methods)
     searched = _search_config(settings, trials)
-    _check_trials(searched, trials)
+    _check_trials(searched, trials, parts)
     folder = on_first_process(lambda: Workdir(workdir, settings.config))
     path = pathlib.Path(workdir)
     try:
         opened = agree(on_first_process(lambda: _opened(path)))
         if opened is None:
-            results = _search(searched, trials, path / 'search')
+            results = _search(searched, trials, path / 'search', parts)
             opened = agree(on_first_process(lambda: _open(folder, settings, trials, results)))
-        return _final(settings, trials, opened, folder, path, conclude)
+        return _final(settings, trials, opened, folder, path, conclude, parts)
     finally:
         if folder is not None:
             if not (path / 'search').exists():
@@ -122,12 +125,12 @@ def _search_config(settings: Settings, trials: Trials) -> dict[str, Any]:
     }
 
 
-def _check_trials(searched: Mapping[str, Any], trials: Trials) -> None:
+def _check_trials(searched: Mapping[str, Any], trials: Trials, parts: Parts) -> None:
     """Checks that every trial is a method that can be run, before the first one is."""
     for own in trials.values():
         for trial in own:
             try:
-                checked = check(dict(searched) | {'methods': trial.name})
+                checked = check(dict(searched) | {'methods': trial.name}, parts)
             except RunError as error:
                 raise RunError(f'space.{trial.method}: {_named(trial)}: {error}') from error
             if not checked.methods[trial.name].classification_weight:
@@ -142,13 +145,15 @@ def _named(trial: Trial) -> str:
     return f'trial {trial.name} ({said})'
 
 
-def _search(searched: dict[str, Any], trials: Trials, path: pathlib.Path) -> Results:
+def _search(
+    searched: dict[str, Any], trials: Trials, path: pathlib.Path, parts: Parts
+) -> Results:
     """The results of all trials, without the runs that diverged."""
     every = {trial.name: trial for own in trials.values() for trial in own}
     wanted = {name: list(range(searched['seeds'])) for name in every}
     while True:
         try:
-            return experiment.run(searched, str(path), _tidy, wanted=wanted)
+            return experiment.run(searched, str(path), _tidy, parts, wanted)
         except DivergedRun as diverged:  # a bad setting, which is an answer too
             wanted[diverged.method].remove(diverged.seed)
         except RunError as error:
@@ -217,6 +222,7 @@ def _final(
     folder: Workdir | None,
     path: pathlib.Path,
     conclude: Callable[[Results, Outcome], None],
+    parts: Parts,
 ) -> Results:
     """Runs what was chosen and writes the results of search and final runs together."""
     tuning = opened['tuning']
@@ -249,7 +255,7 @@ def _final(
         conclude(merged, Outcome(path, runs))
         folder.write_json('results.json', merged)
 
-    experiment.run(config, str(path / 'final'), merge, wanted=wanted)
+    experiment.run(config, str(path / 'final'), merge, parts, wanted)
     return merged
 
 

@@ -1,0 +1,1 @@
+"""Faults that made codebooks collapse, each with its cure."""

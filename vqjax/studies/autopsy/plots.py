@@ -1,0 +1,144 @@
+"""The plot of an autopsy's case: what the case shows of the faulty run, beside the cured one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from vqjax.studies.autopsy.cases import Case, Panel
+from vqjax.studies.reporting import plots
+
+_SIDES = {'faulty': plots.VERMILION, 'cured': plots.BLUE}
+_STYLES = ('-', '--')
+
+
+def write(path: Path, name: str, case: Case, record: Mapping[str, Any]) -> None:
+    """Writes the plot of the case `name` as PNG."""
+    plots.save(figure(name, case, record), path)
+
+
+@plots.styled
+def figure(name: str, case: Case, record: Mapping[str, Any]) -> Figure:
+    """The panels of the case side by side, and under them the sentence that says what they show.
+
+    Args:
+      record: `case`, the entry of results.json; `history`, both sides' records; `counts`, uses of
+        each code on the test split by position, [positions, K], of the sides that have codes.
+    """
+    drawn = plots.new_figure(8.8, 3.6)
+    axes = drawn.subplots(1, len(case.shown), squeeze=False)[0]
+    for axis, panel in zip(axes, case.shown, strict=True):
+        _DRAW[panel.kind](axis, panel, record)
+        axis.set_title(panel.title, fontsize=10, weight='normal')
+    drawn.suptitle(name, x=0.01, ha='left', weight='bold', fontsize=11)
+    entries = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    drawn.legend(entries.values(), entries, loc='outside upper right', ncols=4, fontsize=9)
+    drawn.supxlabel(case.seen, fontsize=9, color=plots.GREY)
+    return drawn
+
+
+def _steps(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+    """An entry of the records over the steps."""
+    (name,) = panel.names
+    found = []
+    for side, colour in _SIDES.items():
+        points = [
+            (r['step'], r[name])
+            for r in record['history'][side]
+            if r.get(name) is not None and (panel.until is None or r['step'] <= panel.until)
+        ]
+        if not points:
+            continue
+        steps, series = np.array(points, float).T
+        found.append(series)
+        marker = 'o' if len(steps) < 30 else None
+        # The cured run on top and dashed: where both are the same, both can be seen.
+        style = '-' if side == 'faulty' else (0, (4, 1.5))
+        axis.plot(steps, series, color=colour, lw=1.6, ls=style, marker=marker, ms=4, label=side)
+    if not found:
+        raise ValueError(f'no record of either run has {name!r}, which the plot is to show')
+    _fit_scale(axis, found)
+    axis.set_xlabel('step')
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _total(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+    """Entries of the records summed up to each step, the second of them dashed."""
+    for side, colour in _SIDES.items():
+        for name, style in zip(panel.names, _STYLES, strict=False):
+            points = [(r['step'], r[name]) for r in record['history'][side] if 'gradient_norm' in r]
+            steps, series = np.array(points, float).T
+            label = side if len(panel.names) == 1 else f'{side}: {panel.names[name]}'
+            axis.plot(steps, np.cumsum(series), color=colour, lw=1.8, ls=style, label=label)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel('step')
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
+
+
+def _bars(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+    """Figures of the case, the faulty run's beside the cured one's, with their values."""
+    places = np.arange(len(panel.names))
+    for i, (side, colour) in enumerate(_SIDES.items()):
+        values = np.array([record['case'][side][name] for name in panel.names], float)
+        bars = axis.bar(places + 0.4 * (i - 0.5), values, 0.36, color=colour, label=side)
+        axis.bar_label(bars, [f'{v:.3g}' for v in values], fontsize=9, padding=2)
+    axis.set_xticks(places, panel.names.values())
+    axis.tick_params(axis='x', length=0, labelcolor=plots.DARK)
+    axis.grid(axis='x', visible=False)
+    axis.margins(y=0.12)
+
+
+def _use(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+    """Uses of each code of one side, the first position up and the second down."""
+    (side,) = panel.names
+    counts = np.asarray(record['counts'][side], float)
+    share = 100 * counts / counts.sum(-1, keepdims=True)
+    down = share[1] if len(share) > 1 else np.zeros(share.shape[-1])
+    order = np.argsort(down - share[0], kind='stable')
+    place = np.arange(len(order))
+    colour = _SIDES[side]
+    single = len(share) == 1
+    axis.bar(place, share[0][order], 1.0, color=colour, label=side)
+    axis.bar(place, -down[order], 1.0, color=colour, alpha=0.45)
+    axis.axhline(0, color=plots.GREY, lw=0.8)
+    edge = 1.15 * max(share.max(), 1e-9)
+    axis.set_ylim(0 if single else -edge, edge)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{abs(x):g}%'))
+    for text, y in (('all features', 0.93),) if single else (('first', 0.93), ('second', 0.05)):
+        said = text if single else f'{text} half'
+        axis.text(0.98, y, said, transform=axis.transAxes, ha='right', color=plots.DARK, fontsize=9)
+    axis.set_xlabel(f'code, by use ({int((counts.sum(0) > 0).sum())} of {len(place)} in use)')
+    axis.grid(axis='x', visible=False)
+
+
+def _fit_scale(axis: Axes, found: Sequence[np.ndarray]) -> None:
+    """A log scale where the values span decades, one that holds 0 where they do."""
+    values = np.concatenate(found)
+    positive = values[values > 0]
+    if not len(positive) or values.max() <= 12 * positive.min():
+        # A line at 0 would be lost in the axis.
+        axis.set_ylim(bottom=0 if values.min() > 0 else -0.04 * max(values.max(), 1e-30))
+        return
+    if values.min() > 0:
+        axis.set_yscale('log')
+        if values.max() < 100 * positive.min():
+            axis.yaxis.set_minor_formatter(FuncFormatter(plots.two_and_five))
+    else:
+        least = 10 ** np.floor(np.log10(positive.min()))
+        axis.set_yscale('symlog', linthresh=least, linscale=0.5)
+        most = int(np.ceil(np.log10(values.max() / least)))
+        axis.set_yticks([0, *(least * 10.0**i for i in range(most + 1))])
+        axis.set_ylim(bottom=-0.2 * least)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.12g}'))
+
+
+_DRAW = {'steps': _steps, 'total': _total, 'bars': _bars, 'use': _use}

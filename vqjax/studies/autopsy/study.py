@@ -1,0 +1,220 @@
+"""Runs the autopsy: every case's fault and cure, a table, a report and a plot a case."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax import health
+from vqjax.atomic import replace_file
+from vqjax.results import environment
+from vqjax.results.records import read_counts
+from vqjax.results.summaries import shorten
+from vqjax.studies.autopsy import faults, plots
+from vqjax.studies.autopsy.averages import drive
+from vqjax.studies.autopsy.cases import CASES, Case
+from vqjax.studies.autopsy.measures import Chart, averages
+from vqjax.studies.reporting import tables
+from vqjax.studies.study import Conclude, Study
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.config.settings import choose, cutting
+from vqjax.trainer.data.sets import load_dataset
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.files.checkpoints import Checkpoints
+from vqjax.trainer.files.display import show
+from vqjax.trainer.files.workdir import Workdir
+from vqjax.trainer.step import starts
+
+
+def prepare(config: dict[str, Any]) -> Study:
+    """The cases, each with its fault and its cure.
+
+    Args:
+      config: the fields of every configuration, and `cases`; its methods are those of the cases.
+
+    Raises:
+      RunError: there are no such cases, or methods that they need are missing.
+    """
+    if not isinstance(config.get('cases'), str):
+        raise RunError(f"cases is {config.get('cases')!r}: give 'all' or names of cases")
+    names = choose(config['cases'], CASES, 'case')
+    methods = dict.fromkeys(m for name in names for m in CASES[name].methods)
+    plain = {field: value for field, value in config.items() if field != 'cases'}
+    missing = [name for name in methods if name not in plain.get('quantizers', {})]
+    if missing:
+        raise RunError(f'quantizers lacks {", ".join(missing)}, which the cases need')
+    plain['methods'] = ','.join(methods) or 'all'
+    report = functools.partial(conclude, names=names)
+    return Study(plain, report, faults.PARTS, experiment.run if methods else _run_untrained)
+
+
+def _run_untrained(
+    config: dict[str, Any], workdir: str, report: Conclude, parts: settings.Parts
+) -> dict[str, Any]:
+    """Cases of the averages alone: nothing to train."""
+    settings.check(config, parts)
+    _load(config)  # before a folder is made for it
+    folder = Workdir(workdir, config)
+    results = {'schema': 1, 'config': config, 'environment': environment.environment()}
+    results |= {'methods': {}, 'findings': []}
+    report(results, folder)
+    folder.write_json('results.json', results)
+    folder.close()
+    return results
+
+
+def _load(config: dict[str, Any]) -> Any:
+    return load_dataset(config['dataset'], config['data_dir'], cutting(config))
+
+
+def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None:
+    """Measures the cases of finished runs, and writes and prints the reports."""
+    dataset = _load(results['config'])
+    charts = {method: _chart(method, results, folder, dataset) for method in results['methods']}
+    results['cases'] = {}
+    for name in names:
+        record = _case(CASES[name], charts, results, dataset)
+        results['cases'][name] = record['case']
+        plots.write(folder.path / f'{name}.png', name, CASES[name], record)
+    shorten(results)
+    replace_file(folder.path / 'report.md', markdown(results))
+    show(table(results))
+
+
+def _chart(method: str, results: Mapping[str, Any], folder: Workdir, dataset: Any) -> Chart:
+    def restore():
+        checked = settings.check(results['config'], faults.PARTS)
+        task = experiment.make_task(checked, method, dataset)
+        like = starts.state_shapes(
+            task, dataset.info.image_shape, checked.methods[method].init_batch_size
+        )
+        kept = Checkpoints(folder.checkpoints_of(method, 0), folder.config)
+        state, _ = kept.restore(like, print)
+        kept.close()
+        return task, {'params': state.params, **state.stats}
+
+    entry = results['methods'][method]
+    final = entry['seeds'][0] | {'bits': float(entry['bits'])}
+    return Chart(folder.history(method, 0), final, restore)
+
+
+def _case(
+    case: Case, charts: Mapping[str, Chart], results: Mapping[str, Any], dataset: Any
+) -> dict[str, Any]:
+    """One case as plain data: what goes to results.json, and both histories for the plot."""
+    entry = {'claim': case.claim, 'source': case.source, 'seen': case.seen, 'findings': {}}
+    histories, counts = {}, {}
+    for side, patient in (('faulty', case.faulty), ('cured', case.cured)):
+        if isinstance(patient, str):
+            histories[side] = charts[patient].history
+            counts[side] = _uses(charts[patient].final)
+            figures = case.measure(charts[patient], charts, dataset)
+            findings = [f for f in results['findings'] if f['method'] == patient]
+        else:
+            histories[side] = drive(patient)
+            figures = averages(patient, histories[side])
+            found = health.diagnose(histories[side], patient.quantizer.num_codes)
+            findings = [f._asdict() for f in found]
+        entry[side] = finite(figures)
+        entry['findings'][side] = [f | {'evidence': finite(f['evidence'])} for f in findings]
+    plain = {side: [finite(r) for r in history] for side, history in histories.items()}
+    return {'case': entry, 'history': plain, 'counts': counts}
+
+
+def _uses(final: Mapping[str, Any]) -> np.ndarray | None:
+    """Uses of each code on the test split by position, [positions, K]; None without codes."""
+    counts = read_counts(final)
+    return None if counts is None else counts.reshape(-1, counts.shape[-1])
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers among figures, as JSON can hold them: None for NaN and infinities."""
+    numbers = {k: float(v) for k, v in figures.items() if np.ndim(v) == 0}
+    return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+
+
+def number(value: float | None) -> str:
+    """About four digits."""
+    if value is None:
+        return 'not finite'
+    return f'{value:.4f}'.rstrip('0').rstrip('.') if 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Every figure of every case, faulty beside cured, and the faulty run's findings."""
+    found = Table(title='autopsy', box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    found.add_column('case', style='bold')
+    found.add_column('figure')
+    for heading in ('faulty', 'cured'):
+        found.add_column(heading, justify='right')
+    found.add_column('found in the faulty run')
+    for name, case in results['cases'].items():
+        findings = [f['name'] for f in case['findings']['faulty']]
+        cured = [f['name'] for f in case['findings']['cured']]
+        notes = findings + ([f'cured: {", ".join(cured)}'] if cured else [])
+        _, *rows = _figures(case)
+        for row in range(max(len(rows), len(notes))):
+            cells = [
+                name if row == 0 else '',
+                *(rows[row] if row < len(rows) else [''] * 3),
+                notes[row] if row < len(notes) else '',
+            ]
+            found.add_row(*(escape(cell) for cell in cells))
+        found.add_section()
+    return found
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The text of report.md."""
+    parts = [
+        '# Autopsy',
+        f'{len(results["cases"])} faults of collapsed codebooks, each beside its cure. A case '
+        'changes one thing: the faulty run has the fault, the cured run has not. '
+        f'Trained on {results["config"]["dataset"]} with seed 0: one run of each, so small '
+        'differences of accuracy say nothing. In italics what the fault was taken for, and by '
+        'which of the five working notes that `docs/sources.md` describes.',
+    ]
+    for name, case in results['cases'].items():
+        parts += [
+            f'## {name}',
+            f'{case["source"].capitalize()}: *{case["claim"]}*.',
+            f'![{name}: faulty and cured]({name}.png)',
+            case['seen'],
+            tables.markdown(_figures(case)),
+        ]
+        for side, findings in case['findings'].items():
+            parts += _findings(side, findings)
+    parts += [
+        '## How it was made',
+        tables.made_by('python train.py --config configs/autopsy.py', results['environment']),
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _figures(case: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Every figure of a case, faulty beside cured."""
+    yield ['figure', 'faulty', 'cured']
+    for figure in dict.fromkeys([*case['faulty'], *case['cured']]):
+        yield [figure] + [
+            number(case[side][figure]) if figure in case[side] else ''
+            for side in ('faulty', 'cured')
+        ]
+
+
+def _findings(side: str, findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the diagnosis says of one run, as paragraphs."""
+    if not findings:
+        return [f'Found in the {side} run: nothing.']
+    lines = []
+    for f in findings:
+        evidence = ', '.join(f'{k} = {number(v)}' for k, v in f['evidence'].items())
+        lines.append(f'- **{f["name"]}** ({f["severity"]}): {evidence}. Remedy: {f["remedy"]}.')
+    return [f'Found in the {side} run:', '\n'.join(lines)]

@@ -1,0 +1,1 @@
+"""Behaviours behind the codes of recordings."""

@@ -1,0 +1,1 @@
+"""Quantizers on one task."""

@@ -1,0 +1,289 @@
+"""results.json as people read it: a table in the terminal, report.md, and the plots beside it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax.atomic import replace_file
+from vqjax.metrics import Interval
+from vqjax.results.summaries import (
+    BASELINE,
+    METHODS,
+    code_use,
+    mean_calibrated_error,
+    paired_difference,
+    verdict,
+)
+from vqjax.studies.comparison import trials
+from vqjax.studies.reporting import notes, plots, tables
+from vqjax.trainer.files.display import show
+
+# Cells. A table is a list of rows of text; where it is printed decides its look.
+
+
+def _number(x: float) -> str:
+    """Whole above 100, else about three digits."""
+    return f'{x:,.0f}' if abs(x) >= 100 or x == round(x) else f'{x:.3g}'
+
+
+def _share(x: float) -> str:
+    """A percentage with the digits that tell small ones apart."""
+    return f'{100 * x:.1f}%' if x >= 0.01 else f'{100 * x:.2g}%'
+
+
+def _difference(results: Mapping[str, Any], name: str) -> Interval | None:
+    methods = results['methods']
+    if BASELINE not in methods or name == BASELINE:
+        return None
+    return paired_difference(methods[name]['seeds'], methods[BASELINE]['seeds'], 'accuracy')
+
+
+def _outcome_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    decodes = any('reconstruction_error' in m['summary'] for m in results['methods'].values())
+    yield [
+        "method", "accuracy %", "95% interval", "bits per image", "parameters", "seconds",
+        *["reconstruction error"] * decodes,
+    ]  # fmt: skip
+    for name, method in results['methods'].items():
+        summary = method['summary']
+        row = [
+            name,
+            tables.percent(summary['accuracy']),
+            tables.percent_range(summary['accuracy']),
+            _number(method['bits']),
+            f'{method["params"]:,}',
+            f'{method["seconds"]:.0f}',
+        ]
+        if decodes:
+            error = summary.get('reconstruction_error')
+            row.append('' if error is None else f'{error["mean"]:.4f}')
+        yield row
+
+
+def _difference_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    yield [
+        "method", "verdict", "points", "95% interval",
+        f"{notes.runs(results)} better / equal / worse",
+    ]  # fmt: skip
+    for name, method in results['methods'].items():
+        difference = _difference(results, name)
+        if difference is None:
+            continue
+        seeds = {s['seed']: s['accuracy'] for s in results['methods'][BASELINE]['seeds']}
+        signs = [
+            np.sign(s['accuracy'] - seeds[s['seed']]) for s in method['seeds'] if s['seed'] in seeds
+        ]
+        tally = ' / '.join(str(signs.count(sign)) for sign in (1, 0, -1))
+        said = verdict(difference, len(signs))
+        yield [name, said, tables.points(difference), tables.points_range(difference), tally]
+
+
+def _perplexity_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    yield ['method', 'perplexity', '95% interval', 'if uniform', 'lowest seed', 'by stage']
+    for name, method in results['methods'].items():
+        use = code_use(method)
+        if use is None:
+            continue
+        per_stage = [seed['perplexity_per_stage'] for seed in method['seeds']]
+        # Where folds chose other numbers of stages, there is no mean by stage.
+        stages = np.mean(per_stage, axis=0) if len({len(x) for x in per_stage}) == 1 else ()
+        found = method['summary']['perplexity']
+        yield [
+            name,
+            _number(found['mean']),
+            f'{_number(found["low"])} to {_number(found["high"])}',
+            _number(use.uniform.perplexity),
+            _number(min(np.min(seed['perplexity_per_stage']) for seed in method['seeds'])),
+            ', '.join(_number(x) for x in stages) if len(stages) > 1 else '',
+        ]
+
+
+def _use_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    yield ['method', 'codes', 'test tokens', 'codes in use', 'share in use', 'if uniform']
+    for name, method in results['methods'].items():
+        use = code_use(method)
+        if use is None:
+            continue
+        summary = method['summary']
+        yield [
+            name,
+            f'{use.num_codes:,}',
+            f'{use.num_tokens:,}',
+            _number(summary['active_codes']['mean']),
+            _share(summary['usage']['mean']),
+            _share(use.uniform.usage),
+        ]
+
+
+def _calibration_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    scaled = _rescaled(results)
+    yield [
+        'method', 'NLL (nats)', 'Brier score', 'ECE',
+        *['ECE at fitted T', 'NLL at fitted T', 'T'] * scaled,
+        'ECE of a calibrated model', '95% range of that',
+    ]  # fmt: skip
+    for name, method in results['methods'].items():
+        summary, band = method['summary'], mean_calibrated_error(method)
+        yield [
+            name,
+            *(f'{summary[metric]["mean"]:.3f}' for metric in ('nll', 'brier', 'ece')),
+            *(f'{summary[m]["mean"]:.3f}' for m in ('scaled_ece', 'scaled_nll') if scaled),
+            *(f'{summary[m]["mean"]:.2f}' for m in ('temperature',) if scaled),
+            f'{band.mean:.3f}',
+            f'{band.low:.3f} to {band.high:.3f}',
+        ]
+
+
+def _rescaled(results: Mapping[str, Any]) -> bool:
+    return all('temperature' in method['summary'] for method in results['methods'].values())
+
+
+def _over(value: str, interval: str) -> str:
+    """A value with its interval in a line of its own, '' where there is none."""
+    return value and f'{value}\n({interval})'
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The comparison in under 100 columns, intervals and baselines below the values."""
+    config = results['config']
+    split = notes.split(results)
+    num_seeds = max(len(m['seeds']) for m in results['methods'].values())
+    number = notes.counted(num_seeds, notes.runs(results))
+    found = Table(
+        title=f'{config["dataset"]}: {split} split, {number}',
+        caption=f'( ) 95% interval over {notes.over_what(results)}   '
+        '[ ] calibrated model, uniform source',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    found.add_column('method', style='bold')
+    headings = ("accuracy %", f"compared\nwith {BASELINE}", "ECE", "perplexity", "in use", "usage",
+                "bits per\nimage", "params", "s")  # fmt: skip
+    for heading in headings:
+        found.add_column(heading, justify='right')
+    for name, method in results['methods'].items():
+        summary, use, difference = method['summary'], code_use(method), _difference(results, name)
+        codes = [''] * 3
+        if use is not None:
+            codes = [
+                f'{_number(summary["perplexity"]["mean"])}\n[{_number(use.uniform.perplexity)}]',
+                f'{summary["active_codes"]["mean"]:.0f}\nof {use.num_codes:,}',
+                f'{_share(summary["usage"]["mean"])}\n[{_share(use.uniform.usage)}]',
+            ]
+        cells = [
+            name,
+            _over(tables.percent(summary['accuracy']), tables.percent_range(summary['accuracy'])),
+            _over(tables.points(difference), tables.points_range(difference)),
+            f'{summary["ece"]["mean"]:.3f}\n[{mean_calibrated_error(method).mean:.3f}]',
+            *codes,
+            _number(method['bits']),
+            f'{method["params"]:,}',
+            f'{method["seconds"]:.0f}',
+        ]
+        found.add_row(*(escape(cell) for cell in cells))
+    return found
+
+
+def print_table(results: Mapping[str, Any]) -> None:
+    """Prints `table` to stdout, in colour only on a terminal and where NO_COLOR is not set."""
+    show(table(results))
+
+
+def print_findings(results: Mapping[str, Any]) -> None:
+    """Prints what is wrong with the runs, or that nothing is."""
+    lines = [notes.finding(f).replace('**', '') for f in results['findings']]
+    lines = [line for line in (notes.rising(results), *lines) if line]
+    show(escape('\n'.join(lines or ['Diagnosis: nothing wrong.'])))
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The text of report.md."""
+    config, methods = results['config'], results['methods']
+    split = notes.split(results)
+    num_seeds = max(len(m['seeds']) for m in methods.values())
+    parts = [
+        f'# Comparison on {config["dataset"]}',
+        f'{notes.counted(len(methods), "methods")}, '
+        f'{notes.counted(num_seeds, notes.runs(results))} each, {notes.budget(config)}, '
+        f"batch size {config['batch_size']}, bottleneck '{config['bottleneck']}': the same "
+        'encoder, head, optimizer, data order and budget for every method.',
+    ]
+    if rising := notes.rising(results):
+        parts.append(f'**{rising}**')
+    changed = {n: m['overrides'] for n, m in methods.items() if m.get('overrides')}
+    if changed:
+        said = (f'{n} ({", ".join(f"{k} {v}" for k, v in o.items())})' for n, o in changed.items())
+        parts.append(f'But for what is overridden: {", ".join(said)}.')
+    parts += [
+        '![Test accuracy of every method](accuracy.png)',
+        f'## Outcome on the {split} split',
+        tables.markdown(_outcome_rows(results)),
+        f'95% interval: {METHODS[notes.covered(methods)]}. {notes.sampling_note(methods)}'
+        f'Seconds: all {notes.runs(results)} together.',
+    ]
+    parts += trials.tuning_section(results)
+    differences = list(_difference_rows(results))
+    if len(differences) > 1:
+        parts += [
+            f'## Accuracy compared with {BASELINE}',
+            tables.markdown(differences, words=2),
+            f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. 95% '
+            f'interval: {METHODS[notes.covered(methods)]}.',
+        ]
+    parts += trials.halves_section(results)
+    perplexities = list(_perplexity_rows(results))
+    if len(perplexities) > 1:
+        parts += [
+            f'## Codes on the {split} split',
+            tables.markdown(perplexities),
+            tables.markdown(_use_rows(results)),
+            'Means over seeds and stages, from counts summed over the whole split. A uniform '
+            'source of as many tokens does not use every code either: its figures stand beside.',
+            '![Perplexity over training](perplexity.png)',
+            '![Use of the codes](usage.png)',
+        ]
+    parts += [
+        '## Calibration',
+        tables.markdown(_calibration_rows(results)),
+        'ECE: 15 equal bins; beside it the mean and the 95% range of a perfectly calibrated model '
+        'with the same confidences.' + notes.TEMPERATURE * _rescaled(results),
+        '![Reliability](reliability.png)',
+    ]
+    if results.get('findings'):
+        parts += ['## Findings', '\n'.join(notes.finding(f) for f in results['findings'])]
+    parts += [
+        '## How it was made',
+        tables.made_by(results.get('command'), results['environment']),
+        'With the configuration that `results.json` holds.',
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def write(
+    workdir: str | Path,
+    results: Mapping[str, Any],
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] | None,
+) -> None:
+    """Writes report.md, accuracy.png, perplexity.png, usage.png and reliability.png to `workdir`.
+
+    Args:
+        workdir: an existing folder.
+        results: the content of results.json.
+        histories: {method: [for each seed: the validation records over training]}; None, without
+            records, leaves perplexity.png empty but for a note.
+    """
+    workdir = Path(workdir)
+    replace_file(workdir / 'report.md', markdown(results))
+    figures = {
+        'accuracy': plots.accuracy(results),
+        'perplexity': plots.perplexity(histories or {}),
+        'usage': plots.usage(results),
+        'reliability': plots.reliability(results),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, workdir / f'{name}.png')

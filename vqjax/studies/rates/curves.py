@@ -1,0 +1,133 @@
+"""What results say of every quantizer at every rate, and the rate that is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from vqjax.metrics import Interval
+from vqjax.results.summaries import paired_difference, still_rising
+
+LABELS = {
+    'vq_ema': 'VQ-EMA',
+    'sim_vq': 'SimVQ',
+    'gumbel': 'Gumbel-Softmax',
+    'fsq': 'FSQ',
+    'lfq': 'LFQ',
+    'rvq': 'RVQ',
+    'product': 'Product',
+    'to_32': 'VQ-EMA, 32 D',
+    'to_64': 'VQ-EMA, 64 D',
+}
+WITHIN = 0.01  # of accuracy: a quantizer that loses less than this has bits enough
+
+
+class Point(NamedTuple):
+    """A quantizer at one rate.
+
+    Fields:
+      name: of the method in results.json; what stands before its first '-' is the family.
+      bits: of a token; exact, so that FSQ's are seldom a whole number.
+      image_bits: the same of all tokens of an image.
+      accuracy, difference: on the test splits, and minus that of the same bottleneck without a
+        quantizer, paired by run; None where that one was not run.
+      evenness: perplexity as a share of a uniform source's.
+      collapsed, runs: how many, of how many.
+      learning: its training accuracy still rose at the end of the runs, see
+        `trainer.convergence`; the accuracy is then less than longer runs would have.
+    """
+
+    name: str
+    bits: float
+    image_bits: float
+    accuracy: Interval
+    difference: Interval | None
+    evenness: float
+    collapsed: int
+    runs: int
+    learning: bool = False
+
+
+class Enough(NamedTuple):
+    """The smallest rate that loses less than WITHIN: shown, and by the point estimate; or None."""
+
+    shown: Point | None
+    estimate: Point | None
+
+
+Curves = dict[str, list[Point]]
+
+
+def bottleneck(results: Mapping[str, Any], name: str) -> str:
+    """That of a method: its own where the overrides name one."""
+    own = results['methods'][name].get('overrides', {})
+    return own.get('bottleneck', results['config']['bottleneck'])
+
+
+def bottlenecks(results: Mapping[str, Any]) -> list[str]:
+    """Those of all methods, each once."""
+    return list(dict.fromkeys(bottleneck(results, name) for name in results['methods']))
+
+
+def baseline(results: Mapping[str, Any], kind: str) -> str | None:
+    """The method of a bottleneck that has no quantizer; None where none was run."""
+    methods = results['methods']
+    names = (n for n in methods if methods[n]['spec'] is None and bottleneck(results, n) == kind)
+    return next(names, None)
+
+
+def curves(results: Mapping[str, Any], kind: str) -> Curves:
+    """Family -> its points by bits, of the methods with this bottleneck."""
+    methods, found = results['methods'], {}
+    none, rising = baseline(results, kind), still_rising(results)
+    for name, method in methods.items():
+        if method['spec'] is None or bottleneck(results, name) != kind:
+            continue
+        seeds, summary = method['seeds'], method['summary']
+        point = Point(
+            name,
+            method['bits_per_token'],
+            method['bits'],
+            Interval(**summary['accuracy']),
+            paired_difference(seeds, methods[none]['seeds'], 'accuracy') if none else None,
+            summary['evenness']['mean'],
+            round(sum(seed['collapsed'] for seed in seeds)),
+            len(seeds),
+            name in rising,
+        )
+        found.setdefault(name.split('-')[0], []).append(point)
+    return {family: sorted(points, key=lambda p: p.bits) for family, points in found.items()}
+
+
+def enough(points: Iterable[Point]) -> Enough:
+    """The smallest rate that loses less than WITHIN, exactly that much being too much.
+
+    Shown: the lower end of the paired 95% interval says so. By the point estimate: its mean does.
+    A larger rate may fall behind again, which is no part of the question.
+    """
+    points = sorted((p for p in points if p.difference is not None), key=lambda p: p.bits)
+    shown = (p for p in points if p.difference.low > -WITHIN)
+    estimate = (p for p in points if p.difference.mean > -WITHIN)
+    return Enough(next(shown, None), next(estimate, None))
+
+
+def label(family: str) -> str:
+    """How a family is called in tables and plots."""
+    return LABELS.get(family, family)
+
+
+def tokens(found: Curves) -> int:
+    """Tokens an image."""
+    first = next(iter(found.values()))[0]
+    return round(first.image_bits / first.bits)
+
+
+def nominal(point: Point) -> int:
+    """The rate that a point stands for: its bits to the next whole number."""
+    return round(point.bits)
+
+
+def title(kind: str, found: Curves) -> str:
+    """A bottleneck in words."""
+    number = tokens(found)
+    return f'{kind}, {number} token{"s" * (number > 1)} an image'

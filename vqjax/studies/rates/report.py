@@ -1,0 +1,302 @@
+"""What is said of rates: the bits that are enough, findings, tables, report.md."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax import quantizers
+from vqjax.atomic import replace_file
+from vqjax.results.summaries import METHODS, still_rising
+from vqjax.studies.rates.curves import (
+    WITHIN,
+    Curves,
+    Point,
+    baseline,
+    bottlenecks,
+    curves,
+    enough,
+    label,
+    nominal,
+    title,
+)
+from vqjax.studies.rates.plots import figure
+from vqjax.studies.reporting import notes, tables
+from vqjax.studies.reporting.plots import save
+
+CALIBRATION = {'ECE': 'ece', 'ECE at fitted T': 'scaled_ece'}  # heading -> metric
+NOT_REACHED = 'not reached'
+LEARNING = '†'  # beside the accuracy of a point that has not converged
+
+
+def bits(point: Point | None) -> str:
+    """Bits a token with the digits that tell FSQ's from whole ones."""
+    return NOT_REACHED if point is None else f'{round(point.bits, 2):g}'
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def enough_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    """Family by family the bits a token that are enough, for every bottleneck."""
+    found = {kind: curves(results, kind) for kind in bottlenecks(results)}
+    yield ['quantizer', *(f'{k}, {how}' for k in found for how in ('shown', 'point estimate'))]
+    for family in dict.fromkeys(name for by_family in found.values() for name in by_family):
+        each = (enough(by_family.get(family, [])) for by_family in found.values())
+        yield [label(family), *(bits(point) for pair in each for point in pair)]
+
+
+def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
+    """A row for every point of a bottleneck."""
+    yield ['quantizer', 'codes', 'bits a token', 'bits an image', 'accuracy %', '95% interval',
+           'points compared with none', '95% interval', 'perplexity, share of uniform',
+           'runs collapsed', *CALIBRATION]  # fmt: skip
+    for family, points in curves(results, kind).items():
+        for point in points:
+            yield [
+                label(family),
+                _codes(results['methods'][point.name]['spec']),
+                bits(point),
+                f'{round(point.image_bits, 2):g}',
+                _accuracy(point),
+                tables.percent_range(point.accuracy._asdict()),
+                tables.points(point.difference),
+                tables.points_range(point.difference),
+                f'{100 * point.evenness:.0f}%',
+                f'{point.collapsed} of {point.runs}',
+                *calibration(results, point.name),
+            ]
+
+
+def calibration(results: Mapping[str, Any], name: str) -> list[str]:
+    """The cells of a method under CALIBRATION; '' where a run does not tell them."""
+    summary = results['methods'][name]['summary']
+    return [f'{summary[m]["mean"]:.3f}' if m in summary else '' for m in CALIBRATION.values()]
+
+
+def _accuracy(point: Point) -> str:
+    return tables.percent(point.accuracy._asdict()) + LEARNING * point.learning
+
+
+def _codes(spec: Mapping[str, Any]) -> str:
+    quantizer = quantizers.make(spec)
+    stages = quantizers.stages(quantizer)
+    return (f'{stages} x ' if stages > 1 else '') + f'{quantizer.num_codes:,}'
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Accuracy and points compared with none, a row for each family, a column for each rate."""
+    found = {kind: curves(results, kind) for kind in bottlenecks(results)}
+    every = (p for by_family in found.values() for points in by_family.values() for p in points)
+    rates = sorted({nominal(point) for point in every})
+    made = Table(
+        title=f'{results["config"]["dataset"]}: accuracy %, points compared with none below it',
+        caption=f'shown, point estimate: bits a token that lose less than {100 * WITHIN:g} point\n'
+        f'{LEARNING} not converged   intervals: report.md',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    made.add_column('bits a token', style='bold', no_wrap=True)
+    for heading in (*map(str, rates), 'shown', 'point\nestimate'):
+        made.add_column(heading, justify='right')
+    for kind, by_family in found.items():
+        made.add_row(escape(kind), *_none_cells(results, kind, len(rates)), '', '')
+        for family, points in by_family.items():
+            cells = {nominal(p): _cell(p) for p in points}
+            last = map(bits, enough(points))
+            row = [f' {label(family)}', *(cells.get(rate, '') for rate in rates), *last]
+            made.add_row(*map(escape, row))
+        made.add_section()
+    return made
+
+
+def _cell(point: Point) -> str:
+    below = tables.points(point.difference)
+    return _accuracy(point) + (below and f'\n{below}')
+
+
+def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]:
+    none = baseline(results, kind)
+    accuracy = none and results['methods'][none]['summary']['accuracy']
+    return [f'none {tables.percent(accuracy)}' if accuracy else '', *[''] * (number - 1)]
+
+
+# Findings ---------------------------------------------------------------------------------------
+
+
+def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
+    """Families with their rates, the smallest first: 'RVQ (6), FSQ and LFQ (7.91)'."""
+    ordered = sorted(pairs, key=lambda pair: pair[1].bits)
+    return ', '.join(f'{label(f)} ({bits(point)})' for f, point in ordered) or 'at no rate'
+
+
+def _enough_said(results: Mapping[str, Any], kind: str) -> str:
+    by_family = curves(results, kind)
+    found = {family: enough(points) for family, points in by_family.items()}
+    accuracy = results['methods'][baseline(results, kind)]['summary']['accuracy']
+    shown = [(f, e.shown) for f, e in found.items() if e.shown]
+    estimate = [(f, e.estimate) for f, e in found.items() if e.estimate]
+    never = ', '.join(label(f) for f, e in found.items() if not e.estimate)
+    return (
+        f'**{title(kind, by_family)}**: without a quantizer {tables.percent(accuracy)}% '
+        f'({tables.percent_range(accuracy)}). Bits a token within {100 * WITHIN:g} point of it, '
+        f'shown: {_listed(shown)}. By the point estimate: {_listed(estimate)}.'
+        + (f' Not at any rate: {never}.' if never else '')
+    )
+
+
+def _losses(points: Mapping[str, Point]) -> str:
+    """The family that loses least and the one that loses most, each with its points."""
+    ends = [max, min] if len(points) > 1 else [max]
+    chosen = (end(points, key=lambda f: points[f].difference.mean) for end in ends)
+    return ' to '.join(f'{tables.points(points[f].difference)} ({label(f)})' for f in chosen)
+
+
+def _at(by_family: Curves, rate: int) -> dict[str, Point]:
+    return {f: p for f, points in by_family.items() for p in points if nominal(p) == rate}
+
+
+def _learning(results: Mapping[str, Any]) -> str:
+    """Which points have not converged, and what that means; '' where all have."""
+    rises = ', '.join(f'{n} {100 * x:+.1f}' for n, x in still_rising(results).items())
+    return rises and (
+        f'Not converged ({LEARNING}): {rises} points of training accuracy in the last third of the '
+        'runs. Longer runs would have a higher accuracy there, and a smaller rate may be '
+        'enough; raise epochs to know.'
+    )
+
+
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """What the results say, as sentences; of bottlenecks whose baseline was run."""
+    kinds = {k: curves(results, k) for k in bottlenecks(results) if baseline(results, k)}
+    kinds = {kind: by_family for kind, by_family in kinds.items() if by_family}
+    every = {k: [p for points in found.values() for p in points] for k, found in kinds.items()}
+    if not kinds:
+        return []
+    said = [_enough_said(results, kind) for kind in kinds]
+    for kind, found in kinds.items():
+        rates = sorted({nominal(point) for point in every[kind]})
+        ends = ', '.join(f'{_losses(_at(found, rate))} at {rate} bits' for rate in rates)
+        said.append(f'{kind}: points compared with none, the best and the worst: {ends}.')
+    halves = [(p.difference.high - p.difference.low) / 2 for p in itertools.chain(*every.values())]
+    said.append(
+        f'Half of the interval of such a difference is {100 * np.median(halves):.1f} points in the '
+        f'median ({100 * min(halves):.1f} to {100 * max(halves):.1f}): a loss of less than '
+        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much.'
+    )
+    said += _of_equal_image_bits(kinds)
+    uses = []
+    for kind, points in every.items():
+        least, most = (end(points, key=lambda p: p.evenness) for end in (min, max))
+        collapsed = ', '.join(f'`{p.name}` {p.collapsed}' for p in points if p.collapsed)
+        uses.append(
+            f'{kind}: {100 * least.evenness:.0f}% (`{least.name}`) to {100 * most.evenness:.0f}% '
+            f'(`{most.name}`), {sum(p.collapsed for p in points)} of '
+            f'{sum(p.runs for p in points)} runs collapsed' + (collapsed and f' ({collapsed})')
+        )
+    return [*said, f'Perplexity as a share of that of a uniform source: {"; ".join(uses)}.']
+
+
+def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
+    """Two bottlenecks beside each other at the bits an image that both have, in one sentence."""
+    if len(kinds) < 2:
+        return
+    (one, first), (other, second) = list(kinds.items())[:2]
+    pairs = [
+        (family, a, b)
+        for family, points in first.items()
+        for a, b in itertools.product(points, second.get(family, []))
+        if round(a.image_bits) == round(b.image_bits)
+    ]
+    if pairs:
+        each = ', '.join(
+            f'{label(family)} {100 * a.accuracy.mean:.1f} and {100 * b.accuracy.mean:.1f}% at '
+            f'{round(a.image_bits)}'
+            for family, a, b in pairs
+        )
+        yield f'At equal bits an image, as {one} and as {other}: {each}.'
+
+
+# Report -----------------------------------------------------------------------------------------
+
+
+def _left_out(results: Mapping[str, Any]) -> str:
+    """The families that end before the largest rate, as sentences; '' where none does."""
+    last: dict[str, int] = {}
+    for kind in bottlenecks(results):
+        for family, points in curves(results, kind).items():
+            last[family] = max(last.get(family, 0), nominal(points[-1]))
+    most = max(last.values(), default=0)
+    said = ', '.join(f'{label(f)} (to {rate} bits)' for f, rate in last.items() if rate < most)
+    return said and f'Not run to the largest rate, {most} bits: {said}. '
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The text of report.md."""
+    config, methods = results['config'], results['methods']
+    learning = _learning(results)
+    every = (points for kind in bottlenecks(results) for points in curves(results, kind).values())
+    several = any(len(points) > 1 for points in every)
+    number = notes.counted(config['seeds'], notes.runs(results))
+    parts = [
+        f'# Accuracy against bits on {config["dataset"]}',
+        'How many bits a token does a classifier need? '
+        f'Every quantizer at {"several rates" if several else "one rate"}, beside '
+        f'the same network without a quantizer (`none`). {number} '
+        f'each, {notes.budget(config)}, batch size {config["batch_size"]}. All '
+        'rates share one learning rate and all other settings; '
+        'none was tuned for its quantizer or rate, so a method may do better with its own.'
+        + notes.started(config),
+        *([f'**{learning}**'] if learning else []),
+        '![Accuracy against bits a token](rates.png)',
+        '## What was found',
+        '\n'.join(f'- {sentence}' for sentence in findings(results)),
+        f'## Bits a token within {100 * WITHIN:g} point of `none`',
+        tables.markdown(enough_rows(results)),
+        f'The smallest rate that loses less than {100 * WITHIN:g} point. Shown: the lower end of '
+        'the 95% interval of the paired difference says so; point estimate: its mean does. A '
+        'larger rate may fall behind again: the tables below have all. Each interval is one of '
+        '95% for itself, and the smallest of several rates is taken, so that shown is wrong more '
+        'often than that. The bars of the picture are intervals of the accuracies.',
+    ]
+    for kind in bottlenecks(results):
+        by_family, none = curves(results, kind), baseline(results, kind)
+        if not by_family:
+            continue
+        parts.append(f'## {title(kind, by_family).capitalize()}')
+        if none:
+            accuracy = methods[none]['summary']['accuracy']
+            told = map(' '.join, zip(CALIBRATION, calibration(results, none), strict=True))
+            parts.append(
+                f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy)}), '
+                f'{methods[none]["bits"]:,.0f} bits an image; '
+                f'{", ".join(told)}.'
+            )
+        parts.append(tables.markdown(point_rows(results, kind)))
+    return '\n\n'.join([
+        *parts,
+        f'Intervals: {METHODS[notes.covered(methods)]}; differences are paired by run with `none` '
+        'of the same bottleneck. Codes: of a token, stages or groups x codes of each; bits are '
+        'their log2. '
+        + _left_out(results)
+        + 'Perplexity on the test split as a share of that of a uniform source of as many tokens, '
+        'mean over stages. Collapsed: all codes of an image together tell fewer images apart than '
+        'there are classes (95% of their number).',
+        '## How it was made',
+        tables.made_by(results.get('command'), results['environment']),
+        'With the configuration that `results.json` holds.',
+    ]) + '\n'  # fmt: skip
+
+
+def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
+    """Writes report.md and rates.png to an existing folder."""
+    workdir = Path(workdir)
+    replace_file(workdir / 'report.md', markdown(results))
+    save(figure(results), workdir / 'rates.png')

@@ -1,0 +1,1 @@
+"""Each remedy alone, added to one weak baseline."""

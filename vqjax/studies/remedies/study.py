@@ -1,0 +1,72 @@
+"""Each remedy alone, added to one weak baseline, against all others: seeds, intervals, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vqjax import health, metrics, quantizers
+from vqjax.results.summaries import joint_perplexity, shorten
+from vqjax.studies.remedies import report
+from vqjax.studies.study import Study
+from vqjax.trainer.files.display import show
+from vqjax.trainer.files.workdir import Workdir
+
+
+def prepare(config: dict[str, Any]) -> Study:
+    """The runs as configured, then what became of each remedy."""
+    return Study(config, conclude)
+
+
+def conclude(results: dict[str, Any], folder: Workdir) -> None:
+    """Says of every run whether it collapsed and how often its remedy acted; writes the reports."""
+    for name, method in results['methods'].items():
+        # Stages together: eight groups of nine codes tell far more than ten classes apart.
+        stages = 1 if method['spec'] is None else quantizers.stages(quantizers.make(method['spec']))
+        for seed in method['seeds']:
+            finished = folder.finished(name, seed['seed'])
+            bound = health.CLASS_SHARE * finished['images']['num_classes']
+            seed['collapsed'] = float(joint_perplexity(seed, stages) < bound)
+            seed |= actions(method['spec'], method['overrides'], finished['history'])
+        collapses = int(sum(seed['collapsed'] for seed in method['seeds']))
+        method['collapse'] = metrics.wilson_interval(collapses, len(method['seeds']))._asdict()
+    shorten(results)
+    report.write(folder.path, results)
+    show(report.table(results))
+
+
+def actions(
+    spec: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    """How often a remedy acted in one run, where it waits for something before it does.
+
+    Args:
+      spec: of the quantizer, None without one.
+      overrides: fields of the configuration that the remedy changes.
+      history: the run's records of its evaluations.
+
+    Returns:
+      Of a quantizer with revival `revived`, codes that were replaced; of one with a guard
+      `refits`; of clipped gradients `clipped`, the share of the steps.
+    """
+    parts, last = list(_parts(spec or {})), history[-1]
+    found = {}
+    if any(part.get('name') == 'guarded' for part in parts):
+        found['refits'] = float(last.get('refits', 0))
+    elif any(part.get('revival') for part in parts) and 'revived' in last:
+        found['revived'] = float(sum(r.get('revived', 0) for r in history))
+    if overrides.get('clip_norm') and 'clipped' in last:
+        found['clipped'] = float(np.mean([r['clipped'] for r in history]))
+    return found
+
+
+def _parts(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The spec of a quantizer and those of the quantizers in it."""
+    yield spec
+    inner = spec.get('inner') or ()
+    for part in [inner] if isinstance(inner, Mapping) else inner:
+        yield from _parts(part)

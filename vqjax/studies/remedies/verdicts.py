@@ -1,0 +1,199 @@
+"""What became of each remedy, and of what the sources claim of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vqjax.metrics import Interval
+from vqjax.results.summaries import BASELINE as NONE
+from vqjax.results.summaries import MARGIN, paired_difference
+from vqjax.studies.reporting import tables
+
+# What becomes of a remedy, the best first.
+ENOUGH = f'Enough alone: within {100 * MARGIN:g} points of `{NONE}`, and no run collapsed'
+HELPS = 'Better than the baseline, but not enough, or not shown to be'
+NOTHING = 'No effect shown'
+IDLE = 'Never acted, so nothing is known of it'
+HARMS = 'Worse than the baseline'
+GROUPS = (ENOUGH, HELPS, NOTHING, IDLE, HARMS)
+
+
+WEAK, HEALTHY, GUARD = 'weak', 'default', 'reset_on_collapse'
+
+# What a claim says of its remedy: that it prevents the collapse, or that nothing else does.
+CURES, NEEDED = 'cures', 'needed'
+
+# Remedy -> (source of docs/sources.md, what is claimed, CURES, NEEDED or the remedy it is to be
+# worse than), in the order of the sources.
+CLAIMS: dict[str, tuple[str, str, str]] = {
+    'none': ('source 0', 'no quantizer: simplest, works', CURES),
+    'reconstruction': ('source 0', 'a reconstruction task is needed for VQ to work at all', NEEDED),
+    'fsq_8x4': ('source 0', 'FSQ: no codebook, guaranteed diversity', CURES),
+    'loss_weight_tenth': ('source 1', 'quantizer loss times .1', CURES),
+    'loss_weight_warm_up': ('source 1', 'quantizer loss warmed up', CURES),
+    'init_kmeans': ('source 1', 'data-driven start', CURES),
+    'revival': ('source 1', 'dead codes reinitialised, optional', CURES),
+    'decay_95': ('source 1', 'decay .95 adapts faster', CURES),
+    'small_batches': ('source 1', 'smaller batches update more often', CURES),
+    'commitment_hundredth': ('source 2', 'much lower commitment', CURES),
+    'l2_normalised': ('source 2', 'l2 normalisation constrains too much: remove it', WEAK),
+    'projection_64': ('source 2', 'a learned projection to 64', CURES),
+    'reset_on_collapse': ('source 2', 'reset when the perplexity falls below a bound', CURES),
+    'clipped_gradient': ('source 2', 'gradient clipping', CURES),
+    'frozen_encoder': ('source 2', 'encoder frozen at first', CURES),
+    'kmeans_after': ('source 2', 'k-means as a fallback', CURES),
+    'fsq_64000': ('source 3', 'FSQ cannot collapse by design', CURES),
+    'rvq_4x256': ('source 3', 'RVQ avoids winner-take-all dynamics', CURES),
+    'product_8x256': ('source 3', 'product quantization prevents total collapse', CURES),
+    'gumbel': ('source 3', 'Gumbel-Softmax annealed 5.0 to .1', CURES),
+    'two_stages': ('source 3', 'continuous first, then quantized', CURES),
+    'projection_8': ('source 3', 'fewer code dimensions', CURES),
+    'init_unit_sphere': ('source 4', 'unit sphere times sqrt(D)', CURES),
+    'revival_every_100': ('source 4', 'dead codes looked for every 100 steps', CURES),
+    'revival_every_step': ('source 4', 'looking at every step disrupts training', 'revival'),
+}
+
+
+# Entries of a seed that count what a remedy did, and how the mean of a run is told.
+ACTIONS = {
+    'revived': '{:,.0f} codes revived per run',
+    'refits': '{:.1f} re-fits per run',
+    'clipped': '{:.0%} of the steps clipped',
+}
+
+
+def difference(results: Mapping[str, Any], name: str, to: str) -> Interval | None:
+    """Paired difference of accuracy of one remedy to another; None for itself or one not run."""
+    methods = results['methods']
+    if name == to or to not in methods:
+        return None
+    return paired_difference(methods[name]['seeds'], methods[to]['seeds'], 'accuracy')
+
+
+def never_acted(name: str, results: Mapping[str, Any]) -> bool:
+    """Whether what a remedy does was counted, and did not happen in any run."""
+    seeds = results['methods'][name]['seeds']
+    counted = [seed[action] for seed in seeds for action in ACTIONS if action in seed]
+    return bool(counted) and not any(counted)
+
+
+def acted(name: str, results: Mapping[str, Any]) -> str:
+    """How often a remedy acted, '-' where its idea is no event that could be counted."""
+    method, epochs = results['methods'][name], results['config']['epochs']
+    if never_acted(name, results):
+        return 'never'
+    for action, text in ACTIONS.items():
+        found = [seed[action] for seed in method['seeds'] if action in seed]
+        if found:
+            runs = sum(x > 0 for x in found)
+            some = '' if runs == len(found) else f', in {runs} of {len(found)}'
+            return text.format(np.mean(found)) + some
+    given = method.get('overrides', {})
+    if 'continuous_epochs' in given:
+        share = given['continuous_epochs'] / epochs
+        return 'after training' if share >= 1 else f'the first {share:.0%} of the steps'
+    if 'frozen_epochs' in given:
+        return f'the first {given["frozen_epochs"] / epochs:.0%} of the steps'
+    if isinstance(weight := given.get('quantizer_weight'), Mapping):
+        return f'the first {weight["transition_steps"] / epochs:.0%} of the steps'
+    return '-'
+
+
+def group(name: str, results: Mapping[str, Any]) -> str:
+    """Which of GROUPS a remedy belongs to."""
+    gain, loss = (difference(results, name, to) for to in (WEAK, NONE))
+    collapse = results['methods'][name]['collapse']['mean']
+    if never_acted(name, results):
+        return IDLE
+    if loss is not None and loss.low > -MARGIN and not collapse:
+        return ENOUGH
+    if gain is None:  # a comparison without the baseline
+        return NOTHING
+    return HELPS if gain.low > 0 else HARMS if gain.high < 0 else NOTHING
+
+
+def verdict(name: str, results: Mapping[str, Any]) -> str:
+    """What became of a remedy: whether it beats `weak`, and whether it is as good as `none`."""
+    gain, loss = (difference(results, name, to) for to in (WEAK, NONE))
+    collapse = results['methods'][name]['collapse']['mean']
+    if name == WEAK:
+        return ''
+    if never_acted(name, results):
+        said = 'never acted'
+    elif gain is None:
+        said = 'measured'
+    else:
+        said = 'helps' if gain.low > 0 else 'harms' if gain.high < 0 else 'no effect shown'
+    if loss is not None and loss.low > -MARGIN:
+        said += f', within {100 * MARGIN:g} points of {NONE}'
+    elif loss is not None and loss.high < -MARGIN:
+        said += f', still {-100 * loss.mean:.1f} points below {NONE}'
+    if 0 < collapse:
+        said += f'; collapses in {100 * collapse:.0f}% of the runs'
+    return said
+
+
+def holds(name: str, results: Mapping[str, Any]) -> str:
+    """Whether the claim about a remedy holds, '' where what it is compared with was not run."""
+    methods, kind = results['methods'], CLAIMS[name][2]
+    if never_acted(name, results):
+        return 'not tested'
+    if kind == NEEDED:
+        others = [n for n in by_accuracy(results) if n != name and methods[n]['spec']]
+        cured = [n for n in others if prevents(n, results)]
+        return f'fails: {", ".join(cured[:3])} do without' if cured else 'not refuted'
+    gain = difference(results, name, WEAK if kind == CURES else kind)
+    if gain is None:
+        return ''
+    if kind != CURES:
+        return 'holds' if gain.high < 0 else 'fails' if gain.low > 0 else 'not shown'
+    if prevents(name, results):
+        return 'holds'
+    return 'in part' if gain.low > 0 else 'fails'
+
+
+def prevents(name: str, results: Mapping[str, Any]) -> bool:
+    """Better than `weak`, and no run collapsed."""
+    gain = difference(results, name, WEAK)
+    collapse = results['methods'][name]['collapse']['mean']
+    return gain is not None and gain.low > 0 and not collapse
+
+
+def by_accuracy(results: Mapping[str, Any]) -> list[str]:
+    """Names of the remedies, the most accurate first."""
+    methods = results['methods']
+    return sorted(methods, key=lambda n: -methods[n]['summary']['accuracy']['mean'])
+
+
+def choice(results: Mapping[str, Any]) -> str:
+    """Which single changes cure the baseline, which help, and which do nothing or harm."""
+    members: dict[str, list[str]] = {title: [] for title in GROUPS}
+    for name in by_accuracy(results):
+        if name not in (WEAK, NONE):
+            members[group(name, results)].append(name)
+    return '\n'.join(
+        f'- **{title}**: {", ".join(names) or "no remedy"}.'
+        for title, names in members.items()
+        if names or title != IDLE
+    )
+
+
+def guard(results: Mapping[str, Any]) -> list[str]:
+    """Whether a run that collapses ends as a healthy one does once it is guarded; [] if not run."""
+    methods = results['methods']
+    if not {WEAK, HEALTHY, GUARD} <= methods.keys():
+        return []
+    share = {n: f'{100 * methods[n]["collapse"]["mean"]:.0f}%' for n in (WEAK, GUARD)}
+    ends = {}
+    for name in (WEAK, GUARD):
+        found = difference(results, name, HEALTHY)
+        ends[name] = f'{tables.points(found)} points ({tables.points_range(found)})'
+    return [
+        '## The guard',
+        f'The baseline collapses in {share[WEAK]} of the runs and ends {ends[WEAK]} from the '
+        f'healthy `{HEALTHY}`. With the guard (`{GUARD}`, nothing else changed) it collapses in '
+        f'{share[GUARD]} of them and ends {ends[GUARD]} from it.',
+    ]

@@ -1,0 +1,104 @@
+"""What reports say of their runs: budget, intervals, convergence, findings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vqjax.metrics import wilson_interval
+from vqjax.results.summaries import BASELINE, EXAMPLES, FOLDS, RISE, SEEDS, covers, still_rising
+
+TEMPERATURE = (
+    ' T: one temperature a run, fitted on its validation split (Guo et al. 2017) and applied to '
+    'the test split; 1 leaves it as it is, more makes it less sure.'
+)
+
+
+def runs(results: Mapping[str, Any]) -> str:
+    """What the runs of a method are: 'seeds', or 'folds' where each tests another part."""
+    return FOLDS if covered(results['methods']) == FOLDS else SEEDS
+
+
+def split(results: Mapping[str, Any]) -> str:
+    """The split that the runs were measured on."""
+    return results['config'].get('split', 'test')
+
+
+def covered(methods: Mapping[str, Any]) -> str:
+    """What the intervals of all these methods cover, see `summaries.covers`."""
+    return covers(*(method['seeds'] for method in methods.values()))
+
+
+def over_what(results: Mapping[str, Any]) -> str:
+    """The same in words."""
+    kind = covered(results['methods'])
+    return 'seeds and test examples' if kind == EXAMPLES else kind
+
+
+def budget(config: Mapping[str, Any]) -> str:
+    """How long a run is."""
+    steps = config.get('steps', 0)
+    return epochs(config) + (f' or {steps:,} steps, whichever is longer' if steps else '')
+
+
+def epochs(config: Mapping[str, Any]) -> str:
+    """'1 epoch', '40 epochs'."""
+    return counted(config['epochs'], 'epochs')
+
+
+def counted(number: float, things: str) -> str:
+    """So many of what is named in the plural: '1 seed', '5 seeds'."""
+    return f'{number} {things[:-1] if number == 1 else things}'
+
+
+def started(config: Mapping[str, Any]) -> str:
+    """Whose encoder the runs started from, and for how long it stood still; '' for none."""
+    if not config.get('init_from'):
+        return ''
+    frozen = config['frozen_epochs']
+    still = f'stood still for {frozen:g} epochs' if frozen > 0 else 'was trained on'
+    return (
+        ' Every run starts from the encoder of another one, trained without a quantizer, which '
+        f'{"stood still" if frozen < 0 else still}; the head is trained further.'
+    )
+
+
+def rising(results: Mapping[str, Any]) -> str:
+    """That runs were too short, with the methods whose training accuracy tells; '' otherwise."""
+    rises = ', '.join(f'{n} {100 * x:+.1f} points' for n, x in still_rising(results).items())
+    return rises and (
+        'Not converged: methods cannot be compared. In the last third of the runs the training '
+        f'accuracy still rises by more than {100 * RISE:g} point: {rises}. Remedy: raise steps '
+        'or epochs.'
+    )
+
+
+def finding(found: Mapping[str, Any]) -> str:
+    """What `health.diagnose` found, with its evidence and remedy, as an item of a list."""
+    where = ', '.join(f'{k} {found[k]}' for k in ('method', 'seed') if k in found)
+    evidence = ', '.join(f'{k} = {v:.4g}' for k, v in found['evidence'].items())
+    return (
+        f'- **{found["name"]}** ({found["severity"]}{", " + where if where else ""}): '
+        f'{evidence}. Remedy: {found["remedy"]}'
+    )
+
+
+def sampling_error(accuracy: float, num_images: int) -> float:
+    """Half the 95% interval of an accuracy on so many images, which are a sample themselves.
+
+    After Wilson, which holds near an accuracy of 1 too.
+    """
+    found = wilson_interval(round(accuracy * num_images), num_images)
+    return (found.high - found.low) / 2
+
+
+def sampling_note(methods: Mapping[str, Any]) -> str:
+    """What an interval over seeds alone leaves out; '' of the others."""
+    if covered(methods) != SEEDS:
+        return ''
+    name = BASELINE if BASELINE in methods else next(iter(methods))
+    method = methods[name]
+    num_images = round(sum(method['seeds'][0]['reliability']['count']))
+    half = sampling_error(method['summary']['accuracy']['mean'], num_images)
+    return (
+        f'It leaves out that the {num_images:,} test images are themselves a sample: that alone '
+        f'is worth {100 * half:.1f} points either way at the accuracy of {name}. '
+    )

@@ -1,0 +1,29 @@
+"""A study: a configuration of the trainer, and what is said of its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vqjax.trainer import experiment
+from vqjax.trainer.config.settings import Parts
+from vqjax.trainer.files.workdir import Workdir
+
+Conclude = Callable[[dict[str, Any], Workdir], None]
+
+
+class Study(NamedTuple):
+    """A study that is ready to run; every study's module makes one of a configuration.
+
+    Fields:
+      config: the fields of every configuration; those that only the study knows are left out.
+      conclude: (results, folder), when all runs are finished: adds to the results what it finds,
+        writes the reports and prints them.
+      parts: what it puts in place of the library's own parts.
+      run: (config, workdir, conclude, parts) -> the content of results.json.
+    """
+
+    config: dict[str, Any]
+    conclude: Conclude
+    parts: Parts = Parts()
+    run: Callable[..., dict[str, Any]] = experiment.run

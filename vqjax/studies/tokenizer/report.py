@@ -1,0 +1,92 @@
+"""What a tokenizer's training shows against its targets: figures, diagnosis, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vqjax import quantizers
+from vqjax.atomic import replace_file
+from vqjax.studies.reporting import notes, tables
+from vqjax.studies.reporting.plots import save
+from vqjax.studies.tokenizer.plots import figure
+from vqjax.studies.tokenizer.targets import TARGETS
+
+COMMAND = 'python train.py --config configs/tokenizer.py --config.data_dir=FOLDER'
+
+
+def _rows(figures):
+    """Name, target and the figure of each method."""
+    for name in next(iter(figures.values())):
+        bound, above = TARGETS.get(name, (None, True))
+        target = '' if bound is None else f'{"above" if above else "below"} {bound:g}'
+        yield [name, target, *(f'{found[name]:.3g}' for found in figures.values())]
+
+
+def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """The figures of each method beside their targets."""
+    found = Table(
+        title=f'{config["dataset"]}: tokenizers, {notes.epochs(config)}, seed 0',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for i, heading in enumerate(('', 'target', *figures)):
+        found.add_column(heading, justify='right' if i else 'left', style=None if i else 'bold')
+    for row in _rows(figures):
+        found.add_row(*map(escape, row))
+    return found
+
+
+def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
+    """The text of report.md."""
+    config = results['config']
+    parts = [
+        f'# Tokenizer on {config["dataset"]}',
+        f'{len(figures)} tokenizers of images, {_tokens_an_image(results):.0f} tokens per image, '
+        f'trained to reconstruct for {notes.epochs(config)} in batches of {config["batch_size"]}. '
+        'Targets: those of source 4 (`docs/sources.md` says what that is). Figures of the test '
+        'split, seed 0.',
+        '![Quantizer loss, perplexity and active codes of every tokenizer](curves.png)',
+        '## Diagnosis',
+    ]
+    lines = []
+    for name in figures:
+        found = [f['name'] for f in results['findings'] if (f['method'], f['seed']) == (name, 0)]
+        lines.append(f'- {name}: ' + (', '.join(found) or 'nothing wrong') + '.')
+    parts += [
+        '\n'.join(lines),
+        '## Figures and targets',
+        tables.markdown([['figure', 'target', *figures], *_rows(figures)]),
+        '## How it was made',
+        tables.made_by(COMMAND, results['environment']),
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def num_codes(results: Mapping[str, Any], name: str) -> int:
+    """K of a method."""
+    return quantizers.make(results['methods'][name]['spec']).num_codes
+
+
+def _tokens_an_image(results):
+    seed = next(m['seeds'][0] for m in results['methods'].values() if m['spec'])
+    return seed['tokens'] / sum(seed['reliability']['count'])
+
+
+def write(
+    workdir: str | Path,
+    results: Mapping[str, Any],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    figures: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Writes report.md and curves.png; `histories` and `figures` are those of seed 0 by method."""
+
+    workdir = Path(workdir)
+    replace_file(workdir / 'report.md', markdown(results, figures))
+    most = max(num_codes(results, name) for name in histories)
+    save(figure(histories, most), workdir / 'curves.png')

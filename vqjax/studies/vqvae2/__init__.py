@@ -1,0 +1,1 @@
+"""Two levels of codes against one at equal bits."""

@@ -1,0 +1,137 @@
+"""Two levels of codes against one at equal bits, and against the top level alone."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from vqjax.codec.runs import filled, read_checkpoint
+from vqjax.results.summaries import shorten
+from vqjax.studies.study import Study
+from vqjax.studies.vqvae2 import report
+from vqjax.trainer import errors, experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.data import batches, records, sets
+from vqjax.trainer.files.workdir import Workdir
+from vqjax.trainer.step import measures, starts, two_level
+from vqjax.trainer.step.task import Task
+
+BATCH = 200  # images decoded at once
+
+
+def prepare(config: dict[str, Any]) -> Study:
+    """The runs as configured, then a table and reconstructions.
+
+    Raises:
+      RunError: nothing is reconstructed.
+    """
+    weights = [config.get('reconstruction_weight')]
+    for fields in config.get('overrides', {}).values():
+        weights.append(fields.get('reconstruction_weight', weights[0]))
+    if not all(weights):
+        raise errors.RunError(
+            'study vqvae2 compares reconstructions: set reconstruction_weight above 0'
+        )
+    return Study(config, conclude)
+
+
+def conclude(results: dict[str, Any], folder: Workdir) -> None:
+    """Decodes the test split with one level at a time; writes and prints the report."""
+    checked = settings.check(results['config'])
+    dataset = sets.load_dataset(checked.dataset, checked.data_dir, settings.cutting(checked.config))
+    experiment.fit_quantizers(checked, dataset)
+    pictures = {}
+    for name, method in results['methods'].items():
+        for seed, figures in enumerate(method['seeds']):
+            task = experiment.make_task(checked, name, dataset)
+            variables = trained(task, folder.checkpoints_of(name, seed), dataset)
+            errors, decoded = decode_apart(task, variables, dataset)
+            if 0 in report.level_bits(method['spec']):
+                # A level of one code tells nothing: the other alone is both.
+                errors, decoded = ({'all': x['all']} for x in (errors, decoded))
+            figures |= {f'error_{part}': error for part, error in errors.items() if part != 'all'}
+            use = figures.get('perplexity_per_stage', [])
+            if len(use) == len(two_level.NAMES):
+                named = zip(two_level.NAMES, use, strict=True)
+                figures |= {f'perplexity_{part}': x for part, x in named}
+            if seed == 0:
+                pictures |= {(name, part): images for part, images in decoded.items()}
+    originals = next(iter(_batches(dataset)))['image'][: report.SHOWN]
+    shown = {('original', 'all'): originals} | pictures
+    shown = {key: np.asarray(x) * dataset.std + dataset.mean for key, x in shown.items()}
+    report.write(folder.path, results, shown)
+    shorten(results)
+    Console(width=None if sys.stdout.isatty() else 120).print(report.table(results))
+
+
+def decode_apart(
+    task: Task, variables: Any, dataset: records.Dataset
+) -> tuple[dict[str, float], dict[str, jax.Array]]:
+    """What the decoder makes of all codes, and of one level alone.
+
+    Of the other level each vector is the mean of that level over the test split, so that it tells
+    nothing of an image.
+
+    Returns:
+      By part (`all`, `top`, `bottom`; `all` alone without two levels) the mean squared error of
+      the test split, and the first reconstructions [n, H, W, C].
+    """
+    model = task.model.clone(axis_name=None)
+
+    @jax.jit
+    def quantize(images: jax.Array) -> jax.Array:
+        output = model.apply(variables, images, train=False)
+        return output.z if output.quantized is None else output.quantized.z_q
+
+    @jax.jit
+    def decode(z_q: jax.Array, means: jax.Array, images: jax.Array) -> dict[str, Any]:
+        parts = {'all': z_q}
+        if model.grids:
+            size = int(np.prod(model.grids[0]))
+            top = jnp.arange(z_q.shape[2])[:, None] < size
+            parts |= {'top': jnp.where(top, z_q, means), 'bottom': jnp.where(top, means, z_q)}
+        decoded = {part: model.apply(variables, x, method='decode') for part, x in parts.items()}
+        errors = {part: measures.reconstruction_errors(x, images) for part, x in decoded.items()}
+        return errors, {part: x[: report.SHOWN] for part, x in decoded.items()}
+
+    quantized = [quantize(batch['image']) for batch in _batches(dataset)]
+    real = [batch['mask'] for batch in _batches(dataset)]
+    means = _means(quantized, real, model.grids)
+    total, first = {}, None
+    for z_q, batch in zip(quantized, _batches(dataset), strict=True):
+        errors, decoded = decode(z_q, means, batch['image'])
+        first = decoded if first is None else first
+        for part, error in errors.items():
+            total[part] = total.get(part, 0.0) + float(np.sum(np.asarray(error)[batch['mask']]))
+    number = int(sum(mask.sum() for mask in real))
+    return {part: error / number for part, error in total.items()}, first
+
+
+def _means(quantized, real, grids):
+    """The mean vector of each level, at each of its places: float32 [L, D]."""
+    rows = np.concatenate([np.asarray(z)[mask] for z, mask in zip(quantized, real, strict=True)])
+    if not grids:
+        return np.zeros(())
+    parts = [part.mean((0, 1, 2)) for part in two_level.unpack(rows, grids)]
+    sizes = [int(np.prod(grid)) for grid in grids]
+    return np.concatenate(
+        [np.tile(mean, (size, 1)) for mean, size in zip(parts, sizes, strict=True)]
+    )
+
+
+def _batches(dataset):
+    return batches.eval_batches(dataset, 'test', BATCH, 0, 1)
+
+
+def trained(task: Task, checkpoints: pathlib.Path, dataset: records.Dataset) -> Any:
+    """The variables of a finished run, as evaluation reads them."""
+    shapes = starts.state_shapes(task, tuple(dataset.info.image_shape), BATCH)
+    raw = read_checkpoint(checkpoints)
+    params = raw['ema_params'] if task.ema_decay else raw['params']
+    return {'params': filled(shapes.params, params), **filled(shapes.stats, raw['stats'])}

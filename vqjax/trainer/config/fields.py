@@ -1,0 +1,340 @@
+"""The fields that every configuration has: default, type, bounds and meaning of each."""
+
+import copy
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from vqjax import encoders
+from vqjax.trainer.errors import RunError
+
+# What float32 and an int32 counter of steps can hold.
+_MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
+_NAME = re.compile(r'(?!all$)\w[\w.+-]{0,99}')
+
+
+class Field(NamedTuple):
+    """One field of a configuration.
+
+    Fields:
+      default, meaning: as `python train.py --help` lists them.
+      kind: type, where it is not that of the default; an int may stand for a float.
+      least, above, below, most: bounds, the first and the last included.
+      choices: of a string.
+      shared: the same for all methods of a run; no override may change it.
+    """
+
+    default: Any
+    meaning: str
+    kind: Any = None
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    most: float = _MOST_INT
+    choices: tuple[str, ...] = ()
+    shared: bool = False
+
+
+FIELDS: dict[str, Field] = {
+    'study': Field(
+        'comparison',
+        'what is reported: comparison, remedies, rates, tokenizer, vqvae2, autopsy or behaviour',
+        shared=True,
+    ),
+    'parallel': Field(
+        'pmap',
+        "over devices, or 'jit' over a mesh; the figures are the same",
+        choices=('pmap', 'jit'),
+        shared=True,
+    ),
+    'mesh_shape': Field(
+        (-1, 1),
+        "of 'jit': devices for (rows, codes); -1 = all that are left",
+        kind=tuple | list,
+        shared=True,
+    ),
+    # Data.
+    'dataset': Field(
+        'digits',
+        "'digits', 'basic_motions', 'japanese_vowels', 'recordings' (your own), or any TFDS set "
+        'of images or recordings with one label',
+        shared=True,
+    ),
+    'data_dir': Field(
+        '',
+        "folder of prepared TFDS sets, '' = TFDS's own default; or of your recordings, .npz",
+        shared=True,
+    ),
+    'window': Field(
+        0,
+        'steps of a window of recordings; 0 = the longest one, the others padded',
+        least=0,
+        shared=True,
+    ),
+    'hop': Field(0, 'steps from one window to the next; 0 = window', least=0, shared=True),
+    'pad': Field(False, 'the last window may reach beyond the end of its recording', shared=True),
+    'folds': Field(
+        0,
+        'parts that images or recordings are dealt out to, each the test split in turn, a seed '
+        'each; 0 = the splits that the set has',
+        least=0,
+        shared=True,
+    ),
+    'fold': Field(
+        -1, 'the one part that is the test split, from 0; -1 = all in turn', least=-1, shared=True
+    ),
+    'augment': Field(False, 'random flips and crops'),
+    # Model.
+    'encoder': Field(
+        'conv',
+        "'conv', 'resnet9', 'resnet18' or, for recordings, 'sensor'",
+        choices=tuple(encoders.ENCODERS),
+    ),
+    'width': Field(
+        32,
+        "channels of the first convolution of all but 'resnet18', and the last of the decoder",
+        least=1,
+    ),
+    'bottleneck': Field(
+        'vector',
+        "'vector' (one an image or window), 'grid' (one a place) or 'two_level' grids",
+        choices=tuple(encoders.BOTTLENECKS),
+    ),
+    'features': Field(128, 'D, size of the vectors that are quantized', least=1),
+    'standardize': Field(True, "z and the head's input have mean 0 and variance 1"),
+    'statistics_decay': Field(
+        0.9,
+        'of the running mean and variance that evaluation standardises by: less follows a network '
+        'that learns fast',
+        least=0,
+        below=1,
+    ),
+    'dtype': Field(
+        'float32',
+        "of the computation, or 'bfloat16'; parameters stay float32",
+        choices=('float32', 'bfloat16'),
+    ),
+    # What is compared.
+    'quantizers': Field(
+        {'none': None}, 'name -> spec of the quantizer, None for no quantizer', shared=True
+    ),
+    'guard': Field(False, 're-fit a codebook by k-means when it collapses'),
+    'methods': Field('all', "which of them to run, 'none,vq_ema', or 'all'", shared=True),
+    'overrides': Field({}, 'method -> fields that differ for it', shared=True),
+    'seeds': Field(5, 'runs a method: seeds 0 to 4', least=1, most=10_000, shared=True),
+    'split': Field(
+        'test',
+        "what a run is measured on at its end; 'validation' leaves the test split unread",
+        choices=('test', 'validation'),
+        shared=True,
+    ),
+    # A search of settings before it.
+    'trials': Field(
+        0,
+        'random settings of every method, of which validation chooses; 0 = those given here',
+        least=0,
+        shared=True,
+    ),
+    'trial_seeds': Field(
+        3, 'runs a trial; where folds are in turn, one a fold instead', least=1, shared=True
+    ),
+    'space': Field(
+        {},
+        "method, or 'every' -> field, or quantizer and its fields -> what trials draw from, "
+        "{'uniform': (0, 1)}, {'log_uniform': (1e-3, 1)} or {'choice': (1, 2)}",
+        shared=True,
+    ),
+    # The task.
+    'classification_weight': Field(1.0, 'of the cross-entropy; 0 = a tokenizer', least=0),
+    'reconstruction_weight': Field(
+        0.0, "of a decoder's mean squared error; 0 = no decoder", least=0
+    ),
+    'quantizer_weight': Field(
+        1.0, "of the quantizer's loss, or an optax schedule of the epoch", kind=float | dict
+    ),
+    # Stages.
+    'continuous_epochs': Field(
+        0.0, 'first epochs without a quantizer; codes start after them', least=0
+    ),
+    'frozen_epochs': Field(
+        0.0, 'first epochs in which the encoder stands still; -1 = all', least=-1
+    ),
+    'init_from': Field('', 'checkpoints of a run whose encoder this one starts from'),
+    # Training.
+    'epochs': Field(40, 'passes over the training split', least=1),
+    'steps': Field(
+        0,
+        'optimizer steps that a run takes at least, in whole epochs; epochs or this, whichever is '
+        'longer',
+        least=0,
+    ),
+    'batch_size': Field(96, 'images an optimizer step, over all devices', least=1),
+    'accumulate': Field(1, 'micro-batches that make up such a batch', least=1),
+    'init_batch_size': Field(1024, 'images that k-means starts the codebooks from', least=1),
+    'learning_rate': Field(3e-3, 'peak, of AdamW', above=0),
+    'learning_rate_schedule': Field(
+        'cosine',
+        "decay to 0 after the warm-up, or 'constant'",
+        choices=('cosine', 'constant'),
+    ),
+    'warmup_epochs': Field(1.0, 'of linear warm-up', least=0),
+    'weight_decay': Field(1e-2, 'decoupled, on kernels', least=0),
+    'label_smoothing': Field(0.0, 'share of the target spread over all classes', least=0, below=1),
+    'clip_norm': Field(1.0, 'largest norm of the gradient; 0 = no clipping', least=0),
+    'ema_decay': Field(
+        0.0,
+        'of a running average of the parameters for evaluation; 0 = off',
+        least=0,
+        below=1,
+    ),
+    # Bookkeeping.
+    'eval_every': Field(5.0, 'epochs between evaluations on the validation split', above=0),
+    'checkpoint_every': Field(
+        20, 'epochs between checkpoints; 0 = only where a run is stopped', least=0
+    ),
+    'keep_checkpoints': Field(2, 'newest ones kept, besides the best', least=1),
+    'log_every': Field(10, 'steps between records of the training loss', least=1),
+    'writers': Field(
+        'tensorboard',
+        "where numbers go besides metrics.jsonl: 'tensorboard', 'wandb', both with a comma, or ''",
+        shared=True,
+    ),
+    'record': Field(False, 'every step tells all that vqjax.health reads, in records/'),
+    'steps_per_call': Field(
+        16, 'optimizer steps of one dispatch: more where steps are short', least=1
+    ),
+}
+
+# Those that may differ between methods: overrides and trials change them.
+OWN = tuple(name for name, field in FIELDS.items() if not field.shared)
+
+
+def config(**changes: Any) -> ml_collections.ConfigDict:
+    """A configuration: the defaults with these changes, as the files in configs/ return it.
+
+    Raises:
+      RunError: for a field that there is not, with the nearest name.
+    """
+    _known(changes, FIELDS, 'config field')
+    return ml_collections.ConfigDict(complete(changes))
+
+
+def complete(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes with every field beside them that they leave out, at its default."""
+    return {name: copy.deepcopy(field.default) for name, field in FIELDS.items()} | dict(changes)
+
+
+def check_fields(values: Mapping[str, Any], known: Iterable[str], where: str = '') -> None:
+    """Checks names, types and bounds of fields, each for itself.
+
+    Args:
+      known: names of FIELDS that may stand here.
+      where: what the fields belong to, such as 'overrides.vq_ema.'.
+
+    Raises:
+      RunError: naming the field, its value and the remedy.
+    """
+    _known(values, known, f'field of {where[:-1]}' if where else 'config field')
+    for name, value in values.items():
+        _check(where + name, value, FIELDS[name])
+        _check_plain(where + name, value)
+
+
+def _known(values: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(known)}'
+            raise RunError(f'unknown {what} {name!r}: {hint}')
+
+
+def _check(name: str, value: Any, field: Field) -> None:
+    kind = field.kind or type(field.default)
+    wanted = int | kind if isinstance(0.5, kind) else kind
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, wanted):
+        said = kind if isinstance(kind, types.UnionType) else kind.__name__
+        raise RunError(f'{name} is {value!r}: give a value of type {said}')
+    if field.choices and value not in field.choices:
+        raise RunError(f'{name} is {value!r}: choose one of {", ".join(field.choices)}')
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    _check_number(name, value)
+    if field.least is not None and value < field.least:
+        raise RunError(f'{name} is {value}: give at least {field.least}')
+    if field.above is not None and value <= field.above:
+        raise RunError(f'{name} is {value}: give more than {field.above}')
+    if field.below is not None and value >= field.below:
+        raise RunError(f'{name} is {value}: give less than {field.below}')
+    if isinstance(value, int) and value > field.most:
+        raise RunError(f'{name} is {_short(value)}: give at most {field.most}')
+
+
+def _check_number(name: str, value: float) -> None:
+    # Of integers first: Python's may be too large for math.isfinite.
+    if isinstance(value, int) and abs(value) > _MOST_INT:
+        raise RunError(f'{name} is {_short(value)}: give at most {_MOST_INT}')
+    if not math.isfinite(value):
+        raise RunError(f'{name} is {value}: give a finite number')
+    if abs(value) > _MOST_FLOAT:
+        raise RunError(f'{name} is {value}: give a number that float32 holds')
+
+
+def _short(number: int) -> str:
+    """An integer, where it is longer than anybody reads by its number of digits."""
+    digits = int(number.bit_length() * 0.30103)
+    return str(number) if digits < 30 else f'a number of about {digits} digits'
+
+
+def _check_plain(name: str, value: Any) -> None:
+    """Checks that JSON can hold a value: config.json is to say the same when it is read."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise RunError(f'{name} has the key {key!r}: give text')
+            _check_plain(f'{name}.{key}', entry)
+    elif isinstance(value, list | tuple):
+        for place, entry in enumerate(value):
+            _check_plain(f'{name}[{place}]', entry)
+    elif isinstance(value, str):
+        if not value.isprintable():
+            raise RunError(f'{name} is {value!r}: give text in one line')
+    elif value is None or isinstance(value, bool):
+        pass
+    elif type(value) in (int, float):
+        _check_number(name, value)
+    else:
+        raise RunError(
+            f'{name} is of type {type(value).__name__}: give plain data (numbers, text, lists, '
+            'mappings)'
+        )
+
+
+def check_method_names(names: Iterable[str]) -> None:
+    """Checks that names of methods can be those of folders, and be told apart in a list.
+
+    Raises:
+      RunError: naming the first that cannot.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            said = repr(name) if len(name) < 100 else f'{name[:20]!r}... of {len(name)} characters'
+            raise RunError(
+                f'quantizers has a method {said}: give a name of at most 100 letters, digits, '
+                "'_', '.', '+' and '-' that begins with one of the first three and is not 'all'"
+            )
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """The fields for --help: name, value in this configuration and meaning of each."""
+    lines = []
+    for name, field in FIELDS.items():
+        value = values.get(name, field.default)
+        value = '...' if isinstance(value, Mapping) and value else value
+        lines.append(f'  --config.{name}={value}\n      {field.meaning}')
+    return '\n'.join(lines)

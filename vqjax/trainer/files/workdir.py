@@ -1,0 +1,185 @@
+"""The folder of one experiment: one configuration, one writer, nothing half written."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from vqjax.atomic import replace_file, to_json
+from vqjax.results.records import read_correct, read_counts
+from vqjax.trainer.config.fields import complete
+from vqjax.trainer.errors import FolderInUse, RunError
+from vqjax.trainer.files import checkpoints, recorder
+from vqjax.trainer.files.lock import FolderLock
+
+
+class Workdir:
+    """Claims a folder for a configuration.
+
+    Args:
+      path: made if it is missing.
+      config: plain data, kept in config.json.
+
+    Raises:
+      RunError: it cannot be written, belongs to another configuration, or is in use.
+    """
+
+    def __init__(self, path: str | os.PathLike, config: dict[str, Any]):
+        if '://' in os.fspath(path):
+            raise RunError(f'workdir {path} is an address: give a folder, mounted where it is far')
+        self.path = pathlib.Path(path)
+        self.config = config
+        self._made = None
+        try:
+            # The part of the path that is ours to remove again if nothing comes of this run.
+            missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self._made = missing[-1] if missing else None
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.path / '.lock')
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+            self.discard()
+            raise RunError(
+                f'workdir {self.path} cannot be written '
+                f'({getattr(error, "strerror", None) or error}): choose another with --workdir'
+            ) from error
+        except FolderInUse as holder:
+            raise RunError(
+                f'workdir {self.path} is in use by {holder}: wait for it, end it or choose '
+                'another --workdir'
+            ) from holder
+        try:
+            self._claim()
+        except RunError:
+            self.close()
+            raise
+
+    def _claim(self) -> None:
+        file = self.path / 'config.json'
+        if not file.exists():
+            if any(self.path.glob('finished/*/*.json')):
+                raise RunError(
+                    f'workdir {self.path} holds finished runs but no config.json that says of '
+                    'what: choose another --workdir'
+                )
+            self.write_json('config.json', self.config)
+            return
+        there = read_json(file, 'choose another --workdir')
+        found = checkpoints.differences(complete(there), complete(self.config))
+        if found:
+            raise RunError(
+                f'workdir {self.path} holds a run of another configuration: '
+                f'{checkpoints.describe(found, "there", "here")}; choose another --workdir'
+            )
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes plain data to a file of this folder: whole, or not at all.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        target = self.path / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, to_json(value))
+        except OSError as error:
+            raise RunError(cannot_write(target, error)) from error
+
+    def checkpoints_of(self, method: str, seed: int) -> pathlib.Path:
+        """Folder of the checkpoints of one run."""
+        return self.path / 'checkpoints' / method / f'seed_{seed}'
+
+    def finish(self, method: str, seed: int, record: dict[str, Any]) -> None:
+        """Keeps the outcome of one run: it will not be trained again."""
+        self.write_json(f'finished/{method}/seed_{seed}.json', record)
+
+    def finished(self, method: str, seed: int) -> dict[str, Any] | None:
+        """The outcome of one run, or None while it is not finished.
+
+        Raises:
+          RunError: its file is damaged; it is left as it is.
+        """
+        file = self.path / 'finished' / method / f'seed_{seed}.json'
+        if not file.exists():
+            return None
+        remedy = 'remove it, and the same command finishes that run again'
+        record = read_json(file, remedy)
+        wrong = _missing(record, seed)
+        if wrong:
+            raise RunError(f'{file} is damaged ({wrong}): {remedy}')
+        return record
+
+    def history(self, method: str, seed: int) -> list[dict[str, Any]]:
+        """The records of a finished run in order: its evaluations and, if recorded, its steps.
+
+        Raises:
+          RunError: a file of them is damaged or missing.
+        """
+        file = recorder.records_file(self.path, method, seed)
+        own = self.config | self.config.get('overrides', {}).get(method, {})
+        if own.get('record') and not file.exists():
+            raise RunError(
+                f'{file} is missing, with what every step of that run told: remove '
+                f'finished/{method}/seed_{seed}.json and checkpoints/{method}/seed_{seed} there, '
+                'and the same command trains it again'
+            )
+        evaluations = self.finished(method, seed)['history']
+        return sorted([*recorder.read_lines(file), *evaluations], key=lambda record: record['step'])
+
+    def close(self) -> None:
+        """Lets another run have the folder."""
+        self._lock.close()
+
+    def discard(self) -> None:
+        """Removes what this object made, unless a run or a checkpoint has been finished in it."""
+        if self._made is None:
+            return
+        kept = (*self.path.glob('finished/*/*.json'), *self.path.glob('checkpoints/*/*/[0-9]*'))
+        if not kept:
+            shutil.rmtree(self._made, ignore_errors=True)
+
+
+def _missing(record: Mapping[str, Any], seed: int) -> str:
+    """What a finished run's record lacks, '' where it is whole."""
+    kinds = {'result': dict, 'history': list, 'bits': int | float, 'params': int, 'images': dict}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            return f'it has no {name}'
+    if record['result'].get('seed') != seed:
+        return f'it is of seed {record["result"].get("seed")}'
+    if not all(isinstance(r, dict) and 'step' in r for r in record['history']):
+        return 'its history is none'
+    lacking = {'accuracy', 'nll', 'seconds', 'reliability'} - record['result'].keys()
+    if lacking:
+        return f'its result has no {min(lacking)}'
+    try:
+        read_counts(record['result'])
+        read_correct(record['result'])
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def cannot_write(what: Any, error: OSError) -> str:
+    """One line for a file that could not be written."""
+    return (
+        f'cannot write {what} ({error.strerror or error}); what was finished before is untouched: '
+        'free space or allow writing there, then run the same command again'
+    )
+
+
+def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """The mapping in a file of JSON.
+
+    Raises:
+      RunError: it cannot be read or is none, with the remedy.
+    """
+    try:
+        found = json.loads(file.read_text())
+        if isinstance(found, dict):
+            return found
+        reason = 'it holds no mapping'
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, 'strerror', None) or str(error)
+    raise RunError(f'{file} is damaged ({reason}): {remedy}')

@@ -1,0 +1,127 @@
+"""The model of a finished run on recordings, for those who read more of it than its figures."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from vqjax.codec import Codec
+from vqjax.codec.runs import encoder_of, filled, read_checkpoint
+from vqjax.codec.streams import SensorEncoder
+from vqjax.trainer import experiment
+from vqjax.trainer.config import settings
+from vqjax.trainer.config.settings import Parts
+from vqjax.trainer.data import sets
+from vqjax.trainer.data.recordings import RecordingSet, real_steps, starts_of
+from vqjax.trainer.errors import RunError
+from vqjax.trainer.step import starts
+from vqjax.trainer.step.network import quantizer_variables
+
+_BATCH = 256  # windows that go to the device at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finished:
+    """A trained classifier of windows.
+
+    Fields:
+      model: without replicas.
+      variables: of the model, as evaluation reads them.
+      dataset: that it was trained on; `dataset.recordings['test']` were held out.
+      encoder: recordings -> vectors.
+      codec: recordings -> codes, or None where nothing is quantized.
+    """
+
+    model: Any
+    variables: Any
+    dataset: RecordingSet
+    encoder: SensorEncoder
+    codec: Codec | None
+
+    def logits(
+        self, signals: np.ndarray, hop: int | None = None, pad: bool | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits along a recording [T, C] of any length, raw as the sensors give it.
+
+        Args:
+          hop: steps from one window to the next; by default that of the run.
+          pad: whether the last window may reach beyond the end; by default as in the run.
+
+        Returns:
+          First step of every window, int64 [n], and its logits, float32 [n, classes], NaN for a
+          window that is missing altogether.
+
+        Raises:
+          ValueError: signals of another shape, or fewer steps than a window without padding.
+        """
+        own, signals = self.dataset.cutting, np.asarray(signals, np.float32)
+        window, sensors = self.dataset.info.image_shape[1:]
+        pad = own.pad if pad is None else pad
+        if signals.ndim != 2 or signals.shape[1] != sensors:
+            raise ValueError(
+                f'signals must be [T, {sensors}], steps x sensors, got shape {signals.shape}'
+            )
+        if hop is not None and hop < 1:
+            raise ValueError(f'hop={hop}: give at least 1 step')
+        if len(signals) < window and not pad:
+            raise ValueError(f'signals have {len(signals)} steps, fewer than the window, {window}')
+        starts = starts_of(len(signals), own._replace(hop=hop or own.hop, pad=pad))
+        beyond = max(int(starts[-1]) + window - len(signals), 0)
+        whole = np.pad(signals, ((0, beyond), (0, 0)), constant_values=np.nan)
+        found = []
+        for first in range(0, len(starts), _BATCH):
+            rows = starts[first : first + _BATCH, None] + np.arange(window)
+            images = np.zeros((_BATCH, 1, window, sensors), np.float32)
+            images[: len(rows), 0] = (whole[rows] - self.dataset.mean) / self.dataset.std
+            logits = np.array(_logits(self.model, self.variables, images))[: len(rows)]
+            logits[~real_steps(whole[rows]).any(-1)] = np.nan
+            found.append(logits)
+        return starts, np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, variables, images):
+    return model.apply(variables, images, train=False).logits
+
+
+def read(
+    workdir: str | os.PathLike,
+    method: str,
+    seed: int = 0,
+    parts: Parts = Parts(),  # noqa: B008
+) -> Finished:
+    """The model of one run of a folder that `experiment.run` wrote.
+
+    Args:
+      method: with a quantizer or without.
+      parts: what made the quantizers of the run.
+
+    Raises:
+      RunError: it is not finished there, or is none of recordings, or its data are gone.
+      ValueError: its checkpoint cannot be read.
+    """
+    folder = pathlib.Path(workdir)
+    file = folder / 'finished' / method / f'seed_{seed}.json'
+    if not file.is_file():
+        raise RunError(f'{method} with seed {seed} is not finished in {folder}')
+    record = json.loads(file.read_text())
+    given = settings.check(json.loads((folder / 'config.json').read_text()), parts)
+    dataset = sets.load_dataset(given.dataset, given.data_dir, settings.cutting(given.config, seed))
+    if not isinstance(dataset, RecordingSet):
+        raise RunError(f'{folder} is a run on {given.dataset}, which holds no recordings')
+    experiment.fit_quantizers(given, dataset)
+    own, task = given.methods[method], experiment.make_task(given, method, dataset)
+    like = starts.state_shapes(task, dataset.info.image_shape, own.init_batch_size)
+    raw = read_checkpoint(folder / 'checkpoints' / method / f'seed_{seed}')
+    params = raw['ema_params'] if own.ema_decay else raw['params']
+    variables = {'params': filled(like.params, params), **filled(like.stats, raw['stats'])}
+    encoder = encoder_of(vars(own), record, variables['params'], variables)
+    codec = None
+    if own.quantizer is not None:
+        codec = Codec(own.quantizer, *quantizer_variables(variables), own.features, {}, encoder)
+    return Finished(task.model.clone(axis_name=None), variables, dataset, encoder, codec)

@@ -1,0 +1,1 @@
+"""One training step: network, start, gradient, optimizer, evaluation, and where arrays live."""
