@@ -14,6 +14,7 @@ from vqjax.codec.images import ImageEncoder
 from vqjax.codec.streams import SensorEncoder
 from vqjax.codec.structure import structure
 from vqjax.quantizers import Quantizer, guard_codebooks, make
+from vqjax.results.finished import FinishedRun
 
 
 def read_run(
@@ -42,26 +43,26 @@ def read_run(
             f'{method} has bottleneck two_level: its bottom codes depend on the top ones, which a '
             'codec of one quantizer cannot follow; use a method with bottleneck vector or grid'
         )
-    finished = json.loads(record.read_text())
+    finished = FinishedRun.load(record, seed)
     params = raw['ema_params'] if config['ema_decay'] else raw['params']
     encoder = encoder_of(config, finished, params, raw['stats'])
     quantizer = make(config['quantizers'][method])
     if config['guard']:
-        quantizer = guard_codebooks(quantizer, least=float(finished['images']['num_classes']))
+        quantizer = guard_codebooks(quantizer, least=float(finished.images.num_classes))
     like = structure(quantizer, config['features'])
     parts = (
         params.get('quantize', {}).get('quantizer', ()),
         raw['stats'].get('codebook_stats', {}).get('quantize', {}).get('state', ()),
     )
     params, state = (filled(*pair) for pair in zip(like, parts, strict=True))
-    result = finished['result']
+    result = finished.result
     info = {'dataset': config['dataset'], 'method': method, 'seed': seed}
-    info[f'{result.get("split", "test")}_accuracy'] = result['accuracy']
+    info[f'{result.split or "test"}_accuracy'] = result.accuracy
     return encoder, quantizer, params, state, info
 
 
 def encoder_of(
-    config: Mapping[str, Any], finished: Mapping[str, Any], params: Any, stats: Any
+    config: Mapping[str, Any], finished: FinishedRun, params: Any, stats: Any
 ) -> ImageEncoder:
     """The encoder of a run: a SensorEncoder where it is of recordings.
 
@@ -70,19 +71,19 @@ def encoder_of(
       finished: the run's record.
       params, stats: of the whole model.
     """
-    images = finished['images']
+    images = finished.images
     kind, more = ImageEncoder, {}
     if config['encoder'] == 'sensor':
-        kind, more = SensorEncoder, dict(finished['recordings'])
+        kind, more = SensorEncoder, dict(finished.recordings)
         more['labels'] = tuple(more['labels'])
     return kind(
         config['encoder'],
         config['features'],
         config['bottleneck'],
         config['dtype'],
-        tuple(images['shape']),
-        tuple(images['mean']),
-        tuple(images['std']),
+        images.shape,
+        images.mean,
+        images.std,
         {'params': params['encode'], 'batch_stats': stats.get('batch_stats', {}).get('encode', {})},
         config['width'],
         config['standardize'],

@@ -13,6 +13,7 @@ from jax.errors import JaxRuntimeError
 from vqjax import encoders, health, quantizers
 from vqjax.results.entries import entry
 from vqjax.results.environment import command, environment
+from vqjax.results.records import Results, RunFinding
 from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_of
 from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.recordings import Cutting, RecordingSet
@@ -32,34 +33,47 @@ from vqjax.trainer.step.parallel import Pmap, make_form
 # on Linux has 65,530.
 _METHODS_KEPT = 8
 
-Results = dict[str, Any]
 Wanted = Mapping[str, Sequence[int]]  # the seeds of every method
+Conclude = Callable[[Results, Workdir], Results]
 
 
 def run(
     config: dict[str, Any],
     workdir: str,
-    conclude: Callable[[Results, Workdir], None] = lambda results, folder: None,
+    conclude: Conclude = lambda results, folder: results,
     parts: Parts = Parts(),  # noqa: B008
     wanted: Wanted | None = None,
-) -> Results:
+) -> dict[str, Any]:
     """Trains every method with every seed that is not finished.
 
     Args:
       config: plain data; fields of settings.FIELDS that it leaves out are at their defaults.
       workdir: folder for results, reports, logs and checkpoints.
-      conclude: (results, folder), on the first process when all is trained: writes the reports
-        and adds to the results what it finds.
+      conclude: (results, folder) -> results, on the first process when all is trained: writes the
+        reports and returns the results with what it finds.
       parts: what makes the quantizers of the specs.
       wanted: the seeds of each method; None for all, a method that it leaves out has none.
 
     Returns:
-      The content of results.json.
+      The content of results.json; {} on processes that write nothing.
 
     Raises:
       RunError: something for the user to put right; nothing half written stays behind.
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
+    results = execute(config, workdir, conclude=conclude, parts=parts, wanted=wanted)
+    return {} if results is None else results.plain()
+
+
+def execute(
+    config: dict[str, Any],
+    workdir: str,
+    *,
+    conclude: Conclude = lambda results, folder: results,
+    parts: Parts = Parts(),  # noqa: B008
+    wanted: Wanted | None = None,
+) -> Results | None:
+    """As `run`, but returns the results themselves; None on processes that write nothing."""
     settings = check(config, parts)
     if settings.trials:
         raise RunError(
@@ -91,15 +105,10 @@ def run(
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
                     jax.clear_caches()
-        if not writes:
-            return {}
-        results = collect(settings, wanted, folder, parts)
-        if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
-            results['recordings'] = dataset.counts()
-        num_classes = dataset.info.num_classes
-        results['findings'] = findings(settings, wanted, folder, num_classes, parts)
-        conclude(results, folder)
-        folder.write_json('results.json', results)
+        if folder is None:
+            return None
+        results = conclude(collect(settings, wanted, folder, dataset=dataset, parts=parts), folder)
+        folder.write_json('results.json', results.plain())
         return results
     except (RunError, CheckpointError, OSError, MemoryError, JaxRuntimeError) as error:
         message = _sentence(error, workdir)
@@ -303,29 +312,41 @@ def _grids(own: Settings, dataset: records.Dataset) -> tuple[encoders.Size, ...]
     return encoders.two_level_grids(own.encoder, dataset.info.image_shape)
 
 
-def collect(settings: Settings, wanted: Wanted, folder: Workdir, parts: Parts) -> dict[str, Any]:
-    """The content of results.json from the finished runs."""
+def collect(
+    settings: Settings,
+    wanted: Wanted,
+    folder: Workdir,
+    *,
+    dataset: records.Dataset,
+    parts: Parts,
+) -> Results:
+    """The results of the finished runs."""
     methods = {}
     for name, seeds in wanted.items():
         method = settings.methods[name]
         methods[name] = entry(
-            [folder.finished(name, seed) for seed in seeds],
-            None if method.quantizer is None else parts.spec(method.quantizer),
-            settings.overrides.get(name, {}),
-            method.classification_weight > 0,
+            [folder.finished_run(name, seed) for seed in seeds],
+            spec=None if method.quantizer is None else parts.spec(method.quantizer),
+            overrides=settings.overrides.get(name, {}),
+            classifies=method.classification_weight > 0,
         )
-    return {
-        'schema': 1,
-        'command': command(sys.argv),
-        'config': settings.config,
-        'environment': environment(),
-        'methods': methods,
-    }
+    recordings = None
+    if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
+        recordings = dataset.counts()
+    num_classes = dataset.info.num_classes
+    return Results(
+        config=settings.config,
+        environment=environment(),
+        methods=methods,
+        command=command(sys.argv),
+        findings=findings(settings, wanted, folder, num_classes=num_classes, parts=parts),
+        recordings=recordings,
+    )
 
 
 def findings(
-    settings: Settings, wanted: Wanted, folder: Workdir, num_classes: int, parts: Parts
-) -> list[dict[str, Any]]:
+    settings: Settings, wanted: Wanted, folder: Workdir, *, num_classes: int, parts: Parts
+) -> tuple[RunFinding, ...]:
     """What `health.diagnose` makes of every finished run, each with its method and seed."""
     found = []
     for name, seeds in wanted.items():
@@ -342,5 +363,5 @@ def findings(
                 classes,
                 parts.spec(method.quantizer),
             )
-            found += [f._asdict() | {'method': name, 'seed': seed} for f in diagnosed]
-    return found
+            found += [RunFinding(*finding, method=name, seed=seed) for finding in diagnosed]
+    return tuple(found)

@@ -13,6 +13,7 @@ import numpy as np
 from vqjax.codec import Codec
 from vqjax.codec.runs import encoder_of, filled, read_checkpoint
 from vqjax.codec.streams import SensorEncoder
+from vqjax.results.finished import FinishedRun
 from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.config.settings import Parts
@@ -109,7 +110,7 @@ def read(
     file = folder / 'finished' / method / f'seed_{seed}.json'
     if not file.is_file():
         raise RunError(f'{method} with seed {seed} is not finished in {folder}')
-    record = json.loads(file.read_text())
+    record = FinishedRun.load(file, seed)
     given = settings.check(json.loads((folder / 'config.json').read_text()), parts)
     dataset = sets.load_dataset(given.dataset, given.data_dir, settings.cutting(given.config, seed))
     if not isinstance(dataset, RecordingSet):
