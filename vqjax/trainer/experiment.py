@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
 from vqjax import encoders, health, quantizers
@@ -25,8 +24,9 @@ from vqjax.trainer.run.plan import plan
 from vqjax.trainer.run.processes import agree, on_first_process
 from vqjax.trainer.run.runs import Run
 from vqjax.trainer.run.stopping import StopRequest
-from vqjax.trainer.step import evaluation, network, optimizer, starts, steps, task, two_level
-from vqjax.trainer.step.parallel import Pmap, make_form
+from vqjax.trainer.run.tasks import fit_quantizers, make_task
+from vqjax.trainer.step import evaluation, starts, steps
+from vqjax.trainer.step.parallel import make_form
 
 # pmap keeps what it compiled for ever (jax 0.10): some 900 memory maps a method, of which a process
 # on Linux has 65,530.
@@ -71,7 +71,7 @@ def run(
     dataset = folds(0)
     try:
         form = make_form(settings.parallel, tuple(settings.mesh_shape))
-        fit_quantizers(settings, dataset)
+        settings = fit_quantizers(settings, dataset)
         num_steps = {
             name: {seed: plan(settings.methods[name], folds(seed)).num_steps for seed in seeds}
             for name, seeds in wanted.items()
@@ -86,7 +86,15 @@ def run(
         todo = agree(_unfinished(wanted, folder) if writes else None)
         total = sum(num_steps[method][seed] for method, seeds in todo.items() for seed in seeds)
         with Display(total, quiet=not writes) as display, StopRequest() as stop:
-            context = Context(settings, dataset, folder, display, stop, form, folds)
+            context = Context(
+                settings=settings,
+                dataset=dataset,
+                workdir=folder,
+                display=display,
+                stop=stop,
+                form=form,
+                folds=folds,
+            )
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
@@ -181,22 +189,6 @@ def _check_method(settings: Settings, name: str, dataset: records.Dataset, form:
         memory.check_memory(own, task, dataset.info.image_shape)
 
 
-def fit_quantizers(settings: Settings, dataset: records.Dataset) -> None:
-    """Gives the methods the quantizers that this dataset makes of their specs.
-
-    Two levels become one quantizer over both grids; codebooks are guarded where that is asked for.
-    """
-    for method in settings.methods.values():
-        if method.quantizer is None:
-            continue
-        if method.bottleneck == 'two_level':
-            shape = dataset.info.image_shape
-            method.quantizer = two_level.over(method.quantizer, method.encoder, shape)
-        if method.guard:
-            least = float(dataset.info.num_classes)
-            method.quantizer = quantizers.guard_codebooks(method.quantizer, least)
-
-
 def _claim(settings: Settings, dataset: records.Dataset, workdir: str) -> Workdir:
     """The folder, once it is known that the checkpoints that runs start from fit them."""
     for name, method in settings.methods.items():
@@ -249,58 +241,6 @@ def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
         eval_fn = context.form.compile(functools.partial(evaluation.eval_step, task))
         stages[continuous] = Stage(task, train_fn, eval_fn)
     return stages
-
-
-def make_task(
-    settings: Settings,
-    method: str,
-    dataset: records.Dataset,
-    form: Any = Pmap(),  # noqa: B008
-) -> task.Task:
-    """What a method trains and how, for replicas of a form of parallelism."""
-    own = settings.methods[method]
-    schedule = plan(own, dataset)
-    return task.Task(
-        network.Classifier(
-            dataset.info.num_classes,
-            own.quantizer,
-            own.encoder,
-            own.features,
-            own.bottleneck,
-            form.axis,
-            jnp.dtype(own.dtype),
-            own.width,
-            own.standardize,
-            tuple(dataset.info.image_shape) if own.reconstruction_weight else None,
-            own.bridge,
-            _grids(own, dataset),
-            own.statistics_decay,
-        ),
-        optimizer.make_optimizer(
-            own.learning_rate,
-            schedule.num_steps,
-            schedule.warmup,
-            own.weight_decay,
-            own.clip_norm,
-            own.learning_rate_schedule,
-            schedule.frozen,
-        ),
-        own.label_smoothing,
-        own.accumulate,
-        own.ema_decay,
-        schedule.per_epoch,
-        own.quantizer_weight,
-        own.classification_weight,
-        own.reconstruction_weight,
-        frozen=schedule.frozen < 0,
-        record=own.record,
-    )
-
-
-def _grids(own: Settings, dataset: records.Dataset) -> tuple[encoders.Size, ...]:
-    if own.bottleneck != 'two_level':
-        return ()
-    return encoders.two_level_grids(own.encoder, dataset.info.image_shape)
 
 
 def collect(settings: Settings, wanted: Wanted, folder: Workdir, parts: Parts) -> dict[str, Any]:

@@ -145,9 +145,7 @@ def _named(trial: Trial) -> str:
     return f'trial {trial.name} ({said})'
 
 
-def _search(
-    searched: dict[str, Any], trials: Trials, path: pathlib.Path, parts: Parts
-) -> Results:
+def _search(searched: dict[str, Any], trials: Trials, path: pathlib.Path, parts: Parts) -> Results:
     """The results of all trials, without the runs that diverged."""
     every = {trial.name: trial for own in trials.values() for trial in own}
     wanted = {name: list(range(searched['seeds'])) for name in every}

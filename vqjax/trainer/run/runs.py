@@ -11,7 +11,7 @@ import numpy as np
 from vqjax import quantizers
 from vqjax.results.records import pack_correct, pack_counts
 from vqjax.trainer import errors
-from vqjax.trainer.config.settings import Settings, fold_of
+from vqjax.trainer.config.settings import Method, fold_of
 from vqjax.trainer.data.batches import eval_batches, init_batch
 from vqjax.trainer.data.recordings import RecordingSet
 from vqjax.trainer.errors import Diverged, DivergedRun, RunError, Stopped
@@ -341,6 +341,6 @@ class Run:
         return 32.0 * self.settings.features if quantizer is None else float(quantizer.bits)
 
 
-def score(own: Settings, record: dict[str, float]) -> float:
+def score(own: Method, record: dict[str, float]) -> float:
     """What the best checkpoint is chosen by, of the record of an evaluation."""
     return record['accuracy'] if own.classification_weight else -record['reconstruction_error']

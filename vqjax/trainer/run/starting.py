@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from vqjax import quantizers
-from vqjax.trainer.config.settings import Settings
+from vqjax.trainer.config.settings import Method
 from vqjax.trainer.data import batches, records
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.files.checkpoints import Checkpoints
@@ -79,18 +79,18 @@ def start(context: Context, method: str, seed: int, task: Task) -> Start:
             checkpoints.close()
 
 
-def _batches(dataset: records.Dataset, own: Settings, seed: int) -> Any:
+def _batches(dataset: records.Dataset, own: Method, seed: int) -> Any:
     return batches.train_batches(
         dataset, own.batch_size, seed, jax.process_index(), jax.process_count(), own.augment
     )
 
 
-def start_images(dataset: records.Dataset, own: Settings, seed: int) -> Any:
+def start_images(dataset: records.Dataset, own: Method, seed: int) -> Any:
     """The images that codebooks of a run start from."""
     return batches.init_batch(dataset, own.init_batch_size, seed)['image']
 
 
-def _load(own: Settings, seed: int, dataset: records.Dataset, task: Task, like: TrainState) -> Any:
+def _load(own: Method, seed: int, dataset: records.Dataset, task: Task, like: TrainState) -> Any:
     """Parts of another run's model, from process 0."""
     path = own.init_from
     found = on_first_process(lambda: pretrained.load(path, seed, like))
