@@ -15,10 +15,10 @@ from vqjax.trainer.config.fields import (
     check_fields,
     check_method_names,
     complete,
+    writer_names,
 )
 from vqjax.trainer.data.recordings import Cutting
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.files.writers import check_names
 from vqjax.trainer.step import two_level
 
 
@@ -112,7 +112,7 @@ def check(config: dict[str, Any], parts: Parts = Parts()) -> Settings:  # noqa: 
     if not names:
         raise RunError('quantizers is empty: give at least one method, {"none": None} for example')
     _check_overrides(config)
-    check_names(config['writers'])
+    writer_names(config['writers'])
     methods = {}
     for name in names:
         if name in methods:
