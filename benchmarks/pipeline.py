@@ -18,11 +18,10 @@ import common
 import jax
 import numpy as np
 
-from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.batches import init_batch, train_batches
-from vqjax.trainer.run import runs
+from vqjax.trainer.run import runs, tasks
 from vqjax.trainer.run.plan import plan
 from vqjax.trainer.step import starts
 from vqjax.trainer.step.parallel import Pmap
@@ -45,7 +44,7 @@ def configuration(name: str, data_dir: str, **changes) -> settings.Settings:
 def compare(name, given, dataset, steps, repeats):
     """One row: milliseconds a step of both."""
     form, own = Pmap(), given.methods[METHOD]
-    task = experiment.make_task(given, METHOD, dataset)
+    task = tasks.make_task(given, METHOD, dataset)
     step = form.compile(functools.partial(train_steps, task), donate=True)
     start = init_batch(dataset, own.init_batch_size, 0)
     held = {'state': form.place(starts.init_state(task, 0, start['image']), task)}

@@ -13,7 +13,7 @@ from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches, records, sets
 from vqjax.trainer.run import encoded as features
-from vqjax.trainer.run import pretrained, runs
+from vqjax.trainer.run import pretrained, runs, tasks
 from vqjax.trainer.step import evaluation, network, starts, steps
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -107,7 +107,7 @@ def test_the_test_split_is_encoded_when_it_is_opened(source):
     test = dataset.splits['test']
     watched = dataclasses.replace(test, records=Watched(test.records.images, test.records.labels))
     dataset = dataclasses.replace(dataset, splits=dict(dataset.splits) | {'test': watched})
-    task = experiment.make_task(checked, 'frozen', dataset)
+    task = tasks.make_task(checked, 'frozen', dataset)
     state = starts.init_state(task, 0, batches.init_batch(dataset, 64, 0)['image'])
 
     def stand_in(state):
@@ -154,7 +154,7 @@ def test_a_grid_from_an_encoder_of_vectors_is_standardised_anew(source):
     found = {}
     for bottleneck in ('vector', 'grid'):
         own = settings.check(second(source, bottleneck=bottleneck, methods='none'))
-        task = experiment.make_task(own, 'none', dataset)
+        task = tasks.make_task(own, 'none', dataset)
         loaded = pretrained.load(str(source), 0, starts.state_shapes(task, (8, 8, 1), 64))
         assert pretrained.bottleneck_of(str(source), 0) == 'vector'
         if bottleneck != 'vector':

@@ -22,7 +22,7 @@ from vqjax.trainer.errors import RunError
 from vqjax.trainer.files import recorder
 from vqjax.trainer.files.checkpoints import differences
 from vqjax.trainer.files.workdir import Workdir
-from vqjax.trainer.run import memory, plan
+from vqjax.trainer.run import memory, plan, tasks
 from vqjax.trainer.step import starts
 
 FSQ = {'name': 'fsq', 'levels': (3,) * 16}
@@ -111,7 +111,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_anything_is_made(
 
 def test_sizes_are_measured_and_not_guessed(monkeypatch):
     checked = settings.check(small_config(methods='none'))
-    task = experiment.make_task(checked, 'none', sets.load('digits'))
+    task = tasks.make_task(checked, 'none', sets.load('digits'))
     state = starts.state_shapes(task, (8, 8, 1), 1)
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params)))
     pages = {'SC_PAGE_SIZE': 1, 'SC_PHYS_PAGES': needed * jax.local_device_count()}

@@ -19,9 +19,10 @@ from vqjax.results.records import read_counts
 from vqjax.results.summaries import summarise
 from vqjax.studies.rates import curves, plots, report
 from vqjax.studies.rates.curves import Point, enough
-from vqjax.trainer import errors, experiment
+from vqjax.trainer import errors
 from vqjax.trainer.config import fields, settings
 from vqjax.trainer.data import sets
+from vqjax.trainer.run import tasks
 
 ONE_CODEBOOK = ('vq_ema', 'sim_vq', 'gumbel')
 
@@ -73,7 +74,7 @@ def test_every_method_builds_for_its_bottleneck_and_differs_in_nothing_else(conf
     for name, method in given.methods.items():
         assert method.bottleneck == ('grid' if name.endswith('-grid') else 'vector')
         assert all(getattr(method, field) == config[field] for field in own), name
-        experiment.make_task(given, name, dataset)
+        tasks.make_task(given, name, dataset)
         if method.quantizer is not None and method.bottleneck == 'vector':
             params, state = jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
             out = jax.eval_shape(method.quantizer.quantize, params, state, z)

@@ -20,10 +20,10 @@ from support import SHARED, configuration, figures, flags_of, start, trained_ste
 from vqjax import VQEMA, Guarded, metrics, studies
 from vqjax.results.summaries import summarise
 from vqjax.studies.remedies import report, study, verdicts
-from vqjax.trainer import experiment
 from vqjax.trainer.config import fields, settings
 from vqjax.trainer.data import sets
 from vqjax.trainer.errors import RunError
+from vqjax.trainer.run import tasks
 from vqjax.trainer.run.plan import plan
 
 
@@ -54,7 +54,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
             assert (method.quantizer == weak.quantizer) == bool(changed), name
         images = plan(method, dataset).num_steps * method.batch_size
         assert images == pytest.approx(640 * 64, rel=0.05), name
-        experiment.make_task(given, name, dataset)
+        tasks.make_task(given, name, dataset)
         if method.quantizer is not None:
             jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
     assert len({repr(m.quantizer) for m in given.methods.values()}) == 33

@@ -14,7 +14,7 @@ from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches, sets
 from vqjax.trainer.files import display
-from vqjax.trainer.run import pretrained
+from vqjax.trainer.run import pretrained, tasks
 from vqjax.trainer.step import starts
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -129,7 +129,7 @@ def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done):
 def test_a_codebook_of_parameters_starts_at_the_switch_with_a_fresh_optimizer():
     given = settings.check(config())
     given.methods['two_stages'].ema_decay = 0.5
-    task = experiment.make_task(given, 'two_stages', sets.load('digits'))
+    task = tasks.make_task(given, 'two_stages', sets.load('digits'))
     task = dataclasses.replace(task, continuous=True)
     task = dataclasses.replace(task, model=task.model.clone(axis_name=None))
     x = batches.init_batch(sets.load('digits'), 256, 0)['image']
@@ -294,7 +294,7 @@ def test_a_run_starts_from_the_encoder_and_head_of_another(done, first_states, t
 
 
 def test_a_head_for_other_classes_stays_fresh(done):
-    task = experiment.make_task(settings.check(config()), 'none', sets.load('digits'))
+    task = tasks.make_task(settings.check(config()), 'none', sets.load('digits'))
     folder = str(done[0] / 'checkpoints' / 'none' / 'seed_{seed}')
     for classes, parts in ((7, {'encode'}), (10, {'encode', 'normalize', 'hidden', 'logits'})):
         other = dataclasses.replace(task, model=task.model.clone(num_classes=classes))

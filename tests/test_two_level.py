@@ -13,10 +13,10 @@ from vqjax import VQEMA, Levels, encoders, studies
 from vqjax.codec import Codec
 from vqjax.nn import COLLECTION
 from vqjax.studies.vqvae2 import study
-from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import sets
 from vqjax.trainer.errors import RunError
+from vqjax.trainer.run import tasks
 from vqjax.trainer.step import two_level
 from vqjax.trainer.step.network import Classifier, quantizer_variables
 
@@ -80,8 +80,8 @@ def test_the_study_decodes_the_runs_as_they_ended_and_each_level_alone(done):
         # Decoded again, the test split has the error that the run measured.
         checked = settings.check(results['config'])
         dataset = sets.load('digits')
-        experiment.fit_quantizers(checked, dataset)
-        task = experiment.make_task(checked, name, dataset)
+        checked = tasks.fit_quantizers(checked, dataset)
+        task = tasks.make_task(checked, name, dataset)
         variables = study.trained(task, workdir / 'checkpoints' / name / 'seed_0', dataset)
         errors, _ = study.decode_apart(task, variables, dataset)
         assert errors['all'] == pytest.approx(seed['reconstruction_error'], rel=1e-5)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
 from vqjax import encoders, health, quantizers
@@ -26,8 +25,9 @@ from vqjax.trainer.run.plan import plan
 from vqjax.trainer.run.processes import agree, on_first_process
 from vqjax.trainer.run.runs import Run
 from vqjax.trainer.run.stopping import StopRequest
-from vqjax.trainer.step import evaluation, network, optimizer, starts, steps, task, two_level
-from vqjax.trainer.step.parallel import Pmap, make_form
+from vqjax.trainer.run.tasks import fit_quantizers, make_task
+from vqjax.trainer.step import evaluation, starts, steps
+from vqjax.trainer.step.parallel import make_form
 
 # pmap keeps what it compiled for ever (jax 0.10): some 900 memory maps a method, of which a process
 # on Linux has 65,530.
@@ -84,8 +84,8 @@ def execute(
     folds = _folds(settings)
     dataset = folds(0)
     try:
-        form = make_form(settings.parallel, tuple(settings.mesh_shape))
-        fit_quantizers(settings, dataset)
+        form = make_form(settings.parallel, settings.mesh_shape)
+        settings = fit_quantizers(settings, dataset)
         num_steps = {
             name: {seed: plan(settings.methods[name], folds(seed)).num_steps for seed in seeds}
             for name, seeds in wanted.items()
@@ -100,7 +100,15 @@ def execute(
         todo = agree(_unfinished(wanted, folder) if writes else None)
         total = sum(num_steps[method][seed] for method, seeds in todo.items() for seed in seeds)
         with Display(total, quiet=not writes) as display, StopRequest() as stop:
-            context = Context(settings, dataset, folder, display, stop, form, folds)
+            context = Context(
+                settings=settings,
+                dataset=dataset,
+                workdir=folder,
+                display=display,
+                stop=stop,
+                form=form,
+                folds=folds,
+            )
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
@@ -148,7 +156,7 @@ def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
 def _without_test(dataset: records.Dataset) -> records.Dataset:
     """The same for runs that end on another split: there is no test split to be read."""
     names = ('splits', 'recordings') if isinstance(dataset, RecordingSet) else ('splits',)
-    kept = {
+    kept: dict[str, Any] = {
         name: {split: part for split, part in getattr(dataset, name).items() if split != 'test'}
         for name in names
     }
@@ -178,6 +186,12 @@ def _check_method(settings: Settings, name: str, dataset: records.Dataset, form:
         raise RunError(
             f'dataset {dataset.info.name} holds {kind}: set encoder to {need}, not {own.encoder}'
         )
+    cut = [name for name in ('window', 'hop', 'pad') if getattr(settings, name)]
+    if cut and not of_windows:
+        raise RunError(
+            f'{cut[0]} is {getattr(settings, cut[0])}, which is for recordings, and dataset '
+            f'{dataset.info.name} holds images: leave it at its default'
+        )
     if of_windows and own.augment:
         raise RunError(f'augment is for images, and dataset {dataset.info.name} holds recordings')
     if own.classification_weight and dataset.info.num_classes < 2:
@@ -188,22 +202,6 @@ def _check_method(settings: Settings, name: str, dataset: records.Dataset, form:
     if memory.may_be_large(own):
         task = make_task(settings, name, dataset, form)
         memory.check_memory(own, task, dataset.info.image_shape)
-
-
-def fit_quantizers(settings: Settings, dataset: records.Dataset) -> None:
-    """Gives the methods the quantizers that this dataset makes of their specs.
-
-    Two levels become one quantizer over both grids; codebooks are guarded where that is asked for.
-    """
-    for method in settings.methods.values():
-        if method.quantizer is None:
-            continue
-        if method.bottleneck == 'two_level':
-            shape = dataset.info.image_shape
-            method.quantizer = two_level.over(method.quantizer, method.encoder, shape)
-        if method.guard:
-            least = float(dataset.info.num_classes)
-            method.quantizer = quantizers.guard_codebooks(method.quantizer, least)
 
 
 def _claim(settings: Settings, dataset: records.Dataset, workdir: str) -> Workdir:
@@ -258,58 +256,6 @@ def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
         eval_fn = context.form.compile(functools.partial(evaluation.eval_step, task))
         stages[continuous] = Stage(task, train_fn, eval_fn)
     return stages
-
-
-def make_task(
-    settings: Settings,
-    method: str,
-    dataset: records.Dataset,
-    form: Any = Pmap(),  # noqa: B008
-) -> task.Task:
-    """What a method trains and how, for replicas of a form of parallelism."""
-    own = settings.methods[method]
-    schedule = plan(own, dataset)
-    return task.Task(
-        network.Classifier(
-            dataset.info.num_classes,
-            own.quantizer,
-            own.encoder,
-            own.features,
-            own.bottleneck,
-            form.axis,
-            jnp.dtype(own.dtype),
-            own.width,
-            own.standardize,
-            tuple(dataset.info.image_shape) if own.reconstruction_weight else None,
-            own.bridge,
-            _grids(own, dataset),
-            own.statistics_decay,
-        ),
-        optimizer.make_optimizer(
-            own.learning_rate,
-            schedule.num_steps,
-            schedule.warmup,
-            own.weight_decay,
-            own.clip_norm,
-            own.learning_rate_schedule,
-            schedule.frozen,
-        ),
-        own.label_smoothing,
-        own.accumulate,
-        own.ema_decay,
-        schedule.per_epoch,
-        own.quantizer_weight,
-        own.classification_weight,
-        own.reconstruction_weight,
-        frozen=schedule.frozen < 0,
-        record=own.record,
-    )
-
-
-def _grids(own: Settings, dataset: records.Dataset) -> tuple[encoders.Size, ...]:
-    if own.bottleneck != 'two_level':
-        return ()
-    return encoders.two_level_grids(own.encoder, dataset.info.image_shape)
 
 
 def collect(

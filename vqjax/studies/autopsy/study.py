@@ -31,6 +31,7 @@ from vqjax.trainer.errors import RunError
 from vqjax.trainer.files.checkpoints import Checkpoints
 from vqjax.trainer.files.display import show
 from vqjax.trainer.files.workdir import Workdir
+from vqjax.trainer.run import tasks
 from vqjax.trainer.step import starts
 
 
@@ -92,7 +93,7 @@ def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None
 def _chart(method: str, results: Mapping[str, Any], folder: Workdir, dataset: Any) -> Chart:
     def restore():
         checked = settings.check(results['config'], faults.PARTS)
-        task = experiment.make_task(checked, method, dataset)
+        task = tasks.make_task(checked, method, dataset)
         like = starts.state_shapes(
             task, dataset.info.image_shape, checked.methods[method].init_batch_size
         )

@@ -15,10 +15,11 @@ from vqjax.codec.runs import filled, read_checkpoint
 from vqjax.results.summaries import shorten
 from vqjax.studies.study import Study
 from vqjax.studies.vqvae2 import report
-from vqjax.trainer import errors, experiment
+from vqjax.trainer import errors
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches, records, sets
 from vqjax.trainer.files.workdir import Workdir
+from vqjax.trainer.run import tasks
 from vqjax.trainer.step import measures, starts, two_level
 from vqjax.trainer.step.task import Task
 
@@ -45,11 +46,11 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
     """Decodes the test split with one level at a time; writes and prints the report."""
     checked = settings.check(results['config'])
     dataset = sets.load_dataset(checked.dataset, checked.data_dir, settings.cutting(checked.config))
-    experiment.fit_quantizers(checked, dataset)
+    checked = tasks.fit_quantizers(checked, dataset)
     pictures = {}
     for name, method in results['methods'].items():
         for seed, figures in enumerate(method['seeds']):
-            task = experiment.make_task(checked, name, dataset)
+            task = tasks.make_task(checked, name, dataset)
             variables = trained(task, folder.checkpoints_of(name, seed), dataset)
             errors, decoded = decode_apart(task, variables, dataset)
             if 0 in report.level_bits(method['spec']):

@@ -1,16 +1,17 @@
 """The fields that every configuration has: default, type, bounds and meaning of each."""
 
 import copy
+import dataclasses
 import difflib
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from vqjax import encoders
+from vqjax import encoders, ops
 from vqjax.trainer.errors import RunError
 
 # What float32 and an int32 counter of steps can hold.
@@ -40,175 +41,200 @@ class Field(NamedTuple):
     shared: bool = False
 
 
-FIELDS: dict[str, Field] = {
-    'study': Field(
+def option(default: Any, meaning: str, **rest: Any) -> Any:
+    """A field of `Fields`; the arguments are those of `Field`."""
+    about = {'field': Field(default, meaning, **rest)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fields:
+    """What a configuration says, but for `methods`: a default and a meaning for each."""
+
+    study: str = option(
         'comparison',
         'what is reported: comparison, remedies, rates, tokenizer, vqvae2, autopsy or behaviour',
         shared=True,
-    ),
-    'parallel': Field(
+    )
+    parallel: str = option(
         'pmap',
         "over devices, or 'jit' over a mesh; the figures are the same",
         choices=('pmap', 'jit'),
         shared=True,
-    ),
-    'mesh_shape': Field(
+    )
+    mesh_shape: Sequence[int] = option(
         (-1, 1),
         "of 'jit': devices for (rows, codes); -1 = all that are left",
         kind=tuple | list,
         shared=True,
-    ),
+    )
     # Data.
-    'dataset': Field(
+    dataset: str = option(
         'digits',
         "'digits', 'basic_motions', 'japanese_vowels', 'recordings' (your own), or any TFDS set "
         'of images or recordings with one label',
         shared=True,
-    ),
-    'data_dir': Field(
+    )
+    data_dir: str = option(
         '',
         "folder of prepared TFDS sets, '' = TFDS's own default; or of your recordings, .npz",
         shared=True,
-    ),
-    'window': Field(
+    )
+    window: int = option(
         0,
         'steps of a window of recordings; 0 = the longest one, the others padded',
         least=0,
         shared=True,
-    ),
-    'hop': Field(0, 'steps from one window to the next; 0 = window', least=0, shared=True),
-    'pad': Field(False, 'the last window may reach beyond the end of its recording', shared=True),
-    'folds': Field(
+    )
+    hop: int = option(0, 'steps from one window to the next; 0 = window', least=0, shared=True)
+    pad: bool = option(
+        False, 'the last window may reach beyond the end of its recording', shared=True
+    )
+    folds: int = option(
         0,
         'parts that images or recordings are dealt out to, each the test split in turn, a seed '
         'each; 0 = the splits that the set has',
         least=0,
         shared=True,
-    ),
-    'fold': Field(
+    )
+    fold: int = option(
         -1, 'the one part that is the test split, from 0; -1 = all in turn', least=-1, shared=True
-    ),
-    'augment': Field(False, 'random flips and crops'),
+    )
+    augment: bool = option(False, 'random flips and crops')
     # Model.
-    'encoder': Field(
+    encoder: str = option(
         'conv',
         "'conv', 'resnet9', 'resnet18' or, for recordings, 'sensor'",
         choices=tuple(encoders.ENCODERS),
-    ),
-    'width': Field(
+    )
+    width: int = option(
         32,
         "channels of the first convolution of all but 'resnet18', and the last of the decoder",
         least=1,
-    ),
-    'bottleneck': Field(
+    )
+    bottleneck: str = option(
         'vector',
         "'vector' (one an image or window), 'grid' (one a place) or 'two_level' grids",
         choices=tuple(encoders.BOTTLENECKS),
-    ),
-    'features': Field(128, 'D, size of the vectors that are quantized', least=1),
-    'standardize': Field(True, "z and the head's input have mean 0 and variance 1"),
-    'statistics_decay': Field(
+    )
+    features: int = option(128, 'D, size of the vectors that are quantized', least=1)
+    standardize: bool = option(True, "z and the head's input have mean 0 and variance 1")
+    statistics_decay: float = option(
         0.9,
         'of the running mean and variance that evaluation standardises by: less follows a network '
         'that learns fast',
         least=0,
         below=1,
-    ),
-    'dtype': Field(
+    )
+    dtype: str = option(
         'float32',
         "of the computation, or 'bfloat16'; parameters stay float32",
         choices=('float32', 'bfloat16'),
-    ),
+    )
     # What is compared.
-    'quantizers': Field(
+    quantizers: Mapping[str, Any] = option(
         {'none': None}, 'name -> spec of the quantizer, None for no quantizer', shared=True
-    ),
-    'guard': Field(False, 're-fit a codebook by k-means when it collapses'),
-    'methods': Field('all', "which of them to run, 'none,vq_ema', or 'all'", shared=True),
-    'overrides': Field({}, 'method -> fields that differ for it', shared=True),
-    'seeds': Field(5, 'runs a method: seeds 0 to 4', least=1, most=10_000, shared=True),
-    'split': Field(
+    )
+    guard: bool = option(False, 're-fit a codebook by k-means when it collapses')
+    overrides: Mapping[str, Any] = option({}, 'method -> fields that differ for it', shared=True)
+    seeds: int = option(5, 'runs a method: seeds 0 to 4', least=1, most=10_000, shared=True)
+    split: str = option(
         'test',
         "what a run is measured on at its end; 'validation' leaves the test split unread",
         choices=('test', 'validation'),
         shared=True,
-    ),
+    )
     # A search of settings before it.
-    'trials': Field(
+    trials: int = option(
         0,
         'random settings of every method, of which validation chooses; 0 = those given here',
         least=0,
         shared=True,
-    ),
-    'trial_seeds': Field(
+    )
+    trial_seeds: int = option(
         3, 'runs a trial; where folds are in turn, one a fold instead', least=1, shared=True
-    ),
-    'space': Field(
+    )
+    space: Mapping[str, Any] = option(
         {},
         "method, or 'every' -> field, or quantizer and its fields -> what trials draw from, "
         "{'uniform': (0, 1)}, {'log_uniform': (1e-3, 1)} or {'choice': (1, 2)}",
         shared=True,
-    ),
+    )
     # The task.
-    'classification_weight': Field(1.0, 'of the cross-entropy; 0 = a tokenizer', least=0),
-    'reconstruction_weight': Field(
+    classification_weight: float = option(1.0, 'of the cross-entropy; 0 = a tokenizer', least=0)
+    reconstruction_weight: float = option(
         0.0, "of a decoder's mean squared error; 0 = no decoder", least=0
-    ),
-    'quantizer_weight': Field(
+    )
+    quantizer_weight: float | Mapping[str, Any] | ops.Schedule = option(
         1.0, "of the quantizer's loss, or an optax schedule of the epoch", kind=float | dict
-    ),
+    )
     # Stages.
-    'continuous_epochs': Field(
+    continuous_epochs: float = option(
         0.0, 'first epochs without a quantizer; codes start after them', least=0
-    ),
-    'frozen_epochs': Field(
+    )
+    frozen_epochs: float = option(
         0.0, 'first epochs in which the encoder stands still; -1 = all', least=-1
-    ),
-    'init_from': Field('', 'checkpoints of a run whose encoder this one starts from'),
+    )
+    init_from: str = option('', 'checkpoints of a run whose encoder this one starts from')
     # Training.
-    'epochs': Field(40, 'passes over the training split', least=1),
-    'steps': Field(
+    epochs: int = option(40, 'passes over the training split', least=1)
+    steps: int = option(
         0,
         'optimizer steps that a run takes at least, in whole epochs; epochs or this, whichever is '
         'longer',
         least=0,
-    ),
-    'batch_size': Field(96, 'images an optimizer step, over all devices', least=1),
-    'accumulate': Field(1, 'micro-batches that make up such a batch', least=1),
-    'init_batch_size': Field(1024, 'images that k-means starts the codebooks from', least=1),
-    'learning_rate': Field(3e-3, 'peak, of AdamW', above=0),
-    'learning_rate_schedule': Field(
+    )
+    batch_size: int = option(96, 'images an optimizer step, over all devices', least=1)
+    accumulate: int = option(1, 'micro-batches that make up such a batch', least=1)
+    init_batch_size: int = option(1024, 'images that k-means starts the codebooks from', least=1)
+    learning_rate: float = option(3e-3, 'peak, of AdamW', above=0)
+    learning_rate_schedule: str = option(
         'cosine',
         "decay to 0 after the warm-up, or 'constant'",
         choices=('cosine', 'constant'),
-    ),
-    'warmup_epochs': Field(1.0, 'of linear warm-up', least=0),
-    'weight_decay': Field(1e-2, 'decoupled, on kernels', least=0),
-    'label_smoothing': Field(0.0, 'share of the target spread over all classes', least=0, below=1),
-    'clip_norm': Field(1.0, 'largest norm of the gradient; 0 = no clipping', least=0),
-    'ema_decay': Field(
+    )
+    warmup_epochs: float = option(1.0, 'of linear warm-up', least=0)
+    weight_decay: float = option(1e-2, 'decoupled, on kernels', least=0)
+    label_smoothing: float = option(
+        0.0, 'share of the target spread over all classes', least=0, below=1
+    )
+    clip_norm: float = option(1.0, 'largest norm of the gradient; 0 = no clipping', least=0)
+    ema_decay: float = option(
         0.0,
         'of a running average of the parameters for evaluation; 0 = off',
         least=0,
         below=1,
-    ),
+    )
     # Bookkeeping.
-    'eval_every': Field(5.0, 'epochs between evaluations on the validation split', above=0),
-    'checkpoint_every': Field(
+    eval_every: float = option(5.0, 'epochs between evaluations on the validation split', above=0)
+    checkpoint_every: int = option(
         20, 'epochs between checkpoints; 0 = only where a run is stopped', least=0
-    ),
-    'keep_checkpoints': Field(2, 'newest ones kept, besides the best', least=1),
-    'log_every': Field(10, 'steps between records of the training loss', least=1),
-    'writers': Field(
+    )
+    keep_checkpoints: int = option(2, 'newest ones kept, besides the best', least=1)
+    log_every: int = option(10, 'steps between records of the training loss', least=1)
+    writers: str = option(
         'tensorboard',
         "where numbers go besides metrics.jsonl: 'tensorboard', 'wandb', both with a comma, or ''",
         shared=True,
-    ),
-    'record': Field(False, 'every step tells all that vqjax.health reads, in records/'),
-    'steps_per_call': Field(
+    )
+    record: bool = option(False, 'every step tells all that vqjax.health reads, in records/')
+    steps_per_call: int = option(
         16, 'optimizer steps of one dispatch: more where steps are short', least=1
-    ),
-}
+    )
+
+
+def _fields() -> dict[str, Field]:
+    found = {f.name: f.metadata['field'] for f in dataclasses.fields(Fields)}
+    place = list(found).index('overrides')
+    named = list(found.items())
+    return dict([*named[:place], ('methods', _METHODS), *named[place:]])
+
+
+# A list of names here, checked configurations have what it stands for under this name.
+_METHODS = Field('all', "which of them to run, 'none,vq_ema', or 'all'", shared=True)
+FIELDS = _fields()
 
 # Those that may differ between methods: overrides and trials change them.
 OWN = tuple(name for name, field in FIELDS.items() if not field.shared)
@@ -338,3 +364,19 @@ def describe(values: Mapping[str, Any]) -> str:
         value = '...' if isinstance(value, Mapping) and value else value
         lines.append(f'  --config.{name}={value}\n      {field.meaning}')
     return '\n'.join(lines)
+
+
+WRITERS = ('tensorboard', 'wandb')
+
+
+def writer_names(text: str) -> list[str]:
+    """The writers that a comma-separated list names; none of ''.
+
+    Raises:
+      RunError: for a name that is not known.
+    """
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    for name in names:
+        if name not in WRITERS:
+            raise RunError(f'writers names {name!r}: there are {", ".join(WRITERS)}')
+    return names

@@ -1,17 +1,24 @@
 """The check that the fields of a configuration make sense together, and what comes of them."""
 
+import dataclasses
 import functools
-import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from vqjax import nn, ops, quantizers
-from vqjax.trainer.config.fields import FIELDS, OWN, check_fields, check_method_names, complete
+from vqjax.trainer.config.fields import (
+    FIELDS,
+    OWN,
+    Fields,
+    check_fields,
+    check_method_names,
+    complete,
+    writer_names,
+)
 from vqjax.trainer.data.recordings import Cutting
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.files.writers import check_names
 from vqjax.trainer.step import two_level
 
 
@@ -28,12 +35,33 @@ class Parts(NamedTuple):
     bridge: Callable[[Any], Any] = lambda quantizer: nn.Quantize
 
 
-class Settings(types.SimpleNamespace):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(Fields):
+    """The fields of one method, its overrides applied.
+
+    Attributes:
+      quantizer: what its spec means, None for no quantizer; for `two_level` the quantizers of top
+        and bottom, until `fit_quantizers` makes one of them for the grids of a data set.
+      bridge: the class of the Linen module around it.
+      quantizer_weight: a number, or a function of the epoch.
+    """
+
+    quantizer: Any = None
+    bridge: Any = None
+    quantizer_weight: float | ops.Schedule = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Fields):
     """A checked configuration: its fields as attributes.
 
-    `config` is the plain data. `methods` maps the name of each to its own Settings, with its
-    overrides applied, and `quantizer` (None for no quantizer) and `bridge` in place of `methods`.
+    Attributes:
+      methods: by name, in the order in which they run.
+      config: the same as plain data, complete.
     """
+
+    methods: Mapping[str, Method]
+    config: dict[str, Any]
 
 
 def choose(text: str, known: Iterable[str], what: str, where: str = 'there are') -> list[str]:
@@ -56,7 +84,8 @@ def cutting(config: Mapping[str, Any], seed: int = 0) -> Cutting:
     """How a configuration has recordings cut, and any set split for this seed."""
     config = complete(config)
     repeat, fold = fold_of(config, seed) or (0, max(config['fold'], 0))
-    return Cutting(*(config[n] for n in ('window', 'hop', 'pad', 'folds')), fold, repeat)
+    how = {name: config[name] for name in ('window', 'hop', 'pad', 'folds')}
+    return Cutting(**how, fold=fold, repeat=repeat)
 
 
 def fold_of(config: Mapping[str, Any], seed: int) -> tuple[int, int] | None:
@@ -83,13 +112,14 @@ def check(config: dict[str, Any], parts: Parts = Parts()) -> Settings:  # noqa: 
     if not names:
         raise RunError('quantizers is empty: give at least one method, {"none": None} for example')
     _check_overrides(config)
-    check_names(config['writers'])
+    writer_names(config['writers'])
     methods = {}
     for name in names:
         if name in methods:
             raise RunError(f'method {name!r} is named twice in methods: name it once')
         methods[name] = _method(config, name, parts)
-    return Settings(**(config | {'methods': methods, 'config': config}))
+    fields = {name: value for name, value in config.items() if name != 'methods'}
+    return Settings(**fields, methods=methods, config=config)
 
 
 def _check_together(config: Mapping[str, Any]) -> None:
@@ -97,7 +127,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
     shape = config['mesh_shape']
     if len(shape) != 2 or not all(type(n) is int and (n >= 1 or n == -1) for n in shape):
         raise RunError(f'mesh_shape is {shape!r}: give (data, model), each at least 1 or -1')
-    if config['continuous_epochs'] > config['epochs']:
+    if config['continuous_epochs'] > config['epochs'] and not config['steps']:
         raise RunError(
             f'continuous_epochs is {config["continuous_epochs"]}, longer than the run of '
             f'{config["epochs"]} epochs: give at most epochs, which fits the codes after training'
@@ -108,7 +138,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
             'or there is no task'
         )
     folds, fold = config['folds'], config['fold']
-    if folds == 1 or fold > 0 and fold >= folds:
+    if folds == 1 or fold >= 0 and fold >= folds:
         raise RunError(
             f'fold is {fold} and folds is {folds}: give folds of at least 2 and a fold below '
             'it, or neither'
@@ -142,7 +172,7 @@ def _check_overrides(config: Mapping[str, Any]) -> None:
         check_fields(fields, OWN, f'overrides.{method}.')
 
 
-def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:
+def _method(config: dict[str, Any], name: str, parts: Parts) -> Method:
     """The settings of one method."""
     spec, changed = config['quantizers'][name], config['overrides'].get(name, {})
     own = config | changed
@@ -159,8 +189,8 @@ def _method(config: dict[str, Any], name: str, parts: Parts) -> Settings:
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f'quantizers.{name}: {error}') from error
     bridge = None if quantizer is None else parts.bridge(quantizer)
-    own = {field: value for field, value in own.items() if field not in ('methods', 'overrides')}
-    return Settings(**own, quantizer=quantizer, bridge=bridge)
+    fields = {field: value for field, value in own.items() if field != 'methods'}
+    return Method(**fields, quantizer=quantizer, bridge=bridge)
 
 
 def _schedule(weight: float | Mapping[str, Any]) -> float | ops.Schedule:
@@ -171,6 +201,12 @@ def _schedule(weight: float | Mapping[str, Any]) -> float | ops.Schedule:
         return float(weight)
     given = dict(weight)
     try:
-        return ops.Schedule(given.pop('schedule', None), **given)
+        schedule = ops.Schedule(given.pop('schedule', None), **given)
     except (ValueError, TypeError) as error:
         raise RunError(f'quantizer_weight: {error}') from error
+    if schedule.least() < 0:
+        raise RunError(
+            f'quantizer_weight is {schedule}, which falls to {schedule.least():g}: give a schedule '
+            'that stays at 0 or above'
+        )
+    return schedule

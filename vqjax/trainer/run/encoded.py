@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqjax.trainer.config.settings import Settings
+from vqjax.trainer.config.settings import Method
 from vqjax.trainer.data import sets
 from vqjax.trainer.data.recordings import RecordingSet
 from vqjax.trainer.data.records import Dataset, InMemory, Split
@@ -19,7 +19,7 @@ from vqjax.trainer.step.task import Task, TrainState
 _CHUNK = 512  # images encoded at a time
 
 
-def may_stand_in(own: Settings, dataset: Dataset) -> bool:
+def may_stand_in(own: Method, dataset: Dataset) -> bool:
     """Whether runs with these settings read features in place of images.
 
     They do where the encoder is frozen for good and sees each image always alike: no augmentation,

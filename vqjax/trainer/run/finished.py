@@ -14,12 +14,12 @@ from vqjax.codec import Codec
 from vqjax.codec.runs import encoder_of, filled, read_checkpoint
 from vqjax.codec.streams import SensorEncoder
 from vqjax.results.finished import FinishedRun
-from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.config.settings import Parts
 from vqjax.trainer.data import sets
 from vqjax.trainer.data.recordings import RecordingSet, real_steps, starts_of
 from vqjax.trainer.errors import RunError
+from vqjax.trainer.run import tasks
 from vqjax.trainer.step import starts
 from vqjax.trainer.step.network import quantizer_variables
 
@@ -115,8 +115,8 @@ def read(
     dataset = sets.load_dataset(given.dataset, given.data_dir, settings.cutting(given.config, seed))
     if not isinstance(dataset, RecordingSet):
         raise RunError(f'{folder} is a run on {given.dataset}, which holds no recordings')
-    experiment.fit_quantizers(given, dataset)
-    own, task = given.methods[method], experiment.make_task(given, method, dataset)
+    given = tasks.fit_quantizers(given, dataset)
+    own, task = given.methods[method], tasks.make_task(given, method, dataset)
     like = starts.state_shapes(task, dataset.info.image_shape, own.init_batch_size)
     raw = read_checkpoint(folder / 'checkpoints' / method / f'seed_{seed}')
     params = raw['ema_params'] if own.ema_decay else raw['params']

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vqjax import quantizers
-from vqjax.trainer.config.settings import Settings
+from vqjax.trainer.config.settings import Method
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.step import starts
 from vqjax.trainer.step.task import Task
@@ -16,13 +16,13 @@ from vqjax.trainer.step.task import Task
 _SMALL_SIDE, _SMALL_CODES = 4096, 2**20
 
 
-def may_be_large(own: Settings) -> bool:
+def may_be_large(own: Method) -> bool:
     """Whether a method has a field so large that `check_memory` is worth its trace."""
     codes = 0 if own.quantizer is None else _codes(own.quantizer)
     return max(own.features, own.width) > _SMALL_SIDE or codes > _SMALL_CODES
 
 
-def check_memory(own: Settings, task: Task, image_shape: tuple[int, ...]) -> None:
+def check_memory(own: Method, task: Task, image_shape: tuple[int, ...]) -> None:
     """Checks that the state of a run, its gradient and the counts of its codes fit at all.
 
     A bound from below: activations come on top, so a model that passes may still be too large.

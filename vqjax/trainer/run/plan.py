@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from vqjax import encoders
-from vqjax.trainer.config.settings import Settings
+from vqjax.trainer.config.settings import Method
 from vqjax.trainer.data import batches, records
 from vqjax.trainer.run import encoded
 
@@ -52,11 +52,12 @@ class Plan:
         return step / self.per_epoch if rest else whole
 
 
-def plan(settings: Settings, dataset: records.Dataset) -> Plan:
+def plan(settings: Method, dataset: records.Dataset) -> Plan:
     """The plan of a method's run on this dataset.
 
     Raises:
-      ValueError: the batch is larger than the training split, or the run longer than can be.
+      ValueError: the batch is larger than the training split, or the run longer than can be, or
+        shorter than its continuous stage.
     """
     per_epoch = batches.steps_per_epoch(dataset, settings.batch_size)
     epochs = max(settings.epochs, -(-settings.steps // per_epoch))
@@ -65,6 +66,12 @@ def plan(settings: Settings, dataset: records.Dataset) -> Plan:
         raise ValueError(
             f'epochs is {epochs}: {num_steps} steps of {per_epoch} an epoch, more than a '
             'counter of steps holds (2147483647)'
+        )
+
+    if settings.continuous_epochs > epochs:
+        raise ValueError(
+            f'continuous_epochs is {settings.continuous_epochs}, longer than the run of {epochs} '
+            'epochs: give at most that, which fits the codes after training'
         )
 
     def steps(part: float) -> int:
@@ -79,12 +86,12 @@ def plan(settings: Settings, dataset: records.Dataset) -> Plan:
     small |= encoded.may_stand_in(settings, dataset)
     alone = jax.default_backend() == 'cpu' and not small
     return Plan(
-        num_steps,
-        per_epoch,
-        steps(settings.warmup_epochs),
-        -1 if settings.frozen_epochs < 0 else steps(settings.frozen_epochs),
-        switch,
-        max(steps(settings.eval_every), 1),
-        settings.checkpoint_every * per_epoch,
-        1 if alone else min(settings.steps_per_call, num_steps),
+        num_steps=num_steps,
+        per_epoch=per_epoch,
+        warmup=steps(settings.warmup_epochs),
+        frozen=-1 if settings.frozen_epochs < 0 else steps(settings.frozen_epochs),
+        switch=switch,
+        every_eval=max(steps(settings.eval_every), 1),
+        every_checkpoint=settings.checkpoint_every * per_epoch,
+        steps_per_call=1 if alone else min(settings.steps_per_call, num_steps),
     )

@@ -12,7 +12,7 @@ from vqjax import quantizers
 from vqjax.results.finished import FinishedRun, ImageStatistics
 from vqjax.results.records import Fold, Reliability, SeedResult
 from vqjax.trainer import errors
-from vqjax.trainer.config.settings import Settings, fold_of
+from vqjax.trainer.config.settings import Method, fold_of
 from vqjax.trainer.data.batches import eval_batches, init_batch
 from vqjax.trainer.data.recordings import RecordingSet
 from vqjax.trainer.errors import Diverged, DivergedRun, RunError, Stopped
@@ -138,7 +138,8 @@ class Run:
             writers = open_writers(own.writers, folder, method, seed, step, config)
             recorder = Recorder.open(folder, method, seed, step, own.record, writers)
         except BaseException:
-            origin.checkpoints.close()
+            if origin.checkpoints is not None:
+                origin.checkpoints.close()
             raise
         return cls(context, method, seed, stages, origin, recorder)
 
@@ -316,7 +317,7 @@ class Run:
         if isinstance(old, tuple):
             return 0.0
         old, new = np.asarray(old, np.float64), np.asarray(new, np.float64)
-        return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), 1e-30))
+        return float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-30)
 
     def _validate(self) -> None:
         flow = self._gradient_flow()  # before evaluation, which a faulty model learns from
@@ -350,6 +351,6 @@ class Run:
         return 32.0 * self.settings.features if quantizer is None else float(quantizer.bits)
 
 
-def score(own: Settings, record: dict[str, float]) -> float:
+def score(own: Method, record: dict[str, float]) -> float:
     """What the best checkpoint is chosen by, of the record of an evaluation."""
     return record['accuracy'] if own.classification_weight else -record['reconstruction_error']

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from vqjax import quantizers
-from vqjax.trainer.config.settings import Settings
+from vqjax.trainer.config.settings import Method
 from vqjax.trainer.data import batches, records
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.files.checkpoints import Checkpoints
@@ -62,7 +62,8 @@ def start(context: Context, method: str, seed: int, task: Task) -> Start:
         if encoded.may_stand_in(own, dataset):
             if state is None and loaded is None:
                 state = starts.init_state(task, seed, start_images(dataset, own, seed))
-            dataset = encoded.stand_in(dataset, task, loaded or encoded.encoder_of(task, state))
+            encoder = loaded or encoded.encoder_of(task, state)
+            dataset = encoded.stand_in(dataset, task, encoder)
             task = encoded.reading(task, True)
             position = batches.get_state()
             batches = _batches(dataset, own, seed)
@@ -79,18 +80,18 @@ def start(context: Context, method: str, seed: int, task: Task) -> Start:
             checkpoints.close()
 
 
-def _batches(dataset: records.Dataset, own: Settings, seed: int) -> Any:
+def _batches(dataset: records.Dataset, own: Method, seed: int) -> Any:
     return batches.train_batches(
         dataset, own.batch_size, seed, jax.process_index(), jax.process_count(), own.augment
     )
 
 
-def start_images(dataset: records.Dataset, own: Settings, seed: int) -> Any:
+def start_images(dataset: records.Dataset, own: Method, seed: int) -> Any:
     """The images that codebooks of a run start from."""
     return batches.init_batch(dataset, own.init_batch_size, seed)['image']
 
 
-def _load(own: Settings, seed: int, dataset: records.Dataset, task: Task, like: TrainState) -> Any:
+def _load(own: Method, seed: int, dataset: records.Dataset, task: Task, like: TrainState) -> Any:
     """Parts of another run's model, from process 0."""
     path = own.init_from
     found = on_first_process(lambda: pretrained.load(path, seed, like))

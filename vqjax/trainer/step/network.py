@@ -74,10 +74,11 @@ class Classifier(nn.Module):
 
     def setup(self) -> None:
         common = (self.axis_name, self.dtype, self.width, self.standardize, self.statistics_decay)
-        if self.grids:
-            self.encode = TwoLevelEncoder(self.encoder, self.features, *common)
-        else:
-            self.encode = Encoder(self.encoder, self.features, self.bottleneck, *common)
+        self.encode: Any = (
+            TwoLevelEncoder(self.encoder, self.features, *common)
+            if self.grids
+            else Encoder(self.encoder, self.features, self.bottleneck, *common)
+        )
         if self.quantizer is not None:
             bridge = two_level.QuantizeLevels if self.grids else self.bridge
             self.quantize = bridge(self.quantizer, self.axis_name)
