@@ -110,6 +110,17 @@ class SeedResult:
         """Share of the examples that were told rightly."""
         return self.figures['accuracy']
 
+    @property
+    def num_examples(self) -> int:
+        """Of the split, as the reliability table counts them.
+
+        Raises:
+          ValueError: the table was left out.
+        """
+        if self.reliability is None:
+            raise ValueError(f'seed {self.seed} has no reliability table: these results are short')
+        return round(sum(self.reliability.count))
+
     def with_figures(self, more: Mapping[str, float]) -> SeedResult:
         """The same with more figures."""
         return dataclasses.replace(self, figures={**self.figures, **more})
