@@ -12,8 +12,6 @@ from vqjax.studies import autopsy, cases, faults
 from vqjax.trainer import data, settings
 from vqjax.trainer.settings import RunError
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 NAMES = (
     "missing_total", "no_straight_through", "detached_commitment", "clamped_loss",
     "discarded_init", "stale_revival", "zero_counts", "swapped_coefficients",
@@ -169,7 +167,7 @@ def test_a_wrong_configuration_is_refused_by_name(tmp_path, fields, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_fault_is_found_and_no_cure_is(tmp_path):
     found = studies.run(config(cases='all'), str(tmp_path))['cases']
     for name in NAMES:

@@ -129,7 +129,7 @@ def test_autopsy():
     assert 'error missing_total' in text and pictures == PICTURES['autopsy']
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_quickstart():
     text, pictures = run('quickstart')
     in_use = [int(number) for number in re.findall(r'(\d+) of 64 codes in use', text)]
@@ -139,7 +139,7 @@ def test_quickstart():
     assert pictures == PICTURES['quickstart']
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_compare():
     text, pictures = run('compare')
     accuracy = {
@@ -150,8 +150,8 @@ def test_compare():
     assert pictures == PICTURES['compare']
 
 
-@pytest.mark.long
-@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.slow
 def test_behaviour():
     pytest.importorskip('aeon')
     text, pictures = run('behaviour')

@@ -15,8 +15,6 @@ from vqjax.trainer.correctness import read_correct
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.parallel import Pmap
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):

@@ -11,8 +11,6 @@ from support import SMALL, small_config
 
 from vqjax.trainer import data, experiment, features, models, pretrained, runs, settings, training
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 PER_EPOCH = 4
 
 

@@ -16,8 +16,6 @@ from vqjax.trainer.folds import parts_of
 from vqjax.trainer.recordings import Cutting
 from vqjax.trainer.records import InMemory, whole
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.mark.parametrize('folds, repeat', [(2, 0), (5, 0), (5, 3), (7, 1)])
 def test_every_example_is_tested_once_a_repetition_and_by_label(folds, repeat):

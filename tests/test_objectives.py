@@ -11,8 +11,6 @@ from vqjax.trainer import data, experiment, settings, training
 from vqjax.trainer.counts import read_counts
 from vqjax.trainer.settings import RunError
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 PER_EPOCH, STEPS = 4, 8
 WARM_UP = {
     'schedule': 'linear_schedule', 'init_value': 0.0, 'end_value': 2.0, 'transition_steps': 2,

@@ -99,7 +99,7 @@ def test_what_is_reported_of_the_test_split_is_the_same(trained, form):
     assert b['nll'] == pytest.approx(a['nll'], rel=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_other_quantizers_train_alike_under_every_form(tmp_path):
     # Two levels are chaotic: a vector between two codes of the top takes either by the last bit,
     # and the bottom goes another way. From step 9 on pmap on 4 devices differs from pmap on 8 as

@@ -26,7 +26,6 @@ from vqjax.trainer import (
 )
 from vqjax.trainer.recordings import Cutting, Recording, from_recordings
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 NAN = float('nan')
 
 

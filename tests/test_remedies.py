@@ -82,7 +82,7 @@ def test_a_wrong_configuration_is_refused_by_name(config, tmp_path, change, mess
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path, quick_compilation):
+def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path):
     """Codes fitted after training cost little accuracy, however the baseline collapses."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
     from configs import remedies as source
@@ -243,7 +243,7 @@ def test_the_terminal_shows_whole_names_in_120_columns(results):
     assert '…' not in text and all(f' {name} ' in text for name in names)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_guard_brings_a_collapsing_run_within_two_points_of_the_healthy_one(config, tmp_path):
     names = 'none,weak,reset_on_collapse,default,kmeans_after'
     found = remedies.run(config | {'methods': names, 'seeds': 3}, str(tmp_path))['methods']
@@ -305,7 +305,7 @@ def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
     assert results['environment']['devices'].startswith('8 x')
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_study_killed_at_any_moment_ends_with_the_same_results(tmp_path):
     flags = (
         '--config=configs/remedies.py', '--config.methods=weak,init_kmeans,two_stages',

@@ -12,8 +12,6 @@ from support import SMALL, figures, lines, refuse, small_config, trained_steps
 from vqjax.codec import runs
 from vqjax.trainer import data, experiment, logs, pretrained, settings, training
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 VQ = {'name': 'vq', 'num_codes': 16}
 PER_EPOCH, STEPS = 4, 8
 SWITCH = 6  # of two_stages, between its two checkpoints

@@ -16,8 +16,6 @@ from vqjax import make, studies
 from vqjax.trainer import experiment, runs, search, settings, tuning
 from vqjax.trainer.records import Split
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 LR = {'learning_rate': {'log_uniform': (1e-3, 1e-2)}}
 SPACE = {'every': LR, 'vq_ema': {'quantizer': {'decay': {'uniform': (0.9, 0.99)}}}}
 

@@ -17,8 +17,6 @@ from vqjax.trainer import data, experiment, levels, settings
 from vqjax.trainer.models import Classifier, quantizer_variables
 from vqjax.trainer.settings import RunError
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 FSQ = {'name': 'projected', 'dim': 3, 'inner': {'name': 'fsq', 'levels': (4, 4, 4)}}
 
 
@@ -43,7 +41,7 @@ def config(**changes):
 
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory, quick_compilation):
+def done(tmp_path_factory):
     """(folder, results of the study)."""
     workdir = tmp_path_factory.mktemp('two') / 'run'
     return workdir, vqvae2.run(config(), str(workdir))
