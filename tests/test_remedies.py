@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from support import SHARED, configuration, figures, flags_of, start, trained_steps
+from support import SHARED, command, configuration, figures, flags_of, start, trained_steps
 
 from vqjax import VQEMA, Guarded, metrics, studies
 from vqjax.studies import remedies, remedies_report
@@ -312,19 +312,18 @@ def test_a_study_killed_at_any_moment_ends_with_the_same_results(tmp_path):
         '--config.seeds=2', '--config.epochs=4', '--config.eval_every=2',
         '--config.overrides.two_stages.continuous_epochs=2.0',
     )  # fmt: skip
-    cache = tmp_path / 'cache'
-    _, problem = (whole := start(tmp_path / 'whole', cache, *flags)).communicate()
-    assert whole.returncode == 0, problem[-2000:]
+    whole = command('--workdir', str(tmp_path / 'whole'), *flags)
+    assert whole.code == 0, whole.err
     workdir, rng = tmp_path / 'broken', random.Random()
     moments = [(count, rng.uniform(0, 5)) for count in (0, 1, 3, 5)]
     for count, delay in moments:
-        process = start(workdir, cache, *flags)
+        process = start(workdir, *flags)
         while process.poll() is None and len(list(workdir.glob('finished/*/*.json'))) < count:
             time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    _, problem = (last := start(workdir, cache, *flags)).communicate()
-    assert last.returncode == 0, (moments, problem[-2000:])
+    last = command('--workdir', str(workdir), *flags)
+    assert last.code == 0, (moments, last.err)
     assert figures(workdir) == figures(tmp_path / 'whole'), moments
     assert (workdir / 'report.md').exists() and (workdir / 'remedies.png').exists()
