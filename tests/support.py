@@ -219,6 +219,16 @@ def first_of_their_kind(entries):
     return first
 
 
+def every_entry(among=lambda q: True):
+    """The table's entries for `pytest.mark.parametrize`: `make test` has the first of each kind."""
+    entries = {name: q for name, q in table().items() if among(q)}
+    soon = first_of_their_kind(entries)
+    return [
+        pytest.param(q, id=name, marks=() if name in soon else pytest.mark.slow)
+        for name, q in entries.items()
+    ]
+
+
 def table():
     """Every quantizer and the nestings, by name: what each contract test runs over."""
     from vqjax import (

@@ -8,23 +8,16 @@ quantizer of your own. Here each is a test that takes any quantizer, and replica
 import jax
 import numpy as np
 import pytest
-from support import SHIPPED, first_of_their_kind, on_two_devices, table
+from support import SHIPPED, every_entry, first_of_their_kind, on_two_devices, table
 
 import vqjax
 from vqjax import ops, testing
 from vqjax.testing import claimed, properties
 
-TABLE = table()
-KINDS = first_of_their_kind(TABLE).values()
+KINDS = first_of_their_kind(table()).values()
 
 
-@pytest.fixture(
-    scope='module',
-    params=[
-        pytest.param(q, id=name, marks=() if q in KINDS else pytest.mark.slow)
-        for name, q in TABLE.items()
-    ],
-)
+@pytest.fixture(scope='module', params=every_entry())
 def trial(request):
     """The compiled steps of a quantizer, shared by its tests, which run one after the other.
 
