@@ -119,6 +119,7 @@ def small_config(**changes) -> dict:
     """configs/base.py cut to seconds: two epochs of four steps, of two methods and two seeds."""
     fsq = {'name': 'fsq', 'levels': (3,) * 16}
     return configuration('base') | {
+        'width': 8,
         'features': 16,
         'quantizers': {'none': None, 'vq_ema': SMALL, 'fsq': fsq},
         'methods': 'none,vq_ema',
