@@ -50,6 +50,7 @@ def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
     assert cases.CASES['missing_total'].seen in report and 'docs/sources.md' in report
 
 
+@pytest.mark.slow
 def test_a_fault_in_evaluation_is_found_and_the_same_command_again_trains_nothing(
     tmp_path, monkeypatch
 ):

@@ -118,6 +118,7 @@ def number(pattern, text):
     return float(re.search(pattern, text)[1])
 
 
+@pytest.mark.slow
 def test_autopsy():
     text, pictures = run('autopsy')
     assert 'K=256: clamped 1.0298, exact 1.0000' in text
@@ -151,7 +152,6 @@ def test_compare():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_behaviour():
     pytest.importorskip('aeon')
     text, pictures = run('behaviour')
@@ -162,6 +162,7 @@ def test_behaviour():
     assert pictures == PICTURES['behaviour']
 
 
+@pytest.mark.slow
 def test_tokens():
     text, pictures = run('tokens')
     assert '25408 pixels: 3970 bytes of codes' in text

@@ -272,6 +272,7 @@ def on_cifar10(workdir):
 
 
 @pytest.mark.skipif(not (SHARED / 'tfds' / 'cifar10').exists(), reason='no copy of CIFAR-10')
+@pytest.mark.slow
 def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
     running = []
     for devices in (1, 8):
