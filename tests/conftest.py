@@ -10,7 +10,7 @@ from support import HAS_TWO_EMITTERS
 
 # Compiling small programs once each is most of the suite's time, so they are compiled cheaply;
 # where bits are compared, tests ask for `support.SHIPPED`. The processes that tests start inherit
-# the flags. `make test-long` runs everything as shipped.
+# the flags. `make test-shipped` runs everything as shipped.
 CHEAP = [
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
