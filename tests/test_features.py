@@ -16,8 +16,6 @@ from vqjax.trainer.run import encoded as features
 from vqjax.trainer.run import pretrained, runs, tasks
 from vqjax.trainer.step import evaluation, network, starts, steps
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 PER_EPOCH = 4
 
 

@@ -20,8 +20,6 @@ from vqjax.trainer.run import tasks
 from vqjax.trainer.step import two_level
 from vqjax.trainer.step.network import Classifier, quantizer_variables
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 FSQ = {'name': 'projected', 'dim': 3, 'inner': {'name': 'fsq', 'levels': (4, 4, 4)}}
 
 
@@ -46,7 +44,7 @@ def config(**changes):
 
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory, quick_compilation):
+def done(tmp_path_factory):
     """(folder, results of the study)."""
     workdir = tmp_path_factory.mktemp('two') / 'run'
     return workdir, studies.run(config(), str(workdir))
