@@ -12,13 +12,14 @@ from support import SMALL, refuse, small_config
 from vqjax import VQEMA, Levels, encoders, studies
 from vqjax.codec import Codec
 from vqjax.nn import COLLECTION
+from vqjax.runfiles import quantizer_variables
 from vqjax.studies.vqvae2 import study
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import sets
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.run import tasks
 from vqjax.trainer.step import two_level
-from vqjax.trainer.step.network import Classifier, quantizer_variables
+from vqjax.trainer.step.network import Classifier
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 

@@ -99,10 +99,10 @@ class ImageEncoder:
         encoder = cls(
             **(fields | lists), variables=traverse_util.unflatten_dict(variables, sep='/')
         )
-        encoder._check()
+        encoder.check_fields()
         return encoder
 
-    def _check(self):
+    def check_fields(self) -> None:
         """Raise ValueError unless the variables are those of such an encoder, and finite."""
         whole = [self.features, self.width, *self.image_shape]
         if len(self.image_shape) != 3 or not all(
