@@ -164,7 +164,8 @@ def _state_fault(raw: Any) -> str:
     for name in (STATE_PARAMS, STATE_STATS, STATE_EMA):
         if not isinstance(raw.get(name) or {}, dict) or name == STATE_PARAMS and not raw.get(name):
             return f'it holds no {name} of a model'
-    if np.shape(raw.get(STEP)) != () or not np.issubdtype(np.asarray(raw.get(STEP)).dtype, int):
+    step = np.asarray(raw.get(STEP))
+    if step.shape or not np.issubdtype(step.dtype, np.integer):
         return f'it holds no {STEP}'
     return ''
 
@@ -270,10 +271,10 @@ def filled(like: Any, raw: Any, folder: str | os.PathLike) -> Any:
         for part in path:
             name = getattr(part, 'name', getattr(part, 'idx', getattr(part, 'key', None)))
             try:
-                value = value[name] if isinstance(value, list) else value[str(name)]
+                value = value[name] if isinstance(value, list | tuple) else value[str(name)]
             except (KeyError, IndexError, TypeError):
                 value = None
-        found = None if value is None or isinstance(value, dict | list) else np.asarray(value)
+        found = None if value is None or isinstance(value, dict | list | tuple) else np.asarray(value)
         if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             told = 'missing' if found is None else f'{found.dtype}{list(found.shape)}'
             raise ValueError(

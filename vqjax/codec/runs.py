@@ -37,13 +37,14 @@ def read_run(
         quantizer = make(specs[method])
         if config['guard']:
             quantizer = guard_codebooks(quantizer, least=float(record.images.num_classes))
-        like = structure(quantizer, config['features'])
+        like = dict(zip(('params', 'state'), structure(quantizer, config['features']), strict=True))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f'config.json in {workdir} does not fit the run {method} with seed {seed} ({error}): '
             'restore both from a copy, or train with another --workdir'
         ) from error
-    params, state = runfiles.filled(like, runfiles.quantizer_variables(variables), folder)
+    raw = dict(zip(like, runfiles.quantizer_variables(variables), strict=True))
+    params, state = runfiles.filled(like, raw, folder).values()
     info = {'dataset': config['dataset'], 'method': method, 'seed': seed}
     info[f'{record.result.split or "test"}_accuracy'] = record.result.accuracy
     return encoder, quantizer, params, state, info
