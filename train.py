@@ -94,7 +94,7 @@ def parse(argv: list[str]) -> list[str]:
         rest = app.parse_flags_with_usage([arg for arg in argv if arg not in asked])
         config = flags.FLAGS.config
         if config is None or isinstance(config, dict):
-            sys.exit('error: --config: get_config() has to return settings.config(...)')
+            sys.exit('error: --config: get_config() has to return fields.config(...)')
         values = config.to_dict()  # of a file that cannot be opened this says so
     except OSError as error:
         said = ' '.join(str(error).split())

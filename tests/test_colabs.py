@@ -91,7 +91,7 @@ def test_the_first_cell_finds_vqjax_installed_in_a_checkout_or_published(monkeyp
 
 
 def test_the_comparison_states_only_what_it_varies():
-    settings = pytest.importorskip('vqjax.trainer.settings')
+    fields = pytest.importorskip('vqjax.trainer.config.fields')
     source = '\n'.join(text for text in code(read('compare')) if 'config = {' in text)
     (config,) = (
         node.value
@@ -100,7 +100,7 @@ def test_the_comparison_states_only_what_it_varies():
     )
     stated = {key.value: value for key, value in zip(config.keys, config.values, strict=True)}
     plain = {k: ast.literal_eval(v) for k, v in stated.items() if k != 'quantizers'}
-    assert all(settings.FIELDS[name].default != value for name, value in plain.items())
+    assert all(fields.FIELDS[name].default != value for name, value in plain.items())
 
 
 def run(name):

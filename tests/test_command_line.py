@@ -17,10 +17,10 @@ from vqjax.trainer.step.optimizer import make_optimizer
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = 'from configs.digits import get_config\n'
 SHOW = (
-    'import sys; from vqjax.trainer.logs import show; show("x"); show("y");'
+    'import sys; from vqjax.trainer.files.display import show; show("x"); show("y");'
     'print("went on", file=sys.stderr)'
 )
-OVERRIDES = 'from vqjax.trainer import settings; return settings.config(overrides=3)'
+OVERRIDES = 'from vqjax.trainer.config import fields; return fields.config(overrides=3)'
 LINES = 'def get_config():\n    {}\n'
 
 
@@ -55,7 +55,7 @@ def test_a_run_no_longer_than_its_warm_up_still_trains():
     [
         (LINES.format('return 1 / 0'), (), 'line 2: ZeroDivisionError: division by zero'),
         ('def get_config(:\n', (), 'line 1: invalid syntax'),
-        (LINES.format('return {}'), (), 'get_config() has to return settings.config(...)'),
+        (LINES.format('return {}'), (), 'get_config() has to return fields.config(...)'),
         (None, (), 'No such file or directory'),
         (DIGITS, ('--config.epohcs=3',), 'no such config field: epohcs'),
         (DIGITS, ('--config.features=100000000',), 'hidden/kernel of shape (100000000, 100000000)'),

@@ -127,8 +127,9 @@ def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done):
 
 
 def test_a_codebook_of_parameters_starts_at_the_switch_with_a_fresh_optimizer():
-    given = settings.check(config())
-    given.methods['two_stages'].ema_decay = 0.5
+    given = config()
+    given['overrides']['two_stages']['ema_decay'] = 0.5
+    given = settings.check(given)
     task = tasks.make_task(given, 'two_stages', sets.load('digits'))
     task = dataclasses.replace(task, continuous=True)
     task = dataclasses.replace(task, model=task.model.clone(axis_name=None))

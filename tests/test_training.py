@@ -268,13 +268,14 @@ import sys, jax, numpy as np
 import test_training as t
 state, records = t.run(int(sys.argv[1]))
 task, _, _ = t.compiled()
-fn = t.FORM.compile(t.functools.partial(t.training.eval_step, task))
+fn = t.FORM.compile(t.functools.partial(t.evaluation.eval_step, task))
 batch = t.make_batch(64, seed=99) | {'mask': np.arange(64) < 60}
-_, seen = t.loop.evaluate(fn, t.FORM.place(state, task), [batch])
+_, seen = t.evaluation.evaluate(fn, t.FORM.place(state, task), [batch])
 if jax.device_count() > 1:
     t.check_shard_map()
 np.savez(sys.argv[2], *jax.tree.leaves(state), losses=[r['loss'] for r in records],
-         counts=seen.counts, probs=seen.probs, devices=jax.device_count())
+         counts=seen.counts, probs=seen.probs, means=list(seen.means.values()),
+         devices=jax.device_count())
 """
 
 

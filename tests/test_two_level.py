@@ -17,7 +17,7 @@ from vqjax.studies.vqvae2 import study
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import sets
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.run import tasks
+from vqjax.trainer.run import finished, tasks
 from vqjax.trainer.step import two_level
 from vqjax.trainer.step.network import Classifier
 

@@ -274,7 +274,9 @@ def filled(like: Any, raw: Any, folder: str | os.PathLike) -> Any:
                 value = value[name] if isinstance(value, list | tuple) else value[str(name)]
             except (KeyError, IndexError, TypeError):
                 value = None
-        found = None if value is None or isinstance(value, dict | list | tuple) else np.asarray(value)
+        found = (
+            None if value is None or isinstance(value, dict | list | tuple) else np.asarray(value)
+        )
         if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             told = 'missing' if found is None else f'{found.dtype}{list(found.shape)}'
             raise ValueError(

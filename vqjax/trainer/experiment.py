@@ -70,7 +70,7 @@ def run(
     folds = _folds(settings)
     dataset = folds(0)
     try:
-        form = make_form(settings.parallel, tuple(settings.mesh_shape))
+        form = make_form(settings.parallel, settings.mesh_shape)
         settings = fit_quantizers(settings, dataset)
         num_steps = {
             name: {seed: plan(settings.methods[name], folds(seed)).num_steps for seed in seeds}
@@ -147,7 +147,7 @@ def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
 def _without_test(dataset: records.Dataset) -> records.Dataset:
     """The same for runs that end on another split: there is no test split to be read."""
     names = ('splits', 'recordings') if isinstance(dataset, RecordingSet) else ('splits',)
-    kept = {
+    kept: dict[str, Any] = {
         name: {split: part for split, part in getattr(dataset, name).items() if split != 'test'}
         for name in names
     }
@@ -176,6 +176,12 @@ def _check_method(settings: Settings, name: str, dataset: records.Dataset, form:
         kind, need = ('recordings', 'sensor') if of_windows else images
         raise RunError(
             f'dataset {dataset.info.name} holds {kind}: set encoder to {need}, not {own.encoder}'
+        )
+    cut = [name for name in ('window', 'hop', 'pad') if getattr(settings, name)]
+    if cut and not of_windows:
+        raise RunError(
+            f'{cut[0]} is {getattr(settings, cut[0])}, which is for recordings, and dataset '
+            f'{dataset.info.name} holds images: leave it at its default'
         )
     if of_windows and own.augment:
         raise RunError(f'augment is for images, and dataset {dataset.info.name} holds recordings')

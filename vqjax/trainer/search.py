@@ -205,12 +205,13 @@ def _choose(
     found = [together] * settings.seeds
     if _in_turn(settings):
         found = [best(*column(operator.itemgetter(seed))) for seed in range(settings.seeds)]
-    if None in found:
+    chosen = [index for index in found if index is not None]
+    if len(chosen) < len(found):
         raise RunError(
             f'space.{method}: all {len(trials)} trials diverged, so there is none to choose: '
             'lower learning_rate there, or give more trials'
         )
-    return found, together
+    return chosen, together
 
 
 def _final(
@@ -251,7 +252,8 @@ def _final(
             for seed in seeds
         }
         conclude(merged, Outcome(path, runs))
-        folder.write_json('results.json', merged)
+        if folder is not None:
+            folder.write_json('results.json', merged)
 
     experiment.run(config, str(path / 'final'), merge, parts, wanted)
     return merged

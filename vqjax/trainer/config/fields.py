@@ -364,3 +364,19 @@ def describe(values: Mapping[str, Any]) -> str:
         value = '...' if isinstance(value, Mapping) and value else value
         lines.append(f'  --config.{name}={value}\n      {field.meaning}')
     return '\n'.join(lines)
+
+
+WRITERS = ('tensorboard', 'wandb')
+
+
+def writer_names(text: str) -> list[str]:
+    """The writers that a comma-separated list names; none of ''.
+
+    Raises:
+      RunError: for a name that is not known.
+    """
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    for name in names:
+        if name not in WRITERS:
+            raise RunError(f'writers names {name!r}: there are {", ".join(WRITERS)}')
+    return names

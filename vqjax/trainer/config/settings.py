@@ -15,10 +15,10 @@ from vqjax.trainer.config.fields import (
     check_fields,
     check_method_names,
     complete,
+    writer_names,
 )
 from vqjax.trainer.data.recordings import Cutting
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.files.writers import check_names
 from vqjax.trainer.step import two_level
 
 
@@ -84,7 +84,8 @@ def cutting(config: Mapping[str, Any], seed: int = 0) -> Cutting:
     """How a configuration has recordings cut, and any set split for this seed."""
     config = complete(config)
     repeat, fold = fold_of(config, seed) or (0, max(config['fold'], 0))
-    return Cutting(*(config[n] for n in ('window', 'hop', 'pad', 'folds')), fold, repeat)
+    how = {name: config[name] for name in ('window', 'hop', 'pad', 'folds')}
+    return Cutting(**how, fold=fold, repeat=repeat)
 
 
 def fold_of(config: Mapping[str, Any], seed: int) -> tuple[int, int] | None:
@@ -111,7 +112,7 @@ def check(config: dict[str, Any], parts: Parts = Parts()) -> Settings:  # noqa: 
     if not names:
         raise RunError('quantizers is empty: give at least one method, {"none": None} for example')
     _check_overrides(config)
-    check_names(config['writers'])
+    writer_names(config['writers'])
     methods = {}
     for name in names:
         if name in methods:
@@ -126,7 +127,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
     shape = config['mesh_shape']
     if len(shape) != 2 or not all(type(n) is int and (n >= 1 or n == -1) for n in shape):
         raise RunError(f'mesh_shape is {shape!r}: give (data, model), each at least 1 or -1')
-    if config['continuous_epochs'] > config['epochs']:
+    if config['continuous_epochs'] > config['epochs'] and not config['steps']:
         raise RunError(
             f'continuous_epochs is {config["continuous_epochs"]}, longer than the run of '
             f'{config["epochs"]} epochs: give at most epochs, which fits the codes after training'
@@ -137,7 +138,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
             'or there is no task'
         )
     folds, fold = config['folds'], config['fold']
-    if folds == 1 or fold > 0 and fold >= folds:
+    if folds == 1 or fold >= 0 and fold >= folds:
         raise RunError(
             f'fold is {fold} and folds is {folds}: give folds of at least 2 and a fold below '
             'it, or neither'
@@ -188,7 +189,7 @@ def _method(config: dict[str, Any], name: str, parts: Parts) -> Method:
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f'quantizers.{name}: {error}') from error
     bridge = None if quantizer is None else parts.bridge(quantizer)
-    fields = {field: value for field, value in own.items() if field != 'methods'}
+    fields = {field: value for field, value in own.items() if field not in ('methods', 'overrides')}
     return Method(**fields, quantizer=quantizer, bridge=bridge)
 
 
@@ -200,6 +201,12 @@ def _schedule(weight: float | Mapping[str, Any]) -> float | ops.Schedule:
         return float(weight)
     given = dict(weight)
     try:
-        return ops.Schedule(given.pop('schedule', None), **given)
+        schedule = ops.Schedule(given.pop('schedule', None), **given)
     except (ValueError, TypeError) as error:
         raise RunError(f'quantizer_weight: {error}') from error
+    if schedule.least() < 0:
+        raise RunError(
+            f'quantizer_weight is {schedule}, which falls to {schedule.least():g}: give a schedule '
+            'that stays at 0 or above'
+        )
+    return schedule

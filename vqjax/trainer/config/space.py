@@ -5,10 +5,11 @@ overrides. Every value is drawn for itself, from the names of method and field a
 trial, so that it depends neither on other methods or fields nor on how many trials there are.
 """
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,8 @@ DISTRIBUTIONS = ('uniform', 'log_uniform', 'choice')
 Path = tuple[str, ...]  # of a field: ('learning_rate',) or ('quantizer', 'inner', 'decay')
 
 
-class Trial(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Trial:
     """One setting of a method.
 
     settings: dotted path -> value, such as {'quantizer.inner.decay': 0.97}
@@ -84,12 +86,13 @@ def best(accuracy: Sequence[float | None], nll: Sequence[float | None]) -> int |
     alive = [i for i, x in enumerate(accuracy) if x is not None and math.isfinite(x)]
     # An NLL that is NaN is the worst.
     nats = [math.inf if x is None or math.isnan(x) else x for x in nll]
-    return max(alive, key=lambda i: (accuracy[i], -nats[i], -i), default=None)
+    return max(alive, key=lambda i: (accuracy[i] or 0.0, -nats[i], -i), default=None)
 
 
 def mean(values: Sequence[float | None]) -> float | None:
     """The mean over the runs of a trial, None where one of them diverged."""
-    return None if None in values else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _check_methods(config: Mapping[str, Any]) -> None:

@@ -70,9 +70,9 @@ def parts_of(
             f'{where} has {number.min()} examples of class {rare}: give at most that many folds, '
             f'at least 2, got {folds}'
         )
-    dealt = deal(labels, [''] * len(labels), folds, repeat)
+    dealt = deal(labels.tolist(), [''] * len(labels), folds, repeat)
     test, rest = np.flatnonzero(dealt == fold), np.flatnonzero(dealt != fold)
-    again = deal(labels[rest], [''] * len(rest), held_out)
+    again = deal(labels[rest].tolist(), [''] * len(rest), held_out)
     least = len(labels) - -(-len(labels) // folds)  # what the largest fold leaves
     train = rest[again != 0][: least - -(-least // held_out)]
     return {'train': train, 'validation': np.setdiff1d(rest, train), 'test': test}
@@ -82,7 +82,8 @@ def one_fold_of(
     name: str, num_classes: int, examples: Split, cutting: Any, held_out: int
 ) -> Dataset:
     """One fold of decoded images, which a `recordings.Cutting` names; see `parts_of`."""
-    records, indices = examples.records, examples.indices
+    records: Any = examples.records  # in memory
+    indices = examples.indices
     where = f'dataset={name!r}'
     order = cutting.folds, cutting.fold, cutting.repeat
     parts = parts_of(where, records.labels[indices], *order, held_out)

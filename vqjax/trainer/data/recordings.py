@@ -212,21 +212,22 @@ def _split(
     where: str, found: dict[str, tuple[Recording, ...]], cutting: Cutting
 ) -> dict[str, tuple[Recording, ...]]:
     """Train, validation and test."""
+    parts: dict[str, Sequence[Recording]] = dict(found)
     if cutting.folds:
         everything = [r for recordings in found.values() for r in recordings]
         train, test = one_fold(where, everything, cutting.folds, cutting.fold, cutting.repeat)
-        found = {'train': train, 'test': test}
+        parts = {'train': train, 'test': test}
     else:
         check_subjects(where, found)
-    if 'test' not in found:
-        train, test = carve(where, found['train'], _TEST_FOLDS, 'test')
-        found = found | {'train': train, 'test': test}
-    if 'validation' not in found:
-        train, validation = carve(where, found['train'], _VALIDATION_FOLDS, 'validation')
-        found = found | {'train': train, 'validation': validation}
-    found = {split: tuple(found[split]) for split in ('train', 'validation', 'test')}
-    check_labels(where, found)
-    return found
+    if 'test' not in parts:
+        train, test = carve(where, parts['train'], _TEST_FOLDS, 'test')
+        parts |= {'train': train, 'test': test}
+    if 'validation' not in parts:
+        train, validation = carve(where, parts['train'], _VALIDATION_FOLDS, 'validation')
+        parts |= {'train': train, 'validation': validation}
+    whole = {split: tuple(parts[split]) for split in ('train', 'validation', 'test')}
+    check_labels(where, whole)
+    return whole
 
 
 def _settle(where: str, recordings: Sequence[Recording], cutting: Cutting) -> Cutting:
@@ -255,7 +256,10 @@ def _in_order(labels: set[str]) -> tuple[str, ...]:
 
 def _cut(recordings: Sequence[Recording], labels: tuple[str, ...], cutting: Cutting) -> Split:
     """The windows of a split; those without a step that is there count as corrupt."""
-    window, flat, starts, classes, begin = cutting.window, [], [], [], 0
+    window, begin = cutting.window, 0
+    flat: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
+    classes: list[np.ndarray] = []
     for recording in recordings:
         signals = np.asarray(recording.signals, np.float32)
         own = starts_of(len(signals), cutting)
@@ -264,7 +268,8 @@ def _cut(recordings: Sequence[Recording], labels: tuple[str, ...], cutting: Cutt
         starts.append(begin + own)
         classes.append(np.full(len(own), labels.index(recording.label), np.int32))
         begin += len(flat[-1])
-    records = Windows(*(np.concatenate(x) for x in (flat, starts, classes)), window)
+    joined = {'flat': flat, 'starts': starts, 'labels': classes}
+    records = Windows(**{name: np.concatenate(x) for name, x in joined.items()}, window=window)
     there = np.concatenate([[0], np.cumsum(real_steps(records.flat))])
     good = there[records.starts + window] > there[records.starts]
     return Split(records, np.flatnonzero(good), set(np.flatnonzero(~good).tolist()))

@@ -113,7 +113,8 @@ def assemble(
     """
     splits = {split: splits[split] for split in ('train', 'validation', 'test')}
     num_examples = {split: len(examples.indices) for split, examples in splits.items()}
-    info = DataInfo(name, tuple(shape), num_classes, num_examples)
+    height, width, channels = shape
+    info = DataInfo(name, (height, width, channels), num_classes, num_examples)
     _check_sizes(info)
     train = splits['train']
     # A spread of 5,000 images gives each channel's mean and std to about a percent.

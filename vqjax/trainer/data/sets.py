@@ -63,9 +63,9 @@ def load(
         return from_recordings(name, recording_files.read(name, data_dir), cutting)
     from vqjax.trainer.data import tfds  # which takes a second to import
 
-    found = tfds.open_recordings(name, data_dir)
-    if found is not None:
-        return from_recordings(name, found, cutting)
+    recordings = tfds.open_recordings(name, data_dir)
+    if recordings is not None:
+        return from_recordings(name, recordings, cutting)
     if cutting.folds:
         num_classes, _, found = _read_once(name, data_dir, image_size)
         _check_folds(name, found)
@@ -126,7 +126,8 @@ def from_arrays(
     Raises:
         ValueError: a split missing or empty, or shapes and labels that do not fit together.
     """
-    found, shape = {}, ()
+    found: dict[str, Split] = {}
+    shape: tuple[int, ...] = ()
     for split in ('train', 'validation', 'test'):
         if split not in splits:
             raise ValueError(f'splits has {list(splits)}: need train, validation and test')
@@ -144,7 +145,7 @@ def from_arrays(
             np.flatnonzero(good),
             set(np.flatnonzero(~good).tolist()),
         )
-    return assemble(name, num_classes, shape, found)
+    return assemble(name, num_classes, (shape[0], shape[1], shape[2]), found)
 
 
 def _digits(cutting: Cutting) -> Dataset:

@@ -54,11 +54,11 @@ class TfdsRecords:
         return images, labels, good
 
     def _records(self, indices: np.ndarray) -> list[Mapping[str, Any]]:
-        indices = [int(i) for i in indices]
+        places = [int(i) for i in indices]
         try:
-            return self._source.__getitems__(indices)
+            return self._source.__getitems__(places)
         except Exception:  # one unreadable record fails the whole read: find it by reading singly
-            return [self._record(i) for i in indices]
+            return [self._record(i) for i in places]
 
     def _record(self, index: int) -> Mapping[str, Any]:
         try:
@@ -68,7 +68,7 @@ class TfdsRecords:
 
     def _decode(self, encoded: bytes) -> np.ndarray:
         height, width, channels = self.image_shape
-        image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded))
         if image.mode != _MODES[channels]:
             image = image.convert(_MODES[channels])
         if self._resize:

@@ -199,7 +199,7 @@ def digest(state: Any) -> str:
 
 def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
     """Nested plain data as {'a.b.c': value}; tuples become lists, as JSON has them."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
             flat |= flatten(value, f'{prefix}{name}.')

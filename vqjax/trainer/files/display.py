@@ -87,8 +87,10 @@ class Display:
         now = time.monotonic()
         self._first = self._first or now
         if self.lines and now - self._spoken > LINE_EVERY_S:
-            left = (now - self._first) / max(self._taken - 1, 1) * self._left
-            self.say(f'{text} {self._quality}, about {left:.0f} s left for all')
+            # The steps of the first dispatch are told together: they say nothing of its speed.
+            took, known = now - self._first, now - self._first > 1.0
+            left = f', about {took / max(self._taken - 1, 1) * self._left:.0f} s left for all'
+            self.say(f'{text} {self._quality}{left if known else ""}')
 
     def evaluated(self, record: dict[str, float]) -> None:
         """Validation numbers of the current run."""

@@ -52,7 +52,7 @@ class FolderLock:
             raise FolderInUse(_words(self._read())) from None
         except OSError:  # a file system without locks
             locks = False
-        self._me = {'host': platform.node(), 'process': os.getpid()}
+        self._me: dict[str, Any] = {'host': platform.node(), 'process': os.getpid()}
         before = self._read()
         if before and not (locks and before.get('host') == self._me['host']):
             time.sleep(2 * beat_s)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vqjax.trainer.config.fields import writer_names
 from vqjax.trainer.errors import RunError
 
 BARS = 256  # of a histogram: no viewer draws more, and there may be 64,000 codes
@@ -151,22 +152,6 @@ class Wandb:
         self._run.finish()
 
 
-WRITERS = ('tensorboard', 'wandb')
-
-
-def check_names(text: str) -> list[str]:
-    """The writers that a comma-separated list names; none of ''.
-
-    Raises:
-      RunError: for a name that is not known.
-    """
-    names = [name.strip() for name in text.split(',') if name.strip()]
-    for name in names:
-        if name not in WRITERS:
-            raise RunError(f'writers names {name!r}: there are {", ".join(WRITERS)}')
-    return names
-
-
 def open_writers(
     names: str,
     workdir: pathlib.Path,
@@ -181,7 +166,7 @@ def open_writers(
       RunError, OSError: one cannot be opened.
     """
     found: list[Writer] = []
-    chosen = check_names(names)
+    chosen = writer_names(names)
     if 'tensorboard' in chosen:
         folder = workdir / 'tensorboard' / method / f'seed_{seed}'
         found.append(TensorBoard(folder, first_step))

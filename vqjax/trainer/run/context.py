@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vqjax.trainer.config.settings import Settings
-from vqjax.trainer.files import display
+from vqjax.trainer.files.display import Display
 from vqjax.trainer.files.workdir import Workdir
 from vqjax.trainer.run.stopping import StopRequest
-from vqjax.trainer.step import task
+from vqjax.trainer.step.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Context:
     settings: Settings
     dataset: Any
     workdir: Workdir | None
-    display: display.Display
+    display: Display
     stop: StopRequest
     form: Any
     folds: Callable[[int], Any] | None = None
@@ -37,6 +37,6 @@ class Context:
 class Stage(NamedTuple):
     """A task and its compiled programs: the continuous stage of a method, or its last one."""
 
-    task: task.Task
+    task: Task
     train_fn: Callable
     eval_fn: Callable

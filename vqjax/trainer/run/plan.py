@@ -56,7 +56,8 @@ def plan(settings: Method, dataset: records.Dataset) -> Plan:
     """The plan of a method's run on this dataset.
 
     Raises:
-      ValueError: the batch is larger than the training split, or the run longer than can be.
+      ValueError: the batch is larger than the training split, or the run longer than can be, or
+        shorter than its continuous stage.
     """
     per_epoch = batches.steps_per_epoch(dataset, settings.batch_size)
     epochs = max(settings.epochs, -(-settings.steps // per_epoch))
@@ -65,6 +66,12 @@ def plan(settings: Method, dataset: records.Dataset) -> Plan:
         raise ValueError(
             f'epochs is {epochs}: {num_steps} steps of {per_epoch} an epoch, more than a '
             'counter of steps holds (2147483647)'
+        )
+
+    if settings.continuous_epochs > epochs:
+        raise ValueError(
+            f'continuous_epochs is {settings.continuous_epochs}, longer than the run of {epochs} '
+            'epochs: give at most that, which fits the codes after training'
         )
 
     def steps(part: float) -> int:

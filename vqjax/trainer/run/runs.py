@@ -137,7 +137,8 @@ class Run:
             writers = open_writers(own.writers, folder, method, seed, step, config)
             recorder = Recorder.open(folder, method, seed, step, own.record, writers)
         except BaseException:
-            origin.checkpoints.close()
+            if origin.checkpoints is not None:
+                origin.checkpoints.close()
             raise
         return cls(context, method, seed, stages, origin, recorder)
 
@@ -314,7 +315,7 @@ class Run:
         if isinstance(old, tuple):
             return 0.0
         old, new = np.asarray(old, np.float64), np.asarray(new, np.float64)
-        return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), 1e-30))
+        return float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-30)
 
     def _validate(self) -> None:
         flow = self._gradient_flow()  # before evaluation, which a faulty model learns from

@@ -62,7 +62,8 @@ def start(context: Context, method: str, seed: int, task: Task) -> Start:
         if encoded.may_stand_in(own, dataset):
             if state is None and loaded is None:
                 state = starts.init_state(task, seed, start_images(dataset, own, seed))
-            dataset = encoded.stand_in(dataset, task, loaded or encoded.encoder_of(task, state))
+            encoder = loaded or encoded.encoder_of(task, state)
+            dataset = encoded.stand_in(dataset, task, encoder)
             task = encoded.reading(task, True)
             position = batches.get_state()
             batches = _batches(dataset, own, seed)

@@ -9,8 +9,10 @@ from vqjax import encoders, quantizers
 from vqjax.trainer.config.settings import Method, Settings
 from vqjax.trainer.data import records
 from vqjax.trainer.run.plan import plan
-from vqjax.trainer.step import network, optimizer, task, two_level
+from vqjax.trainer.step import network, two_level
+from vqjax.trainer.step.optimizer import make_optimizer
 from vqjax.trainer.step.parallel import Pmap
+from vqjax.trainer.step.task import Task
 
 
 def fit_quantizers(settings: Settings, dataset: records.Dataset) -> Settings:
@@ -38,11 +40,11 @@ def make_task(
     method: str,
     dataset: records.Dataset,
     form: Any = Pmap(),  # noqa: B008
-) -> task.Task:
+) -> Task:
     """What a method trains and how, for replicas of a form of parallelism."""
     own, info = settings.methods[method], dataset.info
     schedule = plan(own, dataset)
-    return task.Task(
+    return Task(
         model=network.Classifier(
             num_classes=info.num_classes,
             quantizer=own.quantizer,
@@ -58,7 +60,7 @@ def make_task(
             grids=_grids(own, info),
             statistics_decay=own.statistics_decay,
         ),
-        optimizer=optimizer.make_optimizer(
+        optimizer=make_optimizer(
             learning_rate=own.learning_rate,
             num_steps=schedule.num_steps,
             warmup_steps=schedule.warmup,

@@ -58,7 +58,7 @@ def evaluate(
         outputs.append(output)
     outputs = [form.read(x) for x in outputs]
     mask = np.concatenate([x['mask'] for x in outputs])
-    sums = {
+    sums: dict[str, Any] = {
         name: sum(x[name].astype(np.float64) for x in outputs)
         for name in _SUMS
         if name in outputs[0]
@@ -67,7 +67,8 @@ def evaluate(
     error, power = sums.pop('squared_error', None), sums.pop('squared_norm', None)
     means = {name: float(total) / max(int(mask.sum()), 1) for name, total in sums.items()}
     if error is not None:
-        means['quantization_error'] = float(error) / max(float(power), np.finfo(np.float32).tiny)
+        least = float(np.finfo(np.float32).tiny)
+        means['quantization_error'] = float(error) / max(float(power), least)
     if 'max_code_norm' in outputs[0]:
         means['max_code_norm'] = float(outputs[-1]['max_code_norm'])
     return state, Evaluation(
@@ -114,12 +115,14 @@ def eval_step(
     if output.decoded is not None:
         errors = measures.reconstruction_errors(output.decoded, images, task.windows)
         sums['reconstruction_error'] = jnp.sum(errors * mask)
-    longest = {}
+    longest: dict[str, jax.Array] = {}
     quantizer = task.model.quantizer
     if output.quantized is not None:
         z_q = output.quantized.z_q
         sums['code_norm'] = measures.mean_norm(z_q, mask, 1.0, places)
-        sums['quantizer_loss'] = output.quantized.loss * jnp.sum(mask)
+        # The loss of a replica is its sum over the mean number of real images of all replicas.
+        real_images = ops.pmean(jnp.sum(mask, dtype=jnp.float32), task.axis)
+        sums['quantizer_loss'] = output.quantized.loss * real_images
         sums['counts'] = measures.count_codes(output.quantized.codes, quantizer)
         if z_q.shape == output.z.shape:
             real = (mask[:, None, None] if places is None else places)[..., None]

@@ -20,7 +20,8 @@ def measure_codes(
     Of a leaf with a codebook `revived`, the codes that moved without a vector. Where steps are
     recorded also the rest of `health.codebook_events`, batch_perplexity and batch_tokens.
     """
-    quantizer, found = task.model.quantizer, {}
+    quantizer: Any = task.model.quantizer
+    found: dict[str, jax.Array] = {}
     leaf = isinstance(quantizer, quantizers.Codebook)
     if not (leaf or task.record):
         return found
@@ -65,18 +66,18 @@ def gradient_flow(
     model = task.model.clone(axis_name=None)
     variables = {'params': params, **stats}
     images, _ = clean(batch, task.windows)
-    z = model.apply(variables, images, method='represent')
-
+    z: Any = model.apply(variables, images, method='represent')
     real = model.real_places(images)
 
     def quantize(z: jax.Array) -> Any:
         # Read only: what a faulty bridge moves in evaluation is not kept.
-        how = {'train': False, 'real': real, 'method': 'requantize'}
-        return model.apply(variables, z, **how, mutable=[COLLECTION])[0]
+        return model.apply(
+            variables, z, train=False, real=real, method='requantize', mutable=[COLLECTION]
+        )[0]
 
     def task_loss(z_q: jax.Array) -> jax.Array:
         if not task.classification_weight:
-            decoded = model.apply(variables, z_q, method='decode')
+            decoded: Any = model.apply(variables, z_q, method='decode')
             return jnp.mean(reconstruction_errors(decoded, images, task.windows))
         logits = model.apply(variables, z_q, train=False, real=real, method='classify')
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])

@@ -49,12 +49,12 @@ def make_optimizer(
             [optax.constant_schedule(0.0), optax.constant_schedule(1.0)],
             [num_steps if frozen_steps < 0 else frozen_steps],
         )
-        encoder = functools.partial(_within, name=ENCODER)
+        encoder = functools.partial(within, name=ENCODER)
         parts.append(optax.masked(optax.scale_by_schedule(thaw), encoder))
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
-def _within(tree: Any, name: str) -> Any:
+def within(tree: Any, name: str) -> Any:
     """Bools like tree: whether a leaf lies below an entry of this name."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: any(getattr(part, 'key', None) == name for part in path), tree

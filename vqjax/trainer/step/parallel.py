@@ -1,7 +1,7 @@
 """Where arrays live: the forms of data parallelism that the loop can take."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,14 +80,12 @@ class Jit:
 
     axis: str | None = None
 
-    def __init__(self, shape: tuple[int, int]):
+    def __init__(self, shape: Sequence[int]):
         data, model = shape
-        if data < 0:
-            data = None
-        elif model < 0:
+        if data >= 0 and model < 0:
             model = max(jax.device_count() // max(data, 1), 1)
         try:
-            self.mesh = quantizers.device_mesh(data, model)
+            self.mesh = quantizers.device_mesh(None if data < 0 else data, model)
         except ValueError as error:
             raise ValueError(
                 f'mesh_shape={tuple(shape)} does not match the {jax.device_count()} devices: '
@@ -195,6 +193,6 @@ def _names(path: Any) -> tuple[str, ...]:
     )
 
 
-def make_form(name: str, mesh_shape: tuple[int, int]) -> Pmap | Jit:
+def make_form(name: str, mesh_shape: Sequence[int]) -> Pmap | Jit:
     """The form of that name; `mesh_shape` is read by 'jit' alone."""
     return Pmap() if name == 'pmap' else Jit(mesh_shape)

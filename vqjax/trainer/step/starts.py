@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from vqjax import ops
 from vqjax.nn import COLLECTION, PARAMS, STATE
 from vqjax.runfiles import BATCH_STATS, ENCODER, QUANTIZER, quantizer_variables
-from vqjax.trainer.step import measures, task
-from vqjax.trainer.step.optimizer import _within
-from vqjax.trainer.step.task import Task, TrainState
+from vqjax.trainer.step import measures
+from vqjax.trainer.step.optimizer import within
+from vqjax.trainer.step.task import Task, TrainState, quick_jit
 
 _START = 2**32 - 1  # folded into the key of a run; no step has this number
 
@@ -69,7 +69,7 @@ def _init(task: Task, seed: int, images: jax.Array) -> tuple[TrainState, jax.Arr
     return state, output.z
 
 
-_jit_init = task.quick_jit(_init)
+_jit_init = quick_jit(_init)
 
 
 def restandardize(task: Task, loaded: Any, images: jax.Array) -> Any:
@@ -94,17 +94,17 @@ def restandardize(task: Task, loaded: Any, images: jax.Array) -> Any:
     return standing({'mean': jnp.mean(z, axes), 'variance': jnp.var(z, axes)})
 
 
-def _represent(task: Task, variables: Any, images: jax.Array) -> jax.Array:
+def _represent(task: Task, variables: Any, images: jax.Array) -> Any:
     return task.model.clone(axis_name=None).apply(variables, images, method='represent')
 
 
-_jit_represent = task.quick_jit(_represent)
+_jit_represent = quick_jit(_represent)
 
 
 def forget_programs() -> None:
     """Drops what was compiled for the methods so far: forty of them would fill the memory."""
     for function in (_jit_init, _jit_represent, _jit_start_quantizer, measures.gradient_flow):
-        function.clear_cache()
+        function.clear_cache()  # type: ignore[attr-defined]
 
 
 def start_quantizer(task: Task, state: TrainState, images: jax.Array) -> TrainState:
@@ -135,9 +135,10 @@ def _counting(task: Task, images: Any, z: Any) -> jax.Array | None:
 def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainState, jax.Array]:
     read = state.ema_params if task.ema_decay else state.params  # what evaluation reads
     model = task.model.clone(axis_name=None)
-    z = model.apply({'params': read, **state.stats}, images, method='represent')
+    z: Any = model.apply({'params': read, **state.stats}, images, method='represent')
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _START)
-    started = task.model.quantizer.init(key, z, _counting(task, images, z))
+    quantizer: Any = task.model.quantizer
+    started = quantizer.init(key, z, _counting(task, images, z))
     params, stats = state.params, state.stats
     old = quantizer_variables({'params': params, **stats})
     if jax.tree.leaves(old[0]):
@@ -146,7 +147,7 @@ def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainS
         stats = stats | {COLLECTION: stats[COLLECTION] | {QUANTIZER: {STATE: started[1]}}}
     fresh = task.optimizer.init(params)
     opt_state = jax.tree.map(
-        lambda reset, a, b: a if reset else b, _within(fresh, QUANTIZER), fresh, state.opt_state
+        lambda reset, a, b: a if reset else b, within(fresh, QUANTIZER), fresh, state.opt_state
     )
     ema_params = ()
     if task.ema_decay:
@@ -159,4 +160,4 @@ def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainS
     return state, z
 
 
-_jit_start_quantizer = task.quick_jit(_start_quantizer)
+_jit_start_quantizer = quick_jit(_start_quantizer)

@@ -49,9 +49,8 @@ def losses(
         # A mean over its own micro-batch, where the others are divided by the whole batch.
         parts['quantizer_loss'] = output.quantized.loss / task.accumulate
         weight = task.quantizer_weight
-        if callable(weight):
-            weight = weight(step / task.steps_per_epoch)
-        loss += weight * parts['quantizer_loss']
+        now = weight(step / task.steps_per_epoch) if callable(weight) else weight
+        loss += now * parts['quantizer_loss']
     return loss, parts
 
 
@@ -117,8 +116,8 @@ def gradients(
     measured['refits'] = quantizers.count_refits(stats)
     if quantized is not None:
         measured |= measure_codes(task, state, stats, quantized.codes)
-    rest = ('task_loss', 'quantizer_loss', 'gradient_norm')
-    rest = jnp.stack([jnp.isfinite(measured[name]) for name in rest])
+    names = ('task_loss', 'quantizer_loss', 'gradient_norm')
+    rest = jnp.stack([jnp.isfinite(measured[name]) for name in names])
     measured['finite'] = jnp.concatenate([all_finite.astype(bool), rest])
     return grads, stats, measured
 

@@ -55,7 +55,7 @@ class QuantizeLevels(nn.Quantize):
         Returns:
           z and Quantized of both, packed as `pack` does.
         """
-        levels: Levels = self.quantizer
+        levels: Any = self.quantizer  # a Levels
         first, second = levels.inner
         starting = self.is_initializing()
         axis_name = None if starting else self.axis_name
@@ -74,7 +74,7 @@ class QuantizeLevels(nn.Quantize):
         real = None if mask is None else jnp.broadcast_to(mask[:, None, None], rows.shape[:-1])
         if starting:
             more = second.init(self.make_rng('params'), rows, real)
-            self.held(tuple(zip(start, more, strict=True)))
+            self.held(((start[0], more[0]), (start[1], more[1])))
         else:
             more = levels.level(params, 1), levels.level(state, 1)
         outs.append(second.quantize(*more, rows, keys[1], real, axis_name))
