@@ -66,20 +66,11 @@ class Classifier(nn.Module):
         # Named as those who read checkpoints know them, whatever the attributes are called.
         normalize, hidden, logits = HEAD
         common = (self.axis_name, self.dtype, self.width, self.standardize, self.statistics_decay)
-<<<<<<< HEAD
-        if self.grids:
-            self.encode = TwoLevelEncoder(self.encoder, self.features, *common, name=ENCODER)
-        else:
-            self.encode = Encoder(
-                self.encoder, self.features, self.bottleneck, *common, name=ENCODER
-            )
-=======
         self.encode: Any = (
-            TwoLevelEncoder(self.encoder, self.features, *common)
+            TwoLevelEncoder(self.encoder, self.features, *common, name=ENCODER)
             if self.grids
-            else Encoder(self.encoder, self.features, self.bottleneck, *common)
+            else Encoder(self.encoder, self.features, self.bottleneck, *common, name=ENCODER)
         )
->>>>>>> main
         if self.quantizer is not None:
             bridge = two_level.QuantizeLevels if self.grids else self.bridge
             self.quantize = bridge(self.quantizer, self.axis_name, name=QUANTIZER)
