@@ -131,8 +131,8 @@ def newest_checkpoint(folder: pathlib.Path) -> pathlib.Path:
     steps = [int(p.name) for p in folder.glob('*') if p.name.isdecimal() and p.is_dir()]
     if not steps:
         raise ValueError(
-            f'{folder} has no checkpoint: runs keep them where checkpoint_every is above 0; set it '
-            'and train with another --workdir'
+            f'{folder} has no checkpoint, as after a run with checkpoint_every 0: train with '
+            'checkpoint_every above 0 and another --workdir'
         )
     return (folder / str(max(steps))).absolute()
 
@@ -243,7 +243,7 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
         if step != ended:
             raise ValueError(
                 f'checkpoint {newest_checkpoint(folder)} is of step {step}, and the run ended at '
-                f'step {ended} as {record_file(*run)} says: remove that file, {_AGAIN}'
+                f'step {ended}: remove {record_file(*run)}, {_AGAIN}'
             )
     return variables_of(raw)
 

@@ -111,7 +111,7 @@ class ImageEncoder:
             raise ValueError(f"an encoder's sizes must be integers above 0, got {whole}")
         pixels = np.asarray([self.mean, self.std], np.float64)
         if pixels.shape != (2, self.image_shape[2]) or not (pixels[1] > 0).all():
-            raise ValueError(f'mean and std must be numbers by channel, got {pixels}')
+            raise ValueError(f'mean and std must be numbers by channel, got {pixels.tolist()}')
         image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
         like = jax.eval_shape(
             lambda image: self._model.init(jax.random.key(0), image, train=False), image
