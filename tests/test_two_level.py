@@ -197,4 +197,6 @@ def test_bad_specs_and_a_codec_of_two_levels_are_refused(done, tmp_path):
     refuse(said, tmp_path / 'a', **changes)
     with pytest.raises(RunError, match='reconstruction_weight above 0'):
         studies.run(config(overrides={'one': {'reconstruction_weight': 0.0}}), str(tmp_path / 'b'))
+    with pytest.raises(RunError, match=r'overrides.one.checkpoint_every is 0, and study vqvae2'):
+        studies.run(config(overrides={'one': {'checkpoint_every': 0}}), str(tmp_path / 'b'))
     assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ def prepare(config: dict[str, Any]) -> Study:
     """The runs as configured, then a table and reconstructions.
 
     Raises:
-      RunError: nothing is reconstructed.
+      RunError: nothing is reconstructed, or no checkpoint is kept.
     """
     weights = [config.get('reconstruction_weight')]
     for fields in config.get('overrides', {}).values():
@@ -37,6 +37,7 @@ def prepare(config: dict[str, Any]) -> Study:
         raise errors.RunError(
             'study vqvae2 compares reconstructions: set reconstruction_weight above 0'
         )
+    finished.check_kept(config)
     return Study(config, conclude)
 
 

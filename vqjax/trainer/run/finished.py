@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from vqjax.codec import Codec
 from vqjax.codec.runs import encoder_of
 from vqjax.codec.streams import SensorEncoder
 from vqjax.trainer.config import settings
+from vqjax.trainer.config.fields import complete
 from vqjax.trainer.config.settings import Parts, Settings
 from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.recordings import RecordingSet, real_steps, starts_of
@@ -149,6 +150,22 @@ def trained(
     with as_run_error():
         found = runfiles.read_variables(folder)
         return task, runfiles.filled({'params': like.params, **like.stats}, found, folder)
+
+
+def check_kept(config: Mapping[str, Any]) -> None:
+    """Checks, before anything is trained, that a study can read the models that runs end with.
+
+    Raises:
+      RunError: a run keeps no checkpoint.
+    """
+    config = complete(config)
+    overrides = {f'overrides.{method}.': own for method, own in config['overrides'].items()}
+    for where, fields in {'': config, **overrides}.items():
+        if fields.get('checkpoint_every') == 0:
+            raise RunError(
+                f'{where}checkpoint_every is 0, and study {config["study"]} reads the models that '
+                'runs end with: set it to at least 1'
+            )
 
 
 @contextlib.contextmanager
