@@ -8,6 +8,7 @@ or from a loop of your own; a record that lacks a number is not asked for it. `g
 from vqjax.health.diagnosis import diagnose
 from vqjax.health.history import Finding, History
 from vqjax.health.probes import codebook_events, gradient_flow
+from vqjax.health.recorder import Recorder
 from vqjax.health.rules import CLASS_SHARE, RULES
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'RULES',
     'Finding',
     'History',
+    'Recorder',
     'codebook_events',
     'diagnose',
     'gradient_flow',

@@ -68,15 +68,26 @@ def codebook_events(
       that went back to where they were a step earlier; codebook_norm, mean length of the codes
       before this step; max_code_norm, length of the longest one.
     """
+    jumped, back = jumps(older, old, new, counts)
     lengths = jnp.linalg.norm(old, axis=-1)
-    scale = jnp.sqrt(jnp.mean(lengths**2))
-    moved = jnp.linalg.norm(new - old, axis=-1)
-    # Averages of an unused code keep their ratio; smoothing shrinks one by a few percent at most.
-    jumped = (counts == 0) & (moved > 0.2 * scale)
-    back = jumped & (jnp.linalg.norm(new - older, axis=-1) < 0.2 * moved)
     return {
         'revived': jnp.sum(jumped & ~back, dtype=jnp.float32),
         'reverted': jnp.sum(back, dtype=jnp.float32),
         'codebook_norm': jnp.mean(lengths),
         'max_code_norm': jnp.max(lengths),
     }
+
+
+def jumps(
+    older: jax.Array, old: jax.Array, new: jax.Array, counts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Codes that moved without a vector, and those of them that went back, bool [K] each.
+
+    Arguments as in `codebook_events`.
+    """
+    scale = jnp.sqrt(jnp.mean(jnp.sum(old**2, -1)))
+    moved = jnp.linalg.norm(new - old, axis=-1)
+    # Averages of an unused code keep their ratio; smoothing shrinks one by a few percent at most.
+    jumped = (counts == 0) & (moved > 0.2 * scale)
+    back = jumped & (jnp.linalg.norm(new - older, axis=-1) < 0.2 * moved)
+    return jumped, back
