@@ -132,7 +132,7 @@ def make_params(key, num_in, dim, num_out, width=32):
 
 def encode(run, params, x):
     z = BENDS[run.z](apply(params['encoder'], x))
-    return jax.lax.stop_gradient(z) if 'encoder' in run.cut else z
+    return jax.lax.stop_gradient(z) if run.cut == 'encoder' else z
 
 
 def task_images(z_q, decoder, x, y):
@@ -161,9 +161,9 @@ class Compiled:
         def loss_fn(params, state, x, y, key):
             z = encode(run, params, x)
             out = quantizer.quantize(params['quantizer'], state, z, key)
-            z_q = jax.lax.stop_gradient(out.z_q) if 'straight' in run.cut else out.z_q
+            z_q = jax.lax.stop_gradient(out.z_q) if run.cut == 'straight_through' else out.z_q
             loss = task(z_q, params['decoder'], x, y)
-            if 'loss' not in run.cut:
+            if run.cut != 'loss':
                 loss += out.loss
             return loss, (z, out)
 
@@ -182,7 +182,7 @@ class Compiled:
             updates, opt = OPTIMIZERS[run.optimizer](rate).update(grads, opt, params)
             old = params['quantizer']
             params = optax.apply_updates(params, updates)
-            if 'update' not in run.cut:
+            if run.cut != 'update':
                 state = quantizer.update(old, state, z, out.codes, second)
             return params, state, opt, z, out, loss
 
@@ -190,7 +190,7 @@ class Compiled:
         def evaluate(params, state, x):
             z = encode(run, params, x)
             out = quantizer.quantize(params['quantizer'], state, z)
-            if 'eval_updates' in run.cut:
+            if run.cut == 'eval_updates':
                 state = quantizer.update(params['quantizer'], state, z, out.codes)
             return z, out, state
 

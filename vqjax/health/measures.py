@@ -29,13 +29,14 @@ class Carry(NamedTuple):
     """What one step leaves for the next.
 
     older, old: codebooks float32 [S, K, D] before the last step and after it; () without them.
-    recent: float32 [S, K], uses of each code, of which a step keeps 0.98.
+    recent: float32 [S, K], uses of each code, of which a step keeps 0.98; last: of the last step.
     window: float32 [S, K], uses since the last closer look; steps: float32 [], how many those were.
     """
 
     older: Any
     old: Any
     recent: jax.Array
+    last: jax.Array
     window: jax.Array
     steps: jax.Array
 
@@ -97,7 +98,7 @@ def start(setup: Setup, params: Any, state: Any) -> Carry:
 def _start(setup, params, state):
     tables = codebooks(setup.quantizer, params, state)
     zeros = jnp.zeros(_shape(setup.quantizer), jnp.float32)
-    return Carry(tables, tables, zeros, zeros, jnp.zeros(()))
+    return Carry(tables, tables, zeros, zeros, zeros, jnp.zeros(()))
 
 
 def _mean(x, valid):
@@ -108,6 +109,21 @@ def _spread(rows, valid):
     """Mean vector [D] and mean squared distance from it, []."""
     centre = jnp.sum(jnp.where(valid[:, None], rows, 0.0), 0) / jnp.maximum(jnp.sum(valid), 1)
     return centre, _mean(jnp.sum((rows - centre) ** 2, -1), valid)
+
+
+def _overlaps(carry, counts):
+    """How much of a batch's use of the codes is that of the last batch, and of recent ones."""
+
+    def share(x):
+        return x / jnp.maximum(jnp.sum(x, -1, keepdims=True), 1e-30)
+
+    def overlap(other):
+        return jnp.mean(jnp.sum(jnp.minimum(share(counts), share(other)), -1))
+
+    return {
+        'overlap_with_last': overlap(carry.last),
+        'overlap_with_recent': overlap(carry.recent),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -128,12 +144,14 @@ def step(
         'code_norm': _mean(jnp.linalg.norm(z_q, axis=-1), valid),
         'input_offset': jnp.linalg.norm(centre),
         'input_spread': jnp.sqrt(variance),
+        'input_scale': jnp.sqrt(variance / rows.shape[-1]),
         'batch_tokens': jnp.max(jnp.sum(counts, -1)),
         'batch_perplexity': jnp.mean(metrics.perplexity(counts)),
         'rejected': jnp.sum(wanted & ~coded, dtype=jnp.float32),
     }
     if facts.approximates(quantizer):
         found['relative_error'] = _mean(jnp.sum((rows - z_q) ** 2, -1), valid) / variance
+    found |= _overlaps(carry, counts)
     recent, old = 0.98 * carry.recent + counts, carry.old
     tables = codebooks(quantizer, params, state)
     if not isinstance(tables, tuple):
@@ -152,7 +170,7 @@ def step(
             found['revived_in_use'] = jnp.sum(jumped & (before > 0.5), dtype=jnp.float32)
             recent = jnp.where(jumped, 0.0, recent)
         old, tables = tables, old
-    new = Carry(tables, old, recent, carry.window + counts, carry.steps + 1)
+    new = Carry(tables, old, recent, counts, carry.window + counts, carry.steps + 1)
     return new, found
 
 
@@ -223,7 +241,8 @@ def look(
         flow = gradient_flow(quantize, lambda x: jnp.sum(x * jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape)), z)
         passed = flow.pop('gradient_at_input') / flow.pop('gradient_at_codes')
         found |= flow | {'gradient_passed': passed}
-    found.pop('quantizer_loss')  # that of the step
+    # Not that of the step: these codes may have learned from these vectors.
+    found['quantizer_loss_looked'] = found.pop('quantizer_loss')
     if facts.approximates(quantizer):
         found |= _reference(quantizer, params, state, z, mask, quantize)
     return found
@@ -253,20 +272,26 @@ def _reference(quantizer, params, state, z, mask, quantize):
 
 @jax.jit
 def compare(old: Any, new: Any) -> dict[str, jax.Array]:
-    """How far one step moved the parameters, relative to their length, and which not at all."""
+    """How far one step moved the matrices of a model, relative to their length.
+
+    Vectors (biases, scales) are left out unless there is nothing else: many start at 0.
+    """
     pairs = [
         (jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
         for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
         if jnp.issubdtype(jnp.result_type(a), jnp.floating)
     ]
+    pairs = [pair for pair in pairs if pair[0].ndim > 1] or pairs
     if not pairs:
         return {}
-    moved = jnp.sqrt(sum(jnp.sum((b - a) ** 2) for a, b in pairs))
-    length = jnp.sqrt(sum(jnp.sum(a**2) for a, _ in pairs))
-    still = sum(jnp.all(a == b).astype(jnp.float32) for a, b in pairs)
+    moved = jnp.stack([jnp.linalg.norm((b - a).reshape(-1)) for a, b in pairs])
+    length = jnp.stack([jnp.linalg.norm(a.reshape(-1)) for a, _ in pairs])
+    ratios = jnp.where(length > 0, moved / length, jnp.nan)
     return {
-        'update_ratio': moved / jnp.maximum(length, 1e-30),
-        'still_arrays': still,
+        'update_ratio': jnp.nanmedian(ratios),
+        'update_ratio_most': jnp.nanmax(ratios),
+        'model_norm': jnp.linalg.norm(length),
+        'still_arrays': jnp.sum(moved == 0, dtype=jnp.float32),
         'arrays': jnp.float32(len(pairs)),
     }
 
