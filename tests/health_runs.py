@@ -158,8 +158,8 @@ class Compiled:
     def __init__(self, run):
         quantizer, task = run.quantizer, TASKS[run.task]
 
-        def loss_fn(params, state, x, y, key):
-            z = encode(run, params, x)
+        def loss_fn(params, probe, state, x, y, key):
+            z = encode(run, params, x) + probe
             out = quantizer.quantize(params['quantizer'], state, z, key)
             z_q = jax.lax.stop_gradient(out.z_q) if run.cut == 'straight_through' else out.z_q
             loss = task(z_q, params['decoder'], x, y)
@@ -177,14 +177,16 @@ class Compiled:
 
         def step(params, state, opt, x, y, key, rate):
             first, second = jax.random.split(key)
-            grads, (z, out) = jax.grad(loss_fn, has_aux=True)(params, state, x, y, first)
-            loss = loss_fn(params, state, x, y, first)[0]
+            probe = jnp.zeros((*x.shape[:-1], run.dim))
+            (loss, (z, out)), (grads, at_z) = jax.value_and_grad(
+                loss_fn, argnums=(0, 1), has_aux=True
+            )(params, probe, state, x, y, first)
             updates, opt = OPTIMIZERS[run.optimizer](rate).update(grads, opt, params)
             old = params['quantizer']
             params = optax.apply_updates(params, updates)
             if run.cut != 'update':
                 state = quantizer.update(old, state, z, out.codes, second)
-            return params, state, opt, z, out, loss
+            return params, state, opt, z, out, loss, at_z
 
         @jax.jit
         def evaluate(params, state, x):
@@ -224,11 +226,11 @@ def train(run: Run, **options: Any) -> health.Recorder:
             rows = np.argsort(y, kind='stable')[(step * run.batch + np.arange(run.batch)) % len(y)]
         if run.cut == 'nan' and step == run.steps // 2:
             params['encoder'][0]['b'] *= np.nan
-        params, state, opt, z, out, loss = programs.step(
+        params, state, opt, z, out, loss, at_z = programs.step(
             params, state, opt, x[rows], y[rows], jax.random.fold_in(key, step), run.rate
         )
         recorder.step(
-            params['quantizer'], state, z, out, loss=loss, model=params,
+            params['quantizer'], state, z, out, loss=loss, model=params, z_gradient=at_z,
             task=(params['decoder'], x[rows], y[rows]),
         )  # fmt: skip
         if step % run.eval_every == 0:

@@ -20,8 +20,8 @@ def diagnose(
 ) -> list[Finding]:
     """What is wrong with a run: causes first, then what follows; empty where nothing is.
 
-    Findings that cost something come before notes. Within each, rules that name a cause come
-    before those that name a symptom, and errors before warnings.
+    Findings that cost something come before notes; among them causes, in the order in which to
+    look at them, before symptoms, the worst first.
 
     Args:
       history: records in order of time, e.g. those of `Recorder`; the page "My codebook collapsed"
@@ -41,7 +41,8 @@ def diagnose(
             (rule in SYMPTOMS, finding) for rule in RULES if (finding := rule(run)) is not None
         ]
     order = sorted(
-        found, key=lambda f: (f[1].severity == 'note', f[0], f[1].severity != 'error')
+        found,
+        key=lambda f: (f[1].severity == 'note', f[0], f[0] and f[1].severity != 'error'),
     )
     return [
         f._replace(evidence={k: float(x) for k, x in f.evidence.items()}) for _, f in order

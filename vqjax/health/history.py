@@ -55,19 +55,19 @@ class History:
     def last(self, name: str, default: float = np.nan) -> float:
         """The newest value of `name`."""
         values = self.series(name)
-        return float(values[-1]) if len(values) else default
+        return np.float64(values[-1] if len(values) else default)
 
     def late(self, name: str) -> float:
         """Median of the last fifth of the values of `name`, NaN without any."""
         values = self.series(name)
-        return float(np.median(values[-max(len(values) // 5, 1) :])) if len(values) else np.nan
+        return np.float64(np.median(values[-max(len(values) // 5, 1) :]) if len(values) else np.nan)
 
     def first(self, name: str) -> float:
         """The value of `name` at the first step; NaN where the records start later."""
         held = [r for r in self.records if r.get(name) is not None]
         if not held or held[0].get('step', 0) > 1:
-            return np.nan
-        return float(held[0][name])
+            return np.float64(np.nan)
+        return np.float64(held[0][name])
 
     @functools.cached_property
     def steps(self) -> float:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vqjax import metrics, ops
 from vqjax.health import facts
-from vqjax.health.probes import codebook_events, gradient_flow, jumps
+from vqjax.health.probes import codebook_events, flow_of, gradients_at, jumps
 
 # Vectors of a closer look: half of them fit a reference codebook, half of them measure it.
 SAMPLE = 1024
@@ -29,14 +29,13 @@ class Carry(NamedTuple):
     """What one step leaves for the next.
 
     older, old: codebooks float32 [S, K, D] before the last step and after it; () without them.
-    recent: float32 [S, K], uses of each code, of which a step keeps 0.98; last: of the last step.
+    recent: float32 [S, K], uses of each code, of which a step keeps 0.98.
     window: float32 [S, K], uses since the last closer look; steps: float32 [], how many those were.
     """
 
     older: Any
     old: Any
     recent: jax.Array
-    last: jax.Array
     window: jax.Array
     steps: jax.Array
 
@@ -98,32 +97,17 @@ def start(setup: Setup, params: Any, state: Any) -> Carry:
 def _start(setup, params, state):
     tables = codebooks(setup.quantizer, params, state)
     zeros = jnp.zeros(_shape(setup.quantizer), jnp.float32)
-    return Carry(tables, tables, zeros, zeros, zeros, jnp.zeros(()))
+    return Carry(tables, tables, zeros, zeros, jnp.zeros(()))
 
 
 def _mean(x, valid):
-    return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+    return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.sum(valid)
 
 
 def _spread(rows, valid):
     """Mean vector [D] and mean squared distance from it, []."""
     centre = jnp.sum(jnp.where(valid[:, None], rows, 0.0), 0) / jnp.maximum(jnp.sum(valid), 1)
     return centre, _mean(jnp.sum((rows - centre) ** 2, -1), valid)
-
-
-def _overlaps(carry, counts):
-    """How much of a batch's use of the codes is that of the last batch, and of recent ones."""
-
-    def share(x):
-        return x / jnp.maximum(jnp.sum(x, -1, keepdims=True), 1e-30)
-
-    def overlap(other):
-        return jnp.mean(jnp.sum(jnp.minimum(share(counts), share(other)), -1))
-
-    return {
-        'overlap_with_last': overlap(carry.last),
-        'overlap_with_recent': overlap(carry.recent),
-    }
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -151,7 +135,6 @@ def step(
     }
     if facts.approximates(quantizer):
         found['relative_error'] = _mean(jnp.sum((rows - z_q) ** 2, -1), valid) / variance
-    found |= _overlaps(carry, counts)
     recent, old = 0.98 * carry.recent + counts, carry.old
     tables = codebooks(quantizer, params, state)
     if not isinstance(tables, tuple):
@@ -170,7 +153,7 @@ def step(
             found['revived_in_use'] = jnp.sum(jumped & (before > 0.5), dtype=jnp.float32)
             recent = jnp.where(jumped, 0.0, recent)
         old, tables = tables, old
-    new = Carry(tables, old, recent, counts, carry.window + counts, carry.steps + 1)
+    new = Carry(tables, old, recent, carry.window + counts, carry.steps + 1)
     return new, found
 
 
@@ -214,11 +197,18 @@ def _strides(levels):
 
 @functools.partial(jax.jit, static_argnums=0)
 def look(
-    setup: Setup, params: Any, state: Any, z: Any, out: Any, mask: Any, task: Any
+    setup: Setup,
+    params: Any,
+    state: Any,
+    z: jax.Array,
+    out: Any,
+    mask: Any,
+    task: Any,
+    z_gradient: Any,
 ) -> dict[str, jax.Array]:
     """A closer look at one step: gradients at z, the task with other codes, other codebooks."""
     quantizer, task_loss = setup
-    found = {}
+    found: dict[str, jax.Array] = {}
     if getattr(quantizer, 'targets_only', False):
         return found
     z_q = out.z_q
@@ -226,26 +216,39 @@ def look(
     def quantize(x):
         return quantizer.quantize(params, state, x, None, mask)
 
-    if task_loss is not None:
-        found |= gradient_flow(quantize, lambda x: task_loss(x, *task), z)
-        # The vectors of other examples: a task that does not notice does not read them.
-        axis = 0 if z.shape[0] > 1 or z.ndim == 2 else 1
-        found |= {
-            'task_loss': task_loss(z_q, *task),
-            'task_loss_shuffled': task_loss(jnp.roll(z_q, max(z_q.shape[axis] // 2, 1), axis), *task),
-        }
-        if z.shape == z_q.shape:
-            found['task_loss_unquantized'] = task_loss(z.astype(z_q.dtype), *task)
-    else:
+    def follows(x):
+        if task_loss is not None:
+            return task_loss(x, *task)
         # Any direction tells whether a gradient passes.
-        flow = gradient_flow(quantize, lambda x: jnp.sum(x * jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape)), z)
-        passed = flow.pop('gradient_at_input') / flow.pop('gradient_at_codes')
-        found |= flow | {'gradient_passed': passed}
+        return jnp.sum(x * jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape).astype(x.dtype))
+
+    at_z = gradients_at(quantize, follows, z)
+    found |= flow_of(z, *at_z)
     # Not that of the step: these codes may have learned from these vectors.
     found['quantizer_loss_looked'] = found.pop('quantizer_loss')
+    if task_loss is None:
+        found['gradient_passed'] = found.pop('gradient_at_input') / found.pop('gradient_at_codes')
+    else:
+        # The vectors of other examples: a task that does not notice does not read them.
+        axis = 0 if z.shape[0] > 1 or z.ndim == 2 else 1
+        other = jnp.roll(z_q, max(z_q.shape[axis] // 2, 1), axis)
+        found['task_loss'] = follows(z_q)
+        found['task_loss_shuffled'] = follows(other)
+        if z_gradient is not None:
+            found |= _shares(z_gradient, at_z.at_input, at_z.own)
     if facts.approximates(quantizer):
         found |= _reference(quantizer, params, state, z, mask, quantize)
     return found
+
+
+def _shares(given, of_task, own):
+    """How much of each gradient the given one holds, by least squares."""
+    basis = jnp.stack([of_task.reshape(-1), own.reshape(-1)], -1).astype(jnp.float32)
+    scale = jnp.maximum(jnp.linalg.norm(basis, axis=0), 1e-30)
+    unit = basis / scale
+    gram = unit.T @ unit + 1e-6 * jnp.eye(2)
+    shares = jnp.linalg.solve(gram, unit.T @ given.reshape(-1).astype(jnp.float32)) / scale
+    return {'share_of_task_gradient': shares[0], 'share_of_quantizer_gradient': shares[1]}
 
 
 def _reference(quantizer, params, state, z, mask, quantize):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,25 @@ def gradient_flow(
       loss really gives to mean (z - sg(z_q))^2 and mean (sg(z) - z_q)^2.
     """
 
+    return flow_of(z, *gradients_at(quantize, task_loss, z))
+
+
+class Gradients(NamedTuple):
+    """What a quantizer makes of z, and three gradients: of the task at z_q and at z, and at z of
+    the quantizer's own loss.
+    """
+
+    out: Any
+    at_codes: jax.Array
+    at_input: jax.Array
+    own: jax.Array
+
+
+def gradients_at(
+    quantize: Callable[[jax.Array], Any], task_loss: Callable[[jax.Array], jax.Array], z: jax.Array
+) -> Gradients:
+    """The gradients on one batch; arguments as in `gradient_flow`."""
+
     def outputs(z):
         out = quantize(z)
         return (out.z_q, out.loss), out
@@ -34,19 +53,26 @@ def gradient_flow(
     at_codes = jax.grad(task_loss)(z_q)
     (at_input,) = pullback((at_codes, jnp.zeros_like(loss)))
     (own,) = pullback((jnp.zeros_like(z_q), jnp.ones_like(loss)))
+    return Gradients(out, at_codes, at_input, own)
+
+
+def flow_of(
+    z: jax.Array, out: Any, at_codes: jax.Array, at_input: jax.Array, own: jax.Array
+) -> dict[str, jax.Array]:
+    """The results of `gradient_flow`, of gradients that are known."""
     found = {
         'gradient_at_codes': _norm(at_codes),
         'gradient_at_input': _norm(at_input),
         'quantizer_gradient': _norm(own),
-        'quantizer_loss': loss,
+        'quantizer_loss': out.loss,
     }
     if out.codes.ndim == z.ndim - 1 and 'commitment' in out.losses:
-        difference = (z - z_q).astype(jnp.float32)
+        difference = (z - out.z_q).astype(jnp.float32)
         error = jnp.maximum(jnp.mean(difference**2), 1e-30)
         # The gradient of b mean(difference^2) is 2 b difference / size: its part along difference.
         found['commitment_weight'] = jnp.sum(own * difference) / (2 * error)
         if set(out.losses) == {'commitment', 'codebook'}:
-            found['codebook_weight'] = loss / error - found['commitment_weight']
+            found['codebook_weight'] = out.loss / error - found['commitment_weight']
     return found
 
 

@@ -73,6 +73,7 @@ class Recorder:
         task: tuple[Any, ...] = (),
         model: Any = None,
         mask: jax.Array | None = None,
+        z_gradient: jax.Array | None = None,
         **more: jax.Array | float,
     ) -> None:
         """Records a training step.
@@ -85,6 +86,8 @@ class Recorder:
           task: what `task_loss` takes after z_q, e.g. the decoder's parameters and the batch.
           model: as given at the start, after the step.
           mask: bool [...], True = real.
+          z_gradient: [..., D], the gradient at z of what the step minimised, for whoever writes
+            the path from z to the decoder anew: it shows whether the task's gradient passes.
           more: numbers to record besides, such as gradient_norm or accuracy.
 
         Raises:
@@ -105,7 +108,9 @@ class Recorder:
         if look:
             self._carry, window = measures.read_window(self._setup, self._carry)
             found = found | window
-            found |= measures.look(self._setup, params, state, z, out, mask, task)
+            found |= measures.look(
+                self._setup, params, state, z, out, mask, task, z_gradient
+            )
         if self._model is not None and look:
             found |= measures.compare(self._model, model)
             self._model = None

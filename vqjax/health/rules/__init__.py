@@ -16,6 +16,7 @@ CLASS_SHARE = use.CLASS_SHARE
 Rule = Callable[[History], Finding | None]
 
 CAUSES: tuple[Rule, ...] = (
+    averages._noisy_average,
     averages._zero_counts,
     averages._discarded_init,
     averages._missing_total,
@@ -32,9 +33,7 @@ CAUSES: tuple[Rule, ...] = (
     gradients._strong_commitment,
     gradients._swapped_coefficients,
     averages._frozen_codebook,
-    training._frozen_parameters,
     averages._random_codes,
-    averages._noisy_average,
     averages._slow_average,
     revival._revival_every_step,
     revival._absolute_threshold,
@@ -45,6 +44,7 @@ CAUSES: tuple[Rule, ...] = (
     inputs._reshaped_features,
     inputs._unscaled_fsq,
     inputs._saturated_grid,
+    training._frozen_parameters,
     training._batch_order,
     training._overfitting,
     inputs._input_scale,

@@ -10,13 +10,22 @@ from vqjax.health.history import Finding, History
 def _no_straight_through(run: History) -> Finding | None:
     flow = run.series('gradient_at_codes', 'gradient_at_input')
     flow = flow[flow[:, 0] > 0]
-    passed = run.series('gradient_passed')
-    if len(flow):
+    passed, bound = run.series('gradient_passed'), 1e-6
+    shares = run.series('share_of_task_gradient', 'gradient_at_input')
+    shares = shares[shares[:, 1] > 0]
+    if len(shares):
+        # Of the gradient that the loop itself has at z: 1, less what a step changes.
+        passed, bound = np.abs(shares[:, 0]), 0.1
+        evidence = {'share_of_task_gradient': float(np.median(passed))}
+        passed = np.array([np.median(passed)])
+    elif len(flow):
         passed = flow[:, 1] / flow[:, 0]
         evidence = {'gradient_at_codes': flow[-1, 0], 'gradient_at_input': flow[-1, 1]}
     elif len(passed):
         evidence = {'gradient_passed': passed[-1]}
-    if not len(passed) or (passed > 1e-6).any():
+    # A bounded grid passes nothing beyond its bound: that is `saturated_grid`.
+    beyond = run.facts.is_grid and run.last('edge_share') > 0.9
+    if not len(passed) or (passed > bound).any() or beyond:
         return None
     remedy = "gradient = 'straight_through', z + stop_gradient(z_q - z)"
     return Finding('no_straight_through', 'error', evidence, remedy)
@@ -76,7 +85,8 @@ def _ratios(run: History) -> np.ndarray:
 
 def _holds_nothing(run: History) -> bool:
     """Whether z has left its codes: ten times as long as at the start, or served no better than
-    by its mean."""
+    by its mean.
+    """
     return run.growth > 10 or run.late('relative_error') > 0.75
 
 
@@ -115,7 +125,7 @@ def _strong_commitment(run: History) -> Finding | None:
         return None
     evidence = {'commitment': weight, 'gradient_against_task': ratio, 'bound': 10.0}
     # As strong as the task at the start, and within what the paper found to make no difference.
-    remedy = f'commitment = {min(max(weight / ratio, 0.1), 2.0):.2g}'
+    remedy = f'commitment = {min(max(weight / ratio, 0.1), 1.0):.2g}'
     return Finding('strong_commitment', 'warning', evidence, remedy)
 
 

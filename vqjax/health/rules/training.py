@@ -78,20 +78,27 @@ def _eval_updates(run: History) -> Finding | None:
     return Finding('eval_updates', 'error', {'evaluation_drift': drift}, remedy)
 
 
+def _roughness(values: np.ndarray) -> float:
+    """Mean squared difference of neighbours against the variance, after a quadratic trend.
+
+    2 (1 - r) for neighbours of correlation r (von Neumann 1941).
+    """
+    values = values[len(values) // 2 :]
+    if len(values) < 50:
+        return np.nan
+    at = np.linspace(-1, 1, len(values))
+    rest = values - np.polyval(np.polyfit(at, values, 2), at)
+    return float(np.mean(np.diff(rest) ** 2) / np.var(rest))
+
+
 def _batch_order(run: History) -> Finding | None:
-    """Batches that are more like the one before them than like all the others."""
-    overlaps = run.series('overlap_with_last', 'overlap_with_recent')
-    overlaps = overlaps[len(overlaps) // 2 :]
-    if len(overlaps) < 20:
+    """Batches that resemble the one before them."""
+    loss, spread = _roughness(run.series('loss')), _roughness(run.series('input_spread'))
+    # Of batches drawn alike both are near 2, and 0.7 is a correlation of 0.65. z alone may drift,
+    # and so may a loss; the data move both.
+    if not (loss < 0.7 and spread < 0.7):
         return None
-    # Two batches drawn alike differ from each other by the noise of both, from the mean of many by
-    # that of one: shuffled batches overlap more with the mean.
-    last, recent = overlaps.mean(0)
-    if not last > recent:
-        return None
-    evidence = {'overlap_with_last_batch': last, 'overlap_with_recent_batches': recent}
-    if run.last('active_codes') <= 2:
-        return None
+    evidence = {'correlation_of_losses': 1 - loss / 2, 'correlation_of_spreads': 1 - spread / 2}
     return Finding('batch_order', 'warning', evidence, 'shuffle the training data')
 
 
