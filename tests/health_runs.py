@@ -16,6 +16,7 @@ import optax
 from support import SHARED
 
 from vqjax import VQEMA, Quantizer, health
+from vqjax.studies import faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,3 +240,10 @@ def train(run: Run, **options: Any) -> health.Recorder:
                 params['quantizer'], state, z, out, task=(params['decoder'], x_test, y_test)
             )
     return recorder
+
+
+def diagnosis(run: Run) -> list[health.Finding]:
+    """What is found in a run. The quantizer is the sound one that a faulty one stands in for."""
+    recorder = train(run)
+    spec = faults.spec(run.quantizer)
+    return health.diagnose(recorder.records(), run.quantizer.num_codes, run.classes, spec)
