@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from vqjax.atomic import read_json
 from vqjax.metrics import Interval
 
 T = TypeVar('T')
 _KINDS: dict[type, str] = {
     dict: 'mapping', list: 'list', str: 'text', int: 'whole number', float: 'number', bool: 'bool',
 }  # fmt: skip
-
-
-def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
-    """The mapping that a file of JSON holds.
-
-    Raises:
-      ValueError: the file cannot be read or holds something else; names the file and the remedy.
-    """
-    try:
-        found = json.loads(pathlib.Path(path).read_text())
-        if isinstance(found, dict):
-            return found
-        reason = 'it holds no mapping'
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, 'strerror', None) or str(error)
-    raise ValueError(f'{path} is damaged ({reason}): {remedy}')
 
 
 def load(path: str | os.PathLike, read: Callable[[Mapping[str, Any]], T], remedy: str) -> T:

@@ -111,7 +111,7 @@ def run(
         opened = _agree(lambda: _opened(path))
         if opened is None:
             found = _search(searched, trials, path / 'search', parts)
-            opened = _agree(lambda: found and _open(folder, settings, trials, found))
+            opened = _agree(lambda: _open(folder, settings, trials, found))
         results = _final(
             settings,
             trials,
@@ -148,8 +148,12 @@ def _opened(path: pathlib.Path) -> Opened | None:
         raise RunError(str(error)) from error
 
 
-def _open(folder: Workdir, settings: Settings, trials: Trials, results: Results) -> Opened:
+def _open(
+    folder: Workdir, settings: Settings, trials: Trials, results: Results | None
+) -> Opened | None:
     """Chooses, and writes down that the test split is to be opened."""
+    if results is None:
+        return None
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     opened = Opened(now, _record(settings, trials, results))
     folder.write_json(OPENED, opened.plain())

@@ -29,11 +29,9 @@ from vqjax.trainer.config import settings
 from vqjax.trainer.config.settings import choose, cutting
 from vqjax.trainer.data.sets import load_dataset
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.files.checkpoints import Checkpoints
 from vqjax.trainer.files.display import show
 from vqjax.trainer.files.workdir import Workdir
-from vqjax.trainer.run import tasks
-from vqjax.trainer.step import starts
+from vqjax.trainer.run import finished
 from vqjax.trainer.step.task import Task
 
 
@@ -95,17 +93,7 @@ def conclude(results: Results, folder: Workdir, names: list[str]) -> Results:
 def _chart(method: str, results: Results, folder: Workdir, dataset: Any) -> Chart:
     def restore() -> tuple[Task, dict[str, Any]]:
         checked = settings.check(dict(results.config), faults.PARTS)
-        task = tasks.make_task(checked, method, dataset)
-        like = starts.state_shapes(
-            task, dataset.info.image_shape, checked.methods[method].init_batch_size
-        )
-        kept = Checkpoints(folder.checkpoints_of(method, 0), folder.config)
-        found = kept.restore(like, print)
-        kept.close()
-        if found is None:
-            raise RunError(f'{method} with seed 0 has no checkpoint in {folder.path}')
-        state, _ = found
-        return task, {'params': state.params, **state.stats}
+        return finished.trained(checked, method, 0, folder.path, dataset)
 
     entry = results.methods[method]
     seed = entry.seeds[0]
