@@ -36,7 +36,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
                 f'{name!r}: leave {field} at {FIELDS[field].default!r}'
             )
     study = importlib.import_module(f'vqjax.studies.{name}.study').prepare(config)
-    return study.run(study.config, workdir, study.conclude, study.parts)
+    return study.run(study.config, workdir, conclude=study.conclude, parts=study.parts)
 
 
 forward(

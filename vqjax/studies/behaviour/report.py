@@ -105,7 +105,11 @@ def model_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
     yield ('codes of', 'then', *SHOWN.values())
     for method in methods_of(found):
         for model in models_of(found, method):
-            yield (method, model, *(_cell(n, of_model(found, method, model, n)) for n in SHOWN))
+            yield (
+                method,
+                model,
+                *(_cell(n, of_model(found, method, model=model, name=n)) for n in SHOWN),
+            )
     for peer in peers_of(found):
         yield (peer, '', *(_cell(name, of_peer(found, peer, name)) for name in SHOWN))
 
@@ -156,7 +160,7 @@ def conclusions(found: Behaviours) -> list[str]:
         ('HSMM', 'sticky HMM', 'Explicit durations in place of geometric ones'),
         ('HSMM', 'HMM', 'Durations and stickiness together'),
     ):
-        said.append(f'{name} {_raises(found, methods, better, worse)}.')
+        said.append(f'{name} {_raises(found, methods, better=better, worse=worse)}.')
     said.append(_found(found, methods))
     said += [_against(found, methods, peer) for peer in peers_of(found)]
     return said
@@ -166,7 +170,7 @@ def _raises(found: Behaviours, methods: Sequence[str], better: str, worse: str) 
     """What a model does to boundary F1 over another one, the methods by verdict."""
     by_verdict: dict[str, list[str]] = {}
     for method in methods:
-        a, b = (of_model(found, method, m, 'boundary_f1') for m in (better, worse))
+        a, b = (of_model(found, method, model=m, name='boundary_f1') for m in (better, worse))
         apart = _difference(a, b)
         if apart is None:
             continue
@@ -184,7 +188,7 @@ def _raises(found: Behaviours, methods: Sequence[str], better: str, worse: str) 
 def _found(found: Behaviours, methods: Sequence[str]) -> str:
     parts = []
     for method in methods:
-        values = of_model(found, method, 'HSMM, states found', 'states_found')
+        values = of_model(found, method, model='HSMM, states found', name='states_found')
         parts.append(f'{np.mean(values):.1f} on codes of {method}')
     return f'States found, at most {found.own["states"]}: {", ".join(parts)}.'
 
@@ -192,7 +196,7 @@ def _found(found: Behaviours, methods: Sequence[str]) -> str:
 def _against(found: Behaviours, methods: Sequence[str], peer: str) -> str:
     parts = []
     for method in methods:
-        ours = of_model(found, method, 'HSMM', 'adjusted_rand_index')
+        ours = of_model(found, method, model='HSMM', name='adjusted_rand_index')
         apart = _difference(ours, of_peer(found, peer, 'adjusted_rand_index'))
         if apart is not None:
             parts.append(f'{method} {apart.mean:+.2f} ({apart.low:+.2f} to {apart.high:+.2f})')

@@ -80,7 +80,9 @@ def prepare(config: dict[str, Any]) -> Study:
 def conclude(own: Mapping[str, Any], results: Results, folder: Workdir) -> Results:
     """Measures every fold, and writes and prints the report."""
     folds, seeds = results.config['folds'], results.config['seeds']
-    found = [measure(folder.path, results, own, range(f, seeds, folds)) for f in range(folds)]
+    found = [
+        measure(folder.path, results, own=own, seeds=range(f, seeds, folds)) for f in range(folds)
+    ]
     added = Behaviours(own, tuple(fold for fold, _ in found)).plain()
     results = dataclasses.replace(shorten(results), added={**results.added, **added})
     report.write(folder.path, results, found[0][1])
@@ -135,13 +137,15 @@ def measure(
         runs = []
         for seed in seeds:
             figures = method.seeds[seed].figures
-            model = finished.read(workdir, name, seed, faults.PARTS)
+            model = finished.read(workdir, name, seed=seed, parts=faults.PARTS)
             train, test = _sessions(model.dataset, own, seed)
             kept = {k: figures[k] for k in ('accuracy', 'ece', 'perplexity') if k in figures}
-            by_model, shown = _models(model, train, test, own, seed)
+            by_model, shown = _models(model, train=train, test=test, own=own, seed=seed)
             runs.append(CodedRun(kept, by_model))
             if seed not in peers_found:
-                peers_found[seed], others = _peers(model.dataset, train, test, own, seed)
+                peers_found[seed], others = _peers(
+                    model.dataset, train=train, test=test, own=own, seed=seed
+                )
                 shown |= others
             if seed == seeds[0]:
                 session, dataset = test, model.dataset
@@ -157,8 +161,10 @@ def _sessions(
     """Sessions of the recordings that training saw, and of the held-out ones."""
     seen = dataset.recordings['train'] + dataset.recordings['validation']
     labels, length = dataset.labels, own['session']
-    train = draw(seen, labels, own['rounds'], length, seed)
-    return train, draw(dataset.recordings['test'], labels, own['rounds'], length, seed + 1)
+    train = draw(seen, labels, rounds=own['rounds'], length=length, seed=seed)
+    return train, draw(
+        dataset.recordings['test'], labels, rounds=own['rounds'], length=length, seed=seed + 1
+    )
 
 
 def models(own: Mapping[str, Any], labels: int, seconds: float) -> dict[str, dict[str, Any]]:
@@ -186,14 +192,14 @@ def _models(
 
     def add(name: str, states: np.ndarray, nats: float | None = None) -> None:
         states = as_steps(states, stride, steps)
-        found[name] = segmentation.figures(test.labels, states, tolerance, test.mask)
+        found[name] = segmentation.figures(test.labels, states, tolerance=tolerance, mask=test.mask)
         if nats is not None:
             found[name]['log_likelihood'] = nats
         shown[name] = states[0]
 
     if model.codec is None:
         add('classifier', _classified(model, test))
-    coded, held_out = tokens(model, train, test, own['tokens'], seed)
+    coded, held_out = tokens(model, train=train, test=test, number=own['tokens'], seed=seed)
     joint = np.ravel_multi_index(np.moveaxis(np.maximum(held_out.codes, 0), -1, 0), coded.sizes)
     add('codes', np.where(held_out.codes[..., 0] < 0, -1, joint))
     places = int((held_out.codes[..., 0] >= 0).sum())
@@ -277,6 +283,6 @@ def _peers(
                 raise
             _log.warning('without %s: %s', name, error)
             continue
-        found[name] = segmentation.figures(test.labels, states, tolerance, test.mask)
+        found[name] = segmentation.figures(test.labels, states, tolerance=tolerance, mask=test.mask)
         shown[name] = states[0]
     return found, shown
