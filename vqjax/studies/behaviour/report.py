@@ -190,7 +190,7 @@ def _found(found: Behaviours, methods: Sequence[str]) -> str:
     for method in methods:
         values = of_model(found, method, model='HSMM, states found', name='states_found')
         parts.append(f'{np.mean(values):.1f} on codes of {method}')
-    return f'States found, at most {found.own["states"]}: {", ".join(parts)}.'
+    return f'States found, at most {found.own.states}: {", ".join(parts)}.'
 
 
 def _against(found: Behaviours, methods: Sequence[str], peer: str) -> str:
@@ -226,16 +226,16 @@ def text(results: Results) -> str:
         f'{config["seeds"] // len(folds)} seed each; in brackets the 95% interval over folds, '
         'corrected for training sets that overlap '
         '(Nadeau and Bengio 2003). A network is trained on labelled windows of '
-        f'{config["window"]} steps. Then every recording occurs {own["rounds"]} times, in random '
-        f'order, {own["session"]} to a session; two neighbours of one label are one stretch. The '
+        f'{config["window"]} steps. Then every recording occurs {own.rounds} times, in random '
+        f'order, {own.session} to a session; two neighbours of one label are one stretch. The '
         'sequence models are fitted to the codes of sessions of training recordings, without '
         'labels, and find the most likely states of held-out sessions. For `none` the codes are '
-        f'those of k-means with {own["tokens"]} centroids on the encoder\'s vectors, and '
+        f'those of k-means with {own.tokens} centroids on the encoder\'s vectors, and '
         '`classifier` is the class of the window around each place, which labels made. `codes` '
         'takes every code for a state. HMM, sticky HMM and HSMM are given the number of '
-        f'behaviours; "states found" looks for up to {own["states"]}. Durations are negative '
-        f'binomial with {own["phases"]} phases, {own["duration_s"]:g} s expected. "late": from '
-        f'codes up to {own["lag_s"]:g} s after each place, as in a stream. The estimate is that '
+        f'behaviours; "states found" looks for up to {own.states}. Durations are negative '
+        f'binomial with {own.phases} phases, {own.duration_s:g} s expected. "late": from '
+        f'codes up to {own.lag_s:g} s after each place, as in a stream. The estimate is that '
         'of the weak limit of a sticky HDP-HSMM by EM, no sample of its posterior; it ends in the '
         'best optimum of a few starts, which need not be the best there is.',
         'Frame accuracy: states matched one to one to labels so that most steps agree. Boundary '
