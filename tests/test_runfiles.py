@@ -360,7 +360,6 @@ def test_the_running_average_is_read_where_there_is_one():
 # A run that was stopped, where none but a stop keeps checkpoints.
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_a_run_that_was_stopped_and_resumed_leaves_the_model_it_ended_with(tmp_path, monkeypatch):
     given = small_config(
         quantizers={'fsq': {'name': 'fsq', 'levels': (3,) * 4}}, methods='fsq', seeds=1, features=4,
