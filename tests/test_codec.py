@@ -260,6 +260,7 @@ def workdir(tmp_path_factory):
     }
     config.methods, config.seeds, config.epochs, config.batch_size = 'rvq', 1, 2, 512
     config.features, config.ema_decay, config.warmup_epochs, config.guard = 8, 0.5, 0.0, True
+    config.width = 8
     folder = tmp_path_factory.mktemp('runs') / 'digits'
     experiment.run(config.to_dict(), str(folder))
     return folder

@@ -35,9 +35,13 @@ def matched(true, found):
     return table[scipy.optimize.linear_sum_assignment(-table)].sum() / table.sum()
 
 
-@settings(max_examples=5, deadline=None)
-@given(st.data())
-def test_no_step_of_em_lowers_the_objective(data):
+# Every example compiles a model of its own.
+@pytest.mark.parametrize('number', [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_no_step_of_em_lowers_the_objective(number):
+    settings(max_examples=number, deadline=None)(given(st.data())(check_em))()
+
+
+def check_em(data):
     estimate = data.draw(st.sampled_from(priors.ESTIMATES))
     phases = data.draw(st.sampled_from([1, 2]))
     positive = st.floats(0.05, 20.0)
@@ -161,6 +165,7 @@ def four():
     return world()
 
 
+@pytest.mark.slow
 def test_the_number_of_behaviours_is_found(four):
     _, states, codes = four
     m = HSMM(12, 24, phases=6, duration=30.0)
