@@ -23,7 +23,7 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCK = re.compile(r'^```python\n(.*?)^```', re.MULTILINE | re.DOTALL)
 WITH_CODE = [path for path in PAGES if BLOCK.search(path.read_text())]
 # Pages whose examples take seconds.
-SLOW = ('recordings.md', 'parallel.md', 'behaviour.md', 'nnx.md')
+SLOW = ('quantizers.md', 'recordings.md', 'parallel.md', 'behaviour.md', 'nnx.md')
 
 
 @pytest.mark.parametrize(

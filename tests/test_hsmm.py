@@ -103,7 +103,7 @@ def session(seed, missing=True):
     return codes
 
 
-CASES = [(2, 1), (2, 3), (3, 1), (3, 2)]
+CASES = [(2, 1), (3, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in [(2, 3), (3, 1)])]
 
 
 @pytest.mark.parametrize('states, phases', CASES)

@@ -194,6 +194,7 @@ def test_known_parameters_come_back(four):
     np.testing.assert_allclose(mean[np.array(order)], 36.0, rtol=0.3)
 
 
+@pytest.mark.slow
 def test_it_is_all_of_one_behaviour():
     codes = np.random.default_rng(0).integers(0, 8, (3, 200))
     m = HSMM(6, 8, phases=2, duration=20.0)
@@ -224,6 +225,7 @@ def test_start_and_fit_know_a_key_and_the_data():
     np.testing.assert_allclose(best.trace, max(each, key=lambda trace: trace[-1]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_axes_say_more_than_one():
     # Each axis alone tells two of four behaviours apart, both together all of them.
     rng = np.random.default_rng(0)
