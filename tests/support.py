@@ -235,10 +235,13 @@ def command(*flags: str, folder: pathlib.Path = ROOT) -> Said:
 
 
 def first_of_their_kind(entries):
-    """Entries with a class, of quantizers or of what they are given, that none before them has."""
+    """Entries with a kind of quantizer, as itself or inside, that none before them has."""
+    from vqjax.quantizers import REGISTRY
+
+    quantizers = {kind.__name__ for kind in REGISTRY.values()}
     seen, first = set(), {}
     for name, q in entries.items():
-        kinds = set(re.findall(r'\w+(?=\()', name))
+        kinds = quantizers.intersection(re.findall(r'\w+(?=\()', name))
         if kinds - seen:
             first[name] = q
         seen |= kinds
