@@ -44,6 +44,4 @@ def diagnose(
         found,
         key=lambda f: (f[1].severity == 'note', f[0], f[0] and f[1].severity != 'error'),
     )
-    return [
-        f._replace(evidence={k: float(x) for k, x in f.evidence.items()}) for _, f in order
-    ]
+    return [f._replace(evidence={k: float(x) for k, x in f.evidence.items()}) for _, f in order]

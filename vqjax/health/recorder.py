@@ -108,9 +108,7 @@ class Recorder:
         if look:
             self._carry, window = measures.read_window(self._setup, self._carry)
             found = found | window
-            found |= measures.look(
-                self._setup, params, state, z, out, mask, task, z_gradient
-            )
+            found |= measures.look(self._setup, params, state, z, out, mask, task, z_gradient)
         if self._model is not None and look:
             found |= measures.compare(self._model, model)
             self._model = None

@@ -8,9 +8,7 @@ from vqjax.health.history import Finding, History
 
 
 def _diverged(run: History) -> Finding | None:
-    losses = np.concatenate(
-        [run.series(name, finite=False) for name in ('loss', 'quantizer_loss')]
-    )
+    losses = np.concatenate([run.series(name, finite=False) for name in ('loss', 'quantizer_loss')])
     if np.isfinite(losses).all():
         return None
     evidence = {'records': float(len(losses)), 'not_finite': float((~np.isfinite(losses)).sum())}
