@@ -6,7 +6,6 @@ one call of `health.Recorder` a step.
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
