@@ -12,6 +12,7 @@ from jax.errors import JaxRuntimeError
 from vqjax import encoders, health, quantizers
 from vqjax.results.entries import entry
 from vqjax.results.environment import command, environment
+from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_of
 from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.recordings import Cutting, RecordingSet
@@ -32,6 +33,8 @@ from vqjax.trainer.step.parallel import make_form
 # on Linux has 65,530.
 _METHODS_KEPT = 8
 
+YOURS = 'your data'  # what reports call data that are handed over and have no other name
+
 Results = dict[str, Any]
 Wanted = Mapping[str, Sequence[int]]  # the seeds of every method
 
@@ -42,6 +45,7 @@ def run(
     conclude: Callable[[Results, Workdir], None] = lambda results, folder: None,
     parts: Parts = Parts(),  # noqa: B008
     wanted: Wanted | None = None,
+    dataset: Any = None,
 ) -> Results:
     """Trains every method with every seed that is not finished.
 
@@ -52,6 +56,7 @@ def run(
         and adds to the results what it finds.
       parts: what makes the quantizers of the specs.
       wanted: the seeds of each method; None for all, a method that it leaves out has none.
+      dataset: your own data, see `studies.run`; None for those that the configuration names.
 
     Returns:
       The content of results.json.
@@ -67,7 +72,8 @@ def run(
             'vqjax.studies.run; set trials to 0'
         )
     wanted = _wanted(settings, wanted)
-    folds = _folds(settings)
+    settings, own = open_data(settings, parts.dataset if dataset is None else dataset)
+    folds = _folds(settings, own)
     dataset = folds(0)
     try:
         form = make_form(settings.parallel, settings.mesh_shape)
@@ -123,7 +129,31 @@ def run(
             folder.close()
 
 
-def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
+def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None]:
+    """Data of one's own, and the settings with their name and digest; None of other sets.
+
+    Args:
+      given: see `sets.open_own`; None for the set that the settings name.
+
+    Raises:
+      RunError: they are no data set, or others than `data_digest` says.
+    """
+    name, where = settings.dataset, settings.data_dir
+    if given is None and name not in sets.OWN:
+        if settings.data_digest:
+            with sets.told(name):
+                sets.check_digest(name, settings.data_digest, '')
+        return settings, None
+    if given is not None and name == FIELDS['dataset'].default:
+        name = YOURS
+    with sets.told(name):
+        own = sets.open_own(name, where or None, settings.image_size or None, given)
+        sets.check_digest(name, settings.data_digest, own.digest)
+    said = {'dataset': name, 'data_digest': own.digest}
+    return dataclasses.replace(settings, **said, config=settings.config | said), own
+
+
+def _folds(settings: Settings, own: sets.Own | None) -> Callable[[int], records.Dataset]:
     """The data of every seed: all the same, but where folds are in turn.
 
     Raises:
@@ -132,7 +162,12 @@ def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
 
     @functools.cache
     def load(cutting: Cutting) -> records.Dataset:
-        found = sets.load_dataset(settings.dataset, settings.data_dir, cutting)
+        if own is None:
+            where = settings.data_dir, cutting, settings.image_size
+            found = sets.load_dataset(settings.dataset, *where)
+        else:
+            with sets.told(settings.dataset):
+                found = own.at(cutting)
         return found if settings.split == 'test' else _without_test(found)
 
     config, folds = settings.config, settings.folds

@@ -80,5 +80,7 @@ def nearest_path(path: str | os.PathLike) -> str:
                 return f'; did you mean {str(there)!r}?'
         if found:
             return f'; did you mean {str(start / lower[found[0]])!r}?'
-        return '' if start == pathlib.Path() else f'; {str(start)!r} is there, and has no {wanted!r}'
+        return (
+            '' if start == pathlib.Path() else f'; {str(start)!r} is there, and has no {wanted!r}'
+        )
     return ''

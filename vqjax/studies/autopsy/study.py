@@ -73,7 +73,9 @@ def _run_untrained(
 
 
 def _load(config: dict[str, Any]) -> Any:
-    return load_dataset(config['dataset'], config['data_dir'], cutting(config))
+    where = config['data_dir'], cutting(config)
+    size, digest = config.get('image_size', 0), config.get('data_digest', '')
+    return load_dataset(config['dataset'], *where, size, digest)
 
 
 def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None:

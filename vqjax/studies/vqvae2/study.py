@@ -45,7 +45,8 @@ def prepare(config: dict[str, Any]) -> Study:
 def conclude(results: dict[str, Any], folder: Workdir) -> None:
     """Decodes the test split with one level at a time; writes and prints the report."""
     checked = settings.check(results['config'])
-    dataset = sets.load_dataset(checked.dataset, checked.data_dir, settings.cutting(checked.config))
+    where = checked.data_dir, settings.cutting(checked.config)
+    dataset = sets.load_dataset(checked.dataset, *where, checked.image_size, checked.data_digest)
     checked = tasks.fit_quantizers(checked, dataset)
     pictures = {}
     for name, method in results['methods'].items():

@@ -20,7 +20,8 @@ class ImageFiles:
     """Image files with random access: those at `paths`, of classes `labels` int32 [n].
 
     Args:
-      size: bytes of every file.
+      sizes: bytes of every file.
+      resize: crop and resize images to `image_shape`, which all of them have otherwise.
     """
 
     def __init__(
@@ -29,10 +30,11 @@ class ImageFiles:
         paths: Sequence[pathlib.Path],
         labels: np.ndarray,
         image_shape: tuple[int, int, int],
-        size: Sequence[int],
+        sizes: Sequence[int],
+        resize: bool,
     ):
         self._root, self._paths, self._labels = root, paths, labels
-        self.image_shape, self._size = image_shape, size
+        self.image_shape, self._sizes, self._resize = image_shape, sizes, resize
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -43,7 +45,7 @@ class ImageFiles:
         good = np.zeros(len(indices), bool)
         for row, index in enumerate(indices):
             try:
-                images[row] = pixels.decode(self._paths[index], self.image_shape)
+                images[row] = pixels.decode(self._paths[index], self.image_shape, self._resize)
                 good[row] = True
             # A damaged file may fail anywhere inside Pillow; the caller counts it.
             except Exception:
@@ -58,14 +60,12 @@ class ImageFiles:
         """Of names, classes and sizes of the files: what is read of a set too large for memory."""
         total = hashlib.sha256()
         names = self.names(range(len(self)))
-        for name, label, size in zip(names, self._labels, self._size, strict=True):
+        for name, label, size in zip(names, self._labels, self._sizes, strict=True):
             total.update(f'{name}\0{label}\0{size}\n'.encode())
         return total.hexdigest()
 
 
-def open_splits(
-    data_dir: str | None, image_size: int | None
-) -> tuple[int, dict[str, ImageFiles]]:
+def open_splits(data_dir: str | None, image_size: int | None) -> tuple[int, dict[str, ImageFiles]]:
     """Number of classes and the splits of a folder of images.
 
     `data_dir` holds a folder for each class, or folders train, validation (or val) and test that
@@ -80,7 +80,9 @@ def open_splits(
         lacks; images of several sizes without `image_size`, or of several modes.
     """
     if not data_dir:
-        raise ValueError("dataset='folder' needs data_dir: the folder that holds one for each class")
+        raise ValueError(
+            "dataset='folder' needs data_dir: the folder that holds one for each class"
+        )
     root = pathlib.Path(data_dir).expanduser()
     where = f"dataset='folder' in data_dir={str(data_dir)!r}"
     if not root.is_dir():
@@ -109,7 +111,7 @@ def open_splits(
         paths = [row[2] for row in rows]
         labels = np.asarray([row[3] for row in rows], np.int32)
         sizes = [path.stat().st_size for path in paths]
-        splits[split] = ImageFiles(root, paths, labels, shape, sizes)
+        splits[split] = ImageFiles(root, paths, labels, shape, sizes, image_size is not None)
     return len(classes), splits
 
 
@@ -117,9 +119,9 @@ def _tops(where: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
     """The folders that hold those of the classes, by split."""
     inside = _folders(root)
     named = {name: folder for name, folder in inside.items() if name in SPLITS}
-    # A class may be called 'train' where there are others: a split has folders in it and no images.
+    # A class may be called 'train' where there are others: it has images, a split has folders.
     if set(named) < set(inside) or len(named) < 2:
-        named = {n: folder for n, folder in named.items() if _folders(folder) or not _images(folder)}
+        named = {name: top for name, top in named.items() if _folders(top) or not _images(top)}
     if not named:
         return {'train': root}
     others = sorted(set(inside) - set(named))

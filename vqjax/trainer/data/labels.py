@@ -46,7 +46,9 @@ def number(where: str, labels: Mapping[str, np.ndarray]) -> tuple[int, dict[str,
                 'images of it to both, or leave it out'
             )
     if kinds['train'] == 'text':
-        return len(known), {s: np.searchsorted(known, x).astype(np.int32) for s, x in labels.items()}
+        return len(known), {
+            s: np.searchsorted(known, x).astype(np.int32) for s, x in labels.items()
+        }
     if known[0] != 0 or known[-1] != len(known) - 1:
         raise ValueError(
             f'{where} has {len(known)} labels from {known[0]} to {known[-1]}, and none is '

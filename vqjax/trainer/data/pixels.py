@@ -16,18 +16,21 @@ def mode_of(image: Image.Image) -> str:
     return _SAME.get(image.mode, image.mode)
 
 
-def decode(file: str | pathlib.Path | IO[bytes], shape: tuple[int, int, int]) -> np.ndarray:
-    """A file of an image as uint8 [H, W, C], cropped to the ratio of the sides and resized to them.
+def decode(
+    file: str | pathlib.Path | IO[bytes], shape: tuple[int, int, int], resize: bool
+) -> np.ndarray:
+    """A file of an image as uint8 [H, W, C]; `resize` crops it to the ratio of H and W first.
 
     Raises:
-      OSError, ValueError, SyntaxError: it is no image, or cut short; Pillow has no one type for it.
+      ValueError: its size is another one and is not to be changed.
+      Exception: it is no image, or damaged; Pillow has no one type for that.
     """
     height, width, channels = shape
     with Image.open(file) as opened:
         image: Image.Image = opened
         if image.mode != MODES[channels]:
             image = image.convert(MODES[channels])
-        if image.size != (width, height):
+        if resize:
             image = ImageOps.fit(image, (width, height))
         return np.asarray(image).reshape(shape)
 

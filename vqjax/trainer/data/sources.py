@@ -2,30 +2,30 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vqjax.trainer.data import labels, pixels
 from vqjax.trainer.data.folder import SPLITS
-from vqjax.trainer.data.records import InMemory
+from vqjax.trainer.data.records import InMemory, Split
 from vqjax.trainer.wording import shorten
 
 _IMAGES, _LABELS = ('image', 'img'), ('label', 'labels')
+_ENDLESS = 2**40  # items of a source that repeats itself: Grain says `sys.maxsize`
 _NEED = (
     'need a pair (images, labels), a source with len() and items (image, label), or a mapping of '
     'train, validation and test to these'
 )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Items of a source, read when they are asked for; labels int32 [n] are known."""
 
-    where: str
     items: Any
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype
     labels: np.ndarray
     digest: str
@@ -35,11 +35,11 @@ class Source:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Records.read`."""
-        images = np.zeros((len(indices), *self.image_shape), self.dtype)
-        good = self.labels[indices] >= 0
-        for row in np.flatnonzero(good):
+        images = np.zeros((len(indices), *self.shape), self.dtype)
+        good = np.zeros(len(indices), bool)
+        for row, index in enumerate(indices):
             try:
-                images[row] = pixels.array_of('', _item(self.items, int(indices[row]))[0])
+                images[row] = pixels.array_of('', _pair(self.items[int(index)])[0])
                 good[row] = np.isfinite(images[row]).all()
             except Exception:  # an item may fail in whatever the source is made of
                 good[row] = False
@@ -73,44 +73,88 @@ def parts_of(name: str, given: Any) -> dict[str, Any]:
 
 
 def _part(where: str, part: Any) -> Any:
-    if isinstance(part, tuple | list) and len(part) == 2 and np.ndim(part[0]) > 1:
-        return tuple(part)
+    if isinstance(part, tuple | list) and len(part) == 2:
+        if not isinstance(part[0], tuple | Mapping):  # which are the items of a source of two
+            return tuple(part)
     array = hasattr(part, 'shape') and hasattr(part, 'dtype')
     if array or not hasattr(part, '__getitem__') or not hasattr(part, '__len__'):
         lacks = ' without labels' if array else ''
         raise ValueError(f'{where} is {shorten(part)}{lacks}: {_NEED}')
-    if not len(part):
-        raise ValueError(f'{where} is empty: give at least one image')
+    if not 1 <= len(part) < _ENDLESS:
+        said = 'is empty' if not len(part) else f'has {len(part)} items, repeated without an end'
+        raise ValueError(f'{where} {said}: give every image once')
     return part
 
 
-def from_arrays(
-    name: str, splits: Mapping[str, tuple[Any, Any]]
-) -> tuple[int, dict[str, tuple[InMemory, np.ndarray]]]:
-    """Number of classes, and of every split the images with bool [n]: which are finite.
+class _Read(NamedTuple):
+    """What was read of a split.
+
+    Fields:
+      images: [n, H, W, C]; None where they do not fit in memory.
+      shape: [H, W, C]
+      labels: [n], int64 or text.
+      good: bool [n], False for what is left out.
+      digest: of all items, where images is None.
+    """
+
+    images: np.ndarray | None
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    labels: np.ndarray
+    good: np.ndarray
+    digest: str = ''
+
+
+def read(
+    name: str, parts: Mapping[str, Any], in_memory_bytes: float
+) -> tuple[int, tuple[int, ...], dict[str, Split]]:
+    """Number of classes, shape of the images, and the splits, without what is left out.
 
     Args:
-      splits: images [n, H, W, C] or [n, H, W], and labels [n].
+      parts: see `parts_of`. Every item of a source is read once; where all sources have at most so
+        many bytes of images they are kept, else none is.
 
     Raises:
-      ValueError: arrays that do not fit together, within a split or beside train.
+      ValueError: no image of a split can be read; images of several shapes, or without a number of
+        channels; labels that do not fit.
     """
-    found, own = {}, {}
-    for split, (images, given) in splits.items():
+    firsts = [_first_bytes(part) * len(part) for part in parts.values() if type(part) is not tuple]
+    keep = sum(firsts) <= in_memory_bytes
+    found = {}
+    for split, part in parts.items():
         where = f'dataset={name!r}: split {split!r}'
-        images = _stack(where, images)
-        own[split] = labels.as_array(where, given, len(images))
-        found[split] = images
-        if images.shape[1:] != found['train'].shape[1:]:
+        arrays = type(part) is tuple
+        found[split] = _read_arrays(where, *part) if arrays else _read_source(where, part, keep)
+    shape = found['train'].shape
+    for split, own in found.items():
+        if own.shape != shape:
             raise ValueError(
-                f'{where} has images of shape {images.shape[1:]}, train of '
-                f'{found["train"].shape[1:]}: need one shape'
+                f'dataset={name!r}: split {split!r} has images of shape {own.shape}, train of '
+                f'{shape}: need one shape'
             )
-    classes, numbered = labels.number(f'dataset={name!r}', own)
-    return classes, {
-        split: (InMemory(images, numbered[split]), np.isfinite(images).all((1, 2, 3)))
-        for split, images in found.items()
-    }
+    known = {split: own.labels[own.good] for split, own in found.items()}
+    classes, numbered = labels.number(f'dataset={name!r}', known)
+    splits = {}
+    for split, own in found.items():
+        numbers = np.zeros(len(own.good), np.int32)
+        numbers[own.good] = numbered[split]
+        records = (
+            InMemory(own.images, numbers)
+            if own.images is not None
+            else Source(parts[split], own.shape, own.dtype, numbers, own.digest)
+        )
+        bad = set(np.flatnonzero(~own.good).tolist())
+        splits[split] = Split(records, np.flatnonzero(own.good), bad)
+    return classes, shape, splits
+
+
+def _read_arrays(where: str, images: Any, given: Any) -> _Read:
+    """Images and labels as arrays; images that are not finite are left out."""
+    images = _stack(where, images)
+    own = labels.as_array(where, given, len(images))
+    good = np.isfinite(images).all((1, 2, 3))
+    _check_any(where, good, 'every image holds NaN or infinities')
+    return _Read(images, images.shape[1:], images.dtype, own, good)
 
 
 def _stack(where: str, images: Any) -> np.ndarray:
@@ -118,12 +162,10 @@ def _stack(where: str, images: Any) -> np.ndarray:
     try:
         array = np.asarray(images)
     except ValueError:  # a list of arrays of several shapes
-        array = np.empty(0, object)
-    if array.dtype == object:
         sizes = sorted({np.shape(image) for image in images})
         raise ValueError(
             f'{where} has images of shapes {shorten(sizes)}: need one shape, so resize them first'
-        )
+        ) from None
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or array.dtype.kind not in 'buif' or not array.size:
@@ -135,80 +177,81 @@ def _stack(where: str, images: Any) -> np.ndarray:
     return array
 
 
-def from_source(
-    name: str, split: str, items: Any, in_memory_bytes: float
-) -> tuple[Any, np.ndarray, np.ndarray]:
-    """The records of a source with labels as it has them, and bool [n]: which items are readable.
+def _first_bytes(items: Any) -> int:
+    """Bytes of the first image that can be read; 0 where that is none of the first ones."""
+    for index in range(min(len(items), 100)):
+        try:
+            return pixels.array_of('', _pair(items[index])[0]).nbytes
+        except Exception:  # which is told of where all are read
+            continue
+    return 0
 
-    Reads every item once. Up to so many bytes of images are kept, of more none.
 
-    Returns:
-      InMemory or Source, whose labels are to be set; labels [n], int64 or text; bool [n].
-
-    Raises:
-      ValueError: no item is readable, or items have several shapes, or no image and label.
-    """
-    where = f'dataset={name!r}: split {split!r}'
-    number, first, failed = len(items), None, ''
+def _read_source(where: str, items: Any, keep: bool) -> _Read:
+    """Every item of a source; those that cannot be read, or are not finite, are left out."""
+    number, failed = len(items), ''
     good = np.zeros(number, bool)
-    images: Any = None
-    found: list[Any] = [None] * number
+    first: np.ndarray | None = None
+    images: np.ndarray | None = None
+    own: list[int | str] = []
     total = hashlib.sha256()
     for index in range(number):
         try:
-            image, label = _item(items, index)
-        except _NoItem as error:
-            raise ValueError(f'{where}: item {index} {error}') from None
+            item = items[index]
         except Exception as error:  # whatever the source is made of
             failed = failed or f'item {index}: {type(error).__name__}: {shorten(str(error))}'
             continue
+        if item is None:  # as Grain has it for what a filter took out
+            continue
+        image, label = _pair(item, f'{where}: item {index}')
         array = pixels.array_of(f'{where}: image of item {index}', image)
         if first is None:
             first = array
-            if number * first.nbytes <= in_memory_bytes:
-                images = np.zeros((number, *first.shape), first.dtype)
+            images = np.zeros((number, *first.shape), first.dtype) if keep else None
         if array.shape != first.shape or array.dtype != first.dtype:
             raise ValueError(
                 f'{where}: image of item {index} is {array.dtype} of shape {array.shape}, the '
                 f'first {first.dtype} of shape {first.shape}: need one, so convert and resize '
                 'them in the source'
             )
-        found[index] = _label(f'{where}: label of item {index}', label)
         good[index] = np.isfinite(array).all()
-        total.update(array.tobytes() + repr(found[index]).encode())
+        if not good[index]:
+            failed = failed or f'item {index}: NaN or infinities'
+            continue
+        own.append(_label(f'{where}: label of item {index}', label))
+        total.update(array.tobytes() + repr(own[-1]).encode())
         if images is not None:
             images[index] = array
-    if first is None:
-        raise ValueError(f'{where}: none of {number} items can be read ({failed})')
-    some = next(x for x in found if x is not None)
-    known = [type(some)() if x is None else x for x in found]
-    if {type(x) for x in known} != {type(some)}:
+    _check_any(where, good, f'none of {number} items can be read ({failed or "all are None"})')
+    if len({type(label) for label in own}) > 1:
         raise ValueError(f'{where} has numbers and text as labels: need one kind')
-    own = np.asarray(known)
-    if images is not None:
-        return InMemory(images, own), own, good
-    shape = (first.shape[0], first.shape[1], first.shape[2])
-    return Source(where, items, shape, first.dtype, own, total.hexdigest()), own, good
+    known = np.asarray(own)
+    placed = np.zeros(number, known.dtype)
+    placed[good] = known
+    assert first is not None
+    return _Read(images, first.shape, first.dtype, placed, good, total.hexdigest())
 
 
-class _NoItem(Exception):
-    """An item is no image with a label; the text says what it is."""
+def _check_any(where: str, good: np.ndarray, otherwise: str) -> None:
+    if not good.any():
+        raise ValueError(f'{where}: {otherwise}')
 
 
-def _item(items: Any, index: int) -> tuple[Any, Any]:
-    """Image and label of an item: of a pair, or of a mapping with these keys."""
-    item = items[index]
+def _pair(item: Any, where: str = 'item') -> tuple[Any, Any]:
+    """Image and label of an item, which is a pair or a mapping with these keys."""
     if isinstance(item, Mapping):
         names = [next((k for k in keys if k in item), None) for keys in (_IMAGES, _LABELS)]
-        if None in names:
-            raise _NoItem(
-                f'has {shorten(list(item))}: need image and label, or wrap the source so that '
-                'source[i] returns the pair'
-            )
-        return item[names[0]], item[names[1]]
+        if None not in names:
+            return item[names[0]], item[names[1]]
+        raise ValueError(
+            f'{where} has {shorten(list(item))}: need image and label, or wrap the source so that '
+            'source[i] returns the pair'
+        )
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
-    raise _NoItem(f'is {shorten(item)}: need a pair (image, label), or a mapping of these')
+    raise ValueError(
+        f'{where} is {shorten(item)}: need a pair (image, label), or a mapping of these'
+    )
 
 
 def _label(where: str, label: Any) -> int | str:
@@ -220,10 +263,10 @@ def _label(where: str, label: Any) -> int | str:
     return int(array.reshape(()))
 
 
-def digest_of(splits: Mapping[str, Any], names: Sequence[str] = ('train', 'validation', 'test')):
+def digest_of(splits: Mapping[str, Split]) -> str:
     """16 hexadecimal digits of the content of splits: their images, labels and what is left out."""
     total = hashlib.sha256()
-    for name in names:
+    for name in ('train', 'validation', 'test'):
         if name not in splits:
             continue
         split = splits[name]

@@ -10,6 +10,7 @@ from vqjax.codec.runs import read_checkpoint, read_extra
 from vqjax.trainer.config.fields import complete
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.step.network import ENCODER, HEAD
+from vqjax.trainer.wording import nearest_path
 
 _SEED = '{seed}'
 
@@ -67,7 +68,7 @@ def _folder(path: str, seed: int) -> pathlib.Path:
     if not folder.is_dir():
         raise RunError(
             f'init_from: there is no folder {folder}: name the checkpoints of a run, '
-            'WORKDIR/checkpoints/METHOD/seed_0'
+            f'WORKDIR/checkpoints/METHOD/seed_0{nearest_path(folder)}'
         )
     return folder
 
