@@ -17,7 +17,7 @@ from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_
 from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.recordings import Cutting, RecordingSet
 from vqjax.trainer.errors import CheckpointError, RunError
-from vqjax.trainer.files.display import Display
+from vqjax.trainer.files.display import Display, waiting
 from vqjax.trainer.files.workdir import Workdir, cannot_write
 from vqjax.trainer.run import encoded, memory, pretrained
 from vqjax.trainer.run.context import Context, Stage
@@ -72,9 +72,10 @@ def run(
             'vqjax.studies.run; set trials to 0'
         )
     wanted = _wanted(settings, wanted)
-    settings, own = open_data(settings, parts.dataset if dataset is None else dataset)
-    folds = _folds(settings, own)
-    dataset = folds(0)
+    with waiting(f'loading {settings.dataset}', quiet=jax.process_index() > 0):
+        settings, own = open_data(settings, parts.dataset if dataset is None else dataset)
+        folds = _folds(settings, own)
+        dataset = folds(0)
     try:
         form = make_form(settings.parallel, settings.mesh_shape)
         settings = fit_quantizers(settings, dataset)
@@ -101,6 +102,7 @@ def run(
                 form=form,
                 folds=folds,
             )
+            display.say(_announcement(dataset, wanted, todo, workdir))
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
@@ -127,6 +129,24 @@ def run(
     finally:
         if folder is not None:
             folder.close()
+
+
+def _announcement(dataset: records.Dataset, wanted: Wanted, todo: Wanted, workdir: str) -> str:
+    """What is about to be trained, on what and where."""
+    info = dataset.info
+    sizes = ', '.join(f'{info.num_examples[split]:,} {split}' for split in dataset.splits)
+    things = 'windows' if isinstance(dataset, RecordingSet) else 'images'
+    shape = ' x '.join(map(str, info.image_shape))
+    runs, left = (sum(map(len, x.values())) for x in (wanted, todo))
+    done = f', {runs - left} of them finished before' if left < runs else ''
+    return (
+        f'{info.name}: {sizes} {things} of {shape}, {_counted(info.num_classes, "class", "es")}\n'
+        f'{workdir}: {_counted(len(wanted), "method")}, {_counted(runs, "run")}{done}'
+    )
+
+
+def _counted(number: int, thing: str, plural: str = 's') -> str:
+    return f'{number:,} {thing}{plural if number != 1 else ""}'
 
 
 def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None]:

@@ -1,14 +1,19 @@
 """What a run tells on the terminal."""
 
+import contextlib
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import rich.console
 import rich.progress
+from rich.markup import escape
 
 LINE_EVERY_S = 30.0
+_SILENT_S = 3.0  # so long a log hears nothing of what is under way, such as the loading of data
 
 
 class Terminal(rich.console.Console):
@@ -26,6 +31,23 @@ def show(report: Any) -> None:
     """Prints a report to stdout, in colour only on a terminal and where NO_COLOR is not set."""
     # Without a terminal rich assumes 80 columns and would break the rows of a log.
     Terminal(width=None if sys.stdout.isatty() else 120).print(report)
+
+
+@contextlib.contextmanager
+def waiting(what: str, quiet: bool = False) -> Iterator[None]:
+    """Says what is under way: on a terminal while it is, in a log where it takes some seconds."""
+    console = Terminal(stderr=True, quiet=quiet, highlight=False)
+    if console.is_terminal:
+        with console.status(escape(f'{what} ...')):
+            yield
+        return
+    said = threading.Timer(_SILENT_S, console.print, (f'{what} ...',), {'markup': False})
+    said.daemon = True
+    said.start()
+    try:
+        yield
+    finally:
+        said.cancel()
 
 
 class Display:
@@ -46,6 +68,7 @@ class Display:
         self._spoken = time.monotonic()
         self._first = 0.0  # when the first step was over: before it came compilation
         self._taken = 0
+        self._compiled: set[str] = set()  # methods
         self._now = ''
         self._quality = ''
         self._bar = rich.progress.Progress(
@@ -72,6 +95,12 @@ class Display:
     def start(self, method: str, seed: int) -> None:
         """A run begins or goes on."""
         self._now, self._quality = f'{method} seed {seed}', ''
+        # The first step of a method compiles it, which takes longer than many steps.
+        doing = 'starting' if method in self._compiled else 'compiling'
+        if self.lines and method not in self._compiled:
+            self.say(f'{method}: compiling')
+        self._compiled.add(method)
+        self._bar.update(self._task, description=f'{self._now}: {doing}', quality='')
 
     def skip(self, steps: int) -> None:
         """The current run goes on after this many steps of an earlier session."""
