@@ -9,7 +9,7 @@ from vqjax.trainer.wording import nearest_path
 
 # Names of a split's two arrays: those of MedMNIST, then those of Keras' files.
 _KEYS = {
-    'train': (('train_images', 'train_labels'), ('x_train', 'y_train'), ('images', 'labels')),
+    'train': (('train_images', 'train_labels'), ('images', 'labels'), ('x_train', 'y_train')),
     'validation': (
         ('validation_images', 'validation_labels'),
         ('val_images', 'val_labels'),

@@ -200,6 +200,23 @@ def open_own(
     return Own(name, lambda cutting: _complete(name, splits, cutting, digest), digest)
 
 
+def from_sources(name: str, given: Any, cutting: Cutting = WHOLE) -> Dataset:
+    """A data set of your own arrays or sources, with the splits that are missing.
+
+    Args:
+        name: of the set.
+        given: a pair (images [n, H, W, C] or [n, H, W], labels [n]); or a source with `len` and
+            items (image, label), such as a Grain MapDataset; or a mapping of 'train', 'validation'
+            and 'test' to these. Labels are integers from 0, or text.
+        cutting: `folds`, and which of them is the test split.
+
+    Raises:
+        ValueError: no image or no label, images of several shapes, labels that do not fit, or
+            folds of a set with splits.
+    """
+    return open_own(name, given=given).at(cutting)
+
+
 def _of_parts(name: str, parts: Mapping[str, Any]) -> _Splits:
     """Splits of arrays, or of sources."""
     num_classes, shape, found = sources.read(name, parts, IN_MEMORY_BYTES)
