@@ -13,6 +13,7 @@ from vqjax import studies
 from vqjax.trainer import errors
 from vqjax.trainer.config import fields
 from vqjax.trainer.run import processes
+from vqjax.trainer.wording import nearest_path
 
 CONFIGS = pathlib.Path(__file__).absolute().parent / 'configs'
 DEFAULT = CONFIGS / 'digits.py'
@@ -133,6 +134,8 @@ def _nearby(argv: list[str]) -> str:
         file = CONFIGS / pathlib.Path(name.removeprefix('--config=')).name
         if file.suffix == '.py' and file.is_file():
             return f'; names are relative to the current folder: did you mean {file}?'
+        if name.startswith('--config=') and (near := nearest_path(name.removeprefix('--config='))):
+            return near
     return ''
 
 

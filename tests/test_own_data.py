@@ -253,7 +253,7 @@ def outcome(named, tmp_path_factory):
     return figures(workdir)
 
 
-@pytest.mark.parametrize('way', ['folder', 'npz', 'Hugging Face'])
+@pytest.mark.parametrize('way', ['folder', 'npz', 'Hugging Face', 'torch'])
 def test_a_run_gives_the_figures_of_the_same_images_as_a_tfds_set(outcome, tmp_path, way):
     config, given = small_config(**TINY), None
     if way == 'folder':
@@ -339,7 +339,7 @@ def test_folders_that_are_refused(tmp_path, name):
     root = tmp_path / 'images'
     root.mkdir()
     make(root)
-    refuse(text, tmp_path / 'run', dataset='folder', data_dir=str(root))
+    refuse(text, tmp_path / 'run', dataset='folder', data_dir=str(root), batch_size=20)
     assert not (tmp_path / 'run').exists()
 
 
@@ -393,7 +393,7 @@ ARRAYS = {
 def test_arrays_and_sources_that_are_refused(tmp_path, name):
     given, text = ARRAYS[name]
     with pytest.raises(RunError) as error:
-        experiment.run(small_config(), str(tmp_path / 'run'), parts=Parts(dataset=given))
+        experiment.run(small_config(**TINY), str(tmp_path / 'run'), parts=Parts(dataset=given))
     message = str(error.value)
     assert text in message and '\n' not in message and len(message) < 500, message
     assert not list(tmp_path.iterdir())
@@ -421,7 +421,8 @@ def test_values_in_messages_are_short(tmp_path):
     for changes, text in (
         ({'dataset': big}, 'dataset is an array float64 of shape (50, 8, 8): give a value of type'),
         ({'epochs': big.tolist()}, 'epochs is [[['),
-        ({'overrides': {'none': big}}, 'an array float64'),
+        ({'overrides': big}, 'overrides is an array float64'),
+        ({'quantizers': [big]}, 'quantizers is [an array float64'),
     ):
         with pytest.raises(RunError) as error:
             experiment.run(small_config(**changes), str(tmp_path / 'run'))

@@ -100,6 +100,10 @@ def open_recordings(name: str, data_dir: str | None) -> dict[str, list[Recording
 
 def _guarded(function: Callable[..., Any], name: str, data_dir: str | None, *rest: Any) -> Any:
     """function(name, data_dir, ...), whose every error is one sentence."""
+    if '/' in name and pathlib.Path(name).expanduser().exists():
+        raise ValueError(
+            f"dataset={name!r} is a path: set dataset to 'folder' or 'npz', and data_dir to the path"
+        )
     try:
         return function(name, data_dir, *rest)
     except tfds.core.registered.DatasetNotFoundError:
@@ -119,12 +123,10 @@ def _guarded(function: Callable[..., Any], name: str, data_dir: str | None, *res
 
 
 def _meant(name: str, known: Sequence[str], data_dir: str | None) -> str:
-    """What a name that there is not may stand for: a path, or one that is spelled like it."""
-    if '/' in name or pathlib.Path(name).exists():
-        return "; images of your own: set dataset to 'folder' or 'npz', and data_dir to their path"
+    """The nearest name of a set that there is."""
     prepared = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR)
     there = [p.name for p in prepared.iterdir() if p.is_dir()] if prepared.is_dir() else []
-    return nearest(name, (*known, *there, *tfds.list_builders()))
+    return nearest(name, (*known, *there, *tfds.list_builders(with_community_datasets=False)))
 
 
 def _recordings(name: str, data_dir: str | None) -> dict[str, list[Recording]] | None:
