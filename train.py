@@ -134,7 +134,7 @@ def _nearby(argv: list[str]) -> str:
         file = CONFIGS / pathlib.Path(name.removeprefix('--config=')).name
         if file.suffix == '.py' and file.is_file():
             return f'; names are relative to the current folder: did you mean {file}?'
-        if name.startswith('--config=') and (near := nearest_path(name.removeprefix('--config='))):
+        if name.endswith('.py') and (near := nearest_path(name.removeprefix('--config='))):
             return near
     return ''
 

@@ -102,7 +102,7 @@ def _guarded(function: Callable[..., Any], name: str, data_dir: str | None, *res
     """function(name, data_dir, ...), whose every error is one sentence."""
     if '/' in name and pathlib.Path(name).expanduser().exists():
         raise ValueError(
-            f"dataset={name!r} is a path: set dataset to 'folder' or 'npz', and data_dir to the path"
+            f"dataset={name!r} is a path: set dataset to 'folder' or 'npz', and data_dir to {name}"
         )
     try:
         return function(name, data_dir, *rest)
