@@ -13,13 +13,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 export VQJAX_SHARED
 
-.PHONY: help compare test test-long docs tables lint format clean
+.PHONY: help compare test test-all test-shipped docs tables lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make compare    none, VQ-EMA, FSQ and RVQ on digits; results in runs/digits (ARGS='...' adds flags)"
 	@echo "make test       the tests, in a few minutes on two cores (ARGS='...' adds pytest arguments)"
-	@echo "make test-long  the tests that take minutes each, and the others with JAX's own compiler settings"
+	@echo "make test-all   these and the slow ones: whole tables, whole runs, benchmarks and notebooks"
+	@echo "make test-shipped  all tests, compiled with JAX's own settings; an hour or two"
 	@echo "make docs       the documentation, into site/; warnings are errors"
 	@echo "make tables     every table of README and docs, from committed results"
 	@echo "make lint       ruff, reading only"
@@ -32,13 +33,15 @@ compare: $(VENV)/.installed-train
 
 test: $(VENV)/.installed-test
 	@echo "== pytest, two processes (reference data: $(VQJAX_SHARED))"
-	@$(BIN)/python -m pytest $(TWO) -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest $(TWO) -m "not slow" $(ARGS)
 
-test-long: $(VENV)/.installed-test
-	@echo "== pytest, the long tests (reference data: $(VQJAX_SHARED))"
-	@$(BIN)/python -m pytest -m long $(ARGS)
-	@echo "== pytest, the others again, compiled as shipped"
-	@VQJAX_COMPILE=shipped $(BIN)/python -m pytest $(TWO) -m "not long" $(ARGS)
+test-all: $(VENV)/.installed-test
+	@echo "== pytest with the slow tests, two processes (reference data: $(VQJAX_SHARED))"
+	@$(BIN)/python -m pytest $(TWO) $(ARGS)
+
+test-shipped: $(VENV)/.installed-test
+	@echo "== pytest with the slow tests, compiled as shipped (reference data: $(VQJAX_SHARED))"
+	@VQJAX_COMPILE=shipped $(BIN)/python -m pytest $(TWO) $(ARGS)
 
 docs: $(VENV)/.installed-test
 	@echo "== mkdocs build --strict"

@@ -10,7 +10,7 @@ from support import HAS_TWO_EMITTERS
 
 # Compiling small programs once each is most of the suite's time, so they are compiled cheaply;
 # where bits are compared, tests ask for `support.SHIPPED`. The processes that tests start inherit
-# the flags. `make test-long` runs everything as shipped.
+# the flags. `make test-shipped` runs everything as shipped.
 CHEAP = [
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
@@ -58,20 +58,35 @@ def _bytes_held():
     return pages * os.sysconf('SC_PAGE_SIZE')
 
 
-@pytest.fixture(scope='module')
-def quick_compilation(tmp_path_factory):
-    """Equal programs are compiled once, also those of processes that a module's tests start."""
+@pytest.fixture(scope='session', autouse=True)
+def compiled_once(tmp_path_factory):
+    """Compiles equal programs once for the whole session: all files, workers and processes.
+
+    JAX's persistent compilation cache, in the folder of JAX_COMPILATION_CACHE_DIR where that is
+    set (then later sessions find the programs too), else in one that pytest removes.
+    """
     import jax  # after the flags above
     from jax.experimental.compilation_cache import compilation_cache
 
-    before = jax.config.jax_compilation_cache_dir
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent  # the workers' common one
+    # Processes that tests start inherit the environment; this one has read it already.
+    folder = os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'compiled'))
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    compilation_cache.reset_cache()
 
-    def configure(folder, least_seconds):
-        jax.config.update('jax_compilation_cache_dir', folder)
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', least_seconds)
-        compilation_cache.reset_cache()
 
-    configure(before or str(tmp_path_factory.getbasetemp() / 'compiled'), 0.0)
+@pytest.fixture
+def compiled_anew():
+    """Switches that cache off in a test that measures the compiler or what it made."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()
     yield
-    configure(before, least)
+    jax.config.update('jax_enable_compilation_cache', True)
+    compilation_cache.reset_cache()

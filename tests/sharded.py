@@ -1,9 +1,11 @@
-"""Run by test_sharding in a process with 8 CPU devices: what it finds, as JSON on the last line."""
+"""Run by test_sharding in a process with 8 CPU devices: what it finds, as JSON on the last line.
+
+Its arguments are the parts to run.
+"""
 
 import contextlib
 import json
 import math
-import os
 import pathlib
 import re
 import sys
@@ -54,7 +56,8 @@ def collapsed(key, z, k, mask=None, axis_name=None):
     return ops.Start(1e3 * jnp.ones((k, z.shape[-1])).at[0].set(0.0), jnp.ones(k))
 
 
-QUANTIZERS = [
+# Those that take little to compile, and the others.
+QUICK = [
     VQEMA(K, decay=0.8, revival=EAGER),
     VQEMA(
         K,
@@ -74,19 +77,20 @@ QUANTIZERS = [
     SimVQ(K, assignment=ops.Sinkhorn(), length=1.0),  # shorter codes, closer calls
     IBQ(K, init=ops.batch_rows, entropy=0.1),
     FSQ((3,) * D),
-    LFQ(D),
     LatentQuantization((3,) * D),
+    RandomProjection(K, 4),
+    Guarded(VQEMA(K, init=collapsed, revival=None), least=16.0, cooldown=1),
+    Projected(Product(SimVQ(K), 2, shared=True), 4),
+]
+PRODUCTS = Residual(Product(VQ(K, init=ops.batch_rows, revival=EAGER), 2), 2)
+OTHERS = [
+    LFQ(D),
     QINCo(K, 2, hidden=8),
     GumbelSoftmax(K, diversity=0.1),
-    RandomProjection(K, 4),
     Banked(VQEMA(K, init=ops.batch_rows, revival=KMEANS), size=256, fresh=64),
-    Guarded(VQEMA(K, init=collapsed, revival=None), least=16.0, cooldown=1),
-]
-NESTINGS = [
     Residual(BLOCK, 2, beam=3),
-    Residual(Product(VQ(K, init=ops.batch_rows, revival=EAGER), 2), 2),
+    PRODUCTS,
     Product(Residual(BLOCK, 2, dropout='sample'), 2),
-    Projected(Product(SimVQ(K), 2, shared=True), 4),
     MultiScale(BLOCK, (1, 2, 4, 8), phi=(0.5, 0.5)),
 ]
 MOVES = ('all-gather', 'all-to-all', 'collective-permute')
@@ -220,7 +224,7 @@ def partly_manual():
     """shard_map over one axis of two, the other left to the compiler."""
     on, z = mesh(AxisType.Auto), batch()
     rows = {}
-    for q in (NESTINGS[1],):
+    for q in (PRODUCTS,):
         mapped = jax.shard_map(
             lambda z, q=q: train(q, 'data')(z)[::2],
             mesh=on,
@@ -291,14 +295,9 @@ def refusals():
     return told
 
 
-def explicit_traces():
-    """The contract table over Explicit axes: what does not trace, and says what.
-
-    In short runs the first entry of each kind, with VQJAX_COMPILE=shipped (`make test-long`) all.
-    """
-    on, failed, entries = mesh(AxisType.Explicit), {}, table()
-    if os.environ.get('VQJAX_COMPILE') != 'shipped':
-        entries = first_of_their_kind(entries)
+def explicit_traces(entries):
+    """Entries of the contract table over Explicit axes: what does not trace, and says what."""
+    on, failed = mesh(AxisType.Explicit), {}
     for name, q in entries.items():
         z = batch(64 * math.prod(q.grid), 8).reshape(64, *q.grid, 8)
         z = jax.device_put(z, NamedSharding(on, P('data')))
@@ -323,16 +322,17 @@ def guide():
 def main():
     parts = {
         'search': search,
-        'auto': lambda: steps(QUANTIZERS + NESTINGS, AxisType.Auto),
-        'explicit': lambda: steps([LFQ(D), NESTINGS[0]], AxisType.Explicit),
+        'auto': lambda: steps(QUICK, AxisType.Auto),
+        'auto, others': lambda: steps(OTHERS, AxisType.Auto),
+        'explicit': lambda: steps([LFQ(D), Residual(BLOCK, 2, beam=3)], AxisType.Explicit),
         'partly manual': partly_manual,
         'split codebooks': split_codebooks,
-        'explicit traces': explicit_traces,
+        'explicit traces': lambda: explicit_traces(first_of_their_kind(table())),
+        'all explicit traces': lambda: explicit_traces(table()),
         'refusals': refusals,
         'guide': guide,
     }
-    asked = sys.argv[1:] or list(parts)
-    print(json.dumps({name: parts[name]() for name in asked}))
+    print(json.dumps({name: parts[name]() for name in sys.argv[1:]}))
 
 
 if __name__ == '__main__':

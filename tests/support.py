@@ -1,16 +1,20 @@
 """Where the shared reference data is, and what tests of quantizers and of runs have in common."""
 
 import atexit
+import contextlib
 import functools
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
 import pickle
 import re
+import runpy
 import struct
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -115,6 +119,7 @@ def small_config(**changes) -> dict:
     """configs/base.py cut to seconds: two epochs of four steps, of two methods and two seeds."""
     fsq = {'name': 'fsq', 'levels': (3,) * 16}
     return configuration('base') | {
+        'width': 8,
         'features': 16,
         'quantizers': {'none': None, 'vq_ema': SMALL, 'fsq': fsq},
         'methods': 'none,vq_ema',
@@ -157,18 +162,51 @@ def figures(workdir: pathlib.Path) -> list[dict]:
     ]
 
 
-def start(workdir: pathlib.Path, cache: pathlib.Path, *flags: str, devices: int = 1):
-    """The command `train.py` in a process of its own."""
+def start(workdir: pathlib.Path, *flags: str, devices: int = 1):
+    """The command `train.py` in a process of its own, where that is the point (see `command`)."""
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
         'XLA_FLAGS': flags_of(devices),
-        'JAX_COMPILATION_CACHE_DIR': str(cache),  # compiled once for all the processes
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'NO_COLOR': '1',
     }
     command = [sys.executable, str(ROOT / 'train.py'), '--workdir', str(workdir), *flags]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+
+
+class Said(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*flags: str, folder: pathlib.Path = ROOT) -> Said:
+    """The command `train.py` with these flags, run in this process from this folder."""
+    from absl.flags import FLAGS
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    hook = sys.unraisablehook
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, 'argv', [str(ROOT / 'train.py'), *flags])
+        patch.setenv('NO_COLOR', '1')
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(sys.argv[0], run_name='__main__')
+        except SystemExit as ended:
+            code = ended.code or 0
+            if not isinstance(code, int):  # a message, which the interpreter prints
+                err.write(f'{code}\n')
+                code = 1
+        finally:  # the flags are defined anew at every start
+            sys.unraisablehook = hook
+            script = str(ROOT / 'train.py')
+            for name in set(FLAGS):
+                if name.startswith('config') or FLAGS.find_module_defining_flag(name) == script:
+                    delattr(FLAGS, name)
+    return Said(code, out.getvalue(), err.getvalue())
 
 
 def first_of_their_kind(entries):
@@ -180,6 +218,16 @@ def first_of_their_kind(entries):
             first[name] = q
         seen |= kinds
     return first
+
+
+def every_entry(among=lambda q: True):
+    """The table's entries for `pytest.mark.parametrize`: `make test` has the first of each kind."""
+    entries = {name: q for name, q in table().items() if among(q)}
+    soon = first_of_their_kind(entries)
+    return [
+        pytest.param(q, id=name, marks=() if name in soon else pytest.mark.slow)
+        for name, q in entries.items()
+    ]
 
 
 def table():

@@ -13,8 +13,6 @@ from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches
 from vqjax.trainer.errors import RunError
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 NAMES = (
     "missing_total", "no_straight_through", "detached_commitment", "clamped_loss",
     "discarded_init", "stale_revival", "zero_counts", "swapped_coefficients",
@@ -53,6 +51,7 @@ def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
     assert cases.CASES['missing_total'].seen in report and 'docs/sources.md' in report
 
 
+@pytest.mark.slow
 def test_a_fault_in_evaluation_is_found_and_the_same_command_again_trains_nothing(
     tmp_path, monkeypatch
 ):
@@ -169,7 +168,7 @@ def test_a_wrong_configuration_is_refused_by_name(tmp_path, fields, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_fault_is_found_and_no_cure_is(tmp_path):
     found = studies.run(config(cases='all'), str(tmp_path))['cases']
     for name in NAMES:

@@ -147,7 +147,7 @@ def small(**fields):
     return config | fields
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_whole_run_in_small(tmp_path):
     """Trains, codes, fits and reports; a second run of the same folder says the same."""
     config = small()

@@ -70,6 +70,7 @@ def test_nearest(run):
     assert _is_png(plot)
 
 
+@pytest.mark.slow
 def test_quantizers_and_training(run):
     for name in ('quantizers', 'training'):
         results, plot = run(name)
@@ -116,6 +117,7 @@ def test_ratios_are_medians_over_rounds(monkeypatch):
     sys.modules.pop('common')
 
 
+@pytest.mark.slow
 def test_distortion(run):
     pytest.importorskip('faiss')
     results, plot = run('distortion')
@@ -128,6 +130,7 @@ def test_distortion(run):
     assert _is_png(plot)
 
 
+@pytest.mark.slow
 def test_usage(run):
     results, plot = run('usage', 'usage_64')
     found = {row['method']: row['curve'] for row in results['rows']}
@@ -139,6 +142,7 @@ def test_usage(run):
     assert _is_png(plot)
 
 
+@pytest.mark.slow
 def test_unseen(monkeypatch, tmp_path):
     pytest.importorskip('tensorflow_datasets')
     monkeypatch.syspath_prepend(FOLDER)
@@ -185,6 +189,7 @@ def test_the_bound_of_independent_features_is_that_of_one(monkeypatch):
         sys.modules.pop(name)
 
 
+@pytest.mark.slow
 def test_pipeline(run):
     results, _ = run('pipeline')
     assert results['rows'].keys() == {'mnist', 'cifar10'}
@@ -192,6 +197,7 @@ def test_pipeline(run):
         assert row['runs'].keys() == {'pipeline', 'resident batch'} and row['ratio'] > 0
 
 
+@pytest.mark.slow
 def test_scaling(run, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', '')  # what it reads is the compiled program, as shipped
     results, _ = run('scaling')
@@ -331,6 +337,7 @@ def test_gpu_default_is_the_kernel_where_it_is_right_and_faster_everywhere(
     )
 
 
+@pytest.mark.slow
 def test_gpu_train(gpu, tmp_path):
     gpu[0].main(['--quick', '--parts', 'train', '--out', str(tmp_path)])
     results = json.loads((tmp_path / 'gpu_train.json').read_text())

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import table
+from support import every_entry
 
 from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, SimVQ, ops
 from vqjax.quantizers import forms
@@ -90,7 +90,7 @@ def test_a_wrong_argument_is_named(message):
         REFUSED[message]()
 
 
-@pytest.mark.parametrize('q', table().values(), ids=list(table()))
+@pytest.mark.parametrize('q', every_entry())
 def test_every_quantizer_refuses_no_vectors_and_a_mask_of_another_shape(q):
     none, some = (jax.ShapeDtypeStruct((n, *q.grid, 8), jnp.float32) for n in (0, 4))
     made = jax.eval_shape(q.init, KEY, some)

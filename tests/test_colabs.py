@@ -118,6 +118,7 @@ def number(pattern, text):
     return float(re.search(pattern, text)[1])
 
 
+@pytest.mark.slow
 def test_autopsy():
     text, pictures = run('autopsy')
     assert 'K=256: clamped 1.0298, exact 1.0000' in text
@@ -129,7 +130,7 @@ def test_autopsy():
     assert 'error missing_total' in text and pictures == PICTURES['autopsy']
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_quickstart():
     text, pictures = run('quickstart')
     in_use = [int(number) for number in re.findall(r'(\d+) of 64 codes in use', text)]
@@ -139,7 +140,7 @@ def test_quickstart():
     assert pictures == PICTURES['quickstart']
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_compare():
     text, pictures = run('compare')
     accuracy = {
@@ -150,8 +151,7 @@ def test_compare():
     assert pictures == PICTURES['compare']
 
 
-@pytest.mark.long
-@pytest.mark.long
+@pytest.mark.slow
 def test_behaviour():
     pytest.importorskip('aeon')
     text, pictures = run('behaviour')
@@ -162,6 +162,7 @@ def test_behaviour():
     assert pictures == PICTURES['behaviour']
 
 
+@pytest.mark.slow
 def test_tokens():
     text, pictures = run('tokens')
     assert '25408 pixels: 3970 bytes of codes' in text

@@ -1,7 +1,6 @@
 """The command: what --help tells, what is said of mistakes, and how it is stopped."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -9,12 +8,13 @@ import time
 
 import jax.numpy as jnp
 import pytest
+from support import ROOT, command
 
+from vqjax import studies
 from vqjax.trainer.config import fields
 from vqjax.trainer.run.stopping import StopRequest
 from vqjax.trainer.step.optimizer import make_optimizer
 
-ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = 'from configs.digits import get_config\n'
 SHOW = (
     'import sys; from vqjax.trainer.files.display import show; show("x"); show("y");'
@@ -25,19 +25,13 @@ LINES = 'def get_config():\n    {}\n'
 
 
 def test_help_explains_every_field_of_the_configuration():
-    run = subprocess.run(
-        [sys.executable, 'train.py', '--help'],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
+    run = command('--help')
+    assert run.code == 0, run.err
     for flag in ('--workdir', '--config', '--coordinator_address', '--num_processes'):
-        assert flag in run.stdout
+        assert flag in run.out
     for field in fields.FIELDS:
-        assert f'--config.{field}=' in run.stdout, field
-    assert '--config.learning_rate=0.003' in run.stdout
+        assert f'--config.{field}=' in run.out, field
+    assert '--config.learning_rate=0.003' in run.out
 
 
 def test_a_run_no_longer_than_its_warm_up_still_trains():
@@ -67,27 +61,12 @@ def test_a_mistake_is_one_line_from_any_folder(tmp_path, content, flags, text):
     file = tmp_path / 'mine.py'
     if content is not None:
         file.write_text(content)
-    run = subprocess.run(
-        [sys.executable, str(ROOT / 'train.py'), '--config=mine.py', *flags],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 1 and run.stdout == ''
-    assert run.stderr.startswith('error: ') and text in run.stderr and run.stderr.count('\n') == 1
+    run = command('--config=mine.py', *flags, folder=tmp_path)
+    assert run.code == 1 and run.out == ''
+    assert run.err.startswith('error: ') and text in run.err and run.err.count('\n') == 1
     assert not (tmp_path / 'runs').exists()
 
 
-FLAGS = """
-import sys
-field, methods = sys.argv[1], sys.argv[2].split(',')
-sys.argv = ['train.py', *sys.argv[3:]]
-import train
-train.parse(sys.argv)
-config = train.flags_win(train.flags.FLAGS.config.to_dict())
-print([config['overrides'].get(m, {}).get(field, config[field]) for m in methods])
-"""
 RATE = ('learning_rate', 'none,fsq')
 REMEDIES = '--config=configs/remedies.py'
 GRIDS, VECTOR = '--config=configs/rates.py', '--config.bottleneck=vector'
@@ -108,16 +87,23 @@ GRIDS, VECTOR = '--config=configs/rates.py', '--config.bottleneck=vector'
         (('bottleneck', 'fsq-8,fsq-8-grid'), (GRIDS, VECTOR), ['vector', 'grid']),
     ],
 )  # fmt: skip
-def test_a_flag_holds_for_every_method_unless_the_study_varies_the_field(of, given, values):
-    command = [sys.executable, '-c', FLAGS, *of, *given]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.stdout.strip() == str(values), run.stderr
+def test_a_flag_holds_for_every_method_unless_the_study_varies_the_field(
+    monkeypatch, of, given, values
+):
+    field, methods = of
+    ran = []
+    monkeypatch.setattr(studies, 'run', lambda config, workdir: ran.append(config))
+    said = command(*given)
+    assert said.code == 0, said.err
+    [config] = ran
+    found = [config['overrides'].get(m, {}).get(field, config[field]) for m in methods.split(',')]
+    assert found == values
 
 
-@pytest.mark.parametrize('command', [['train.py', '--help'], ['-c', SHOW]])
-def test_a_reader_that_leaves_ends_it_quietly(command):
+@pytest.mark.parametrize('arguments', [['train.py', '--help'], ['-c', SHOW]])
+def test_a_reader_that_leaves_ends_it_quietly(arguments):
     run = subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -126,7 +112,7 @@ def test_a_reader_that_leaves_ends_it_quietly(command):
     run.stdout.close()
     said = run.stderr.read()
     assert run.wait(timeout=120) == 0
-    assert said == ('' if command[0] == 'train.py' else 'went on\n')
+    assert said == ('' if arguments[0] == 'train.py' else 'went on\n')
 
 
 def test_the_first_interrupt_saves_and_the_second_stops_at_once(capfd):

@@ -8,27 +8,24 @@ quantizer of your own. Here each is a test that takes any quantizer, and replica
 import jax
 import numpy as np
 import pytest
-from support import SHIPPED, first_of_their_kind, on_two_devices, table
+from support import SHIPPED, every_entry, first_of_their_kind, on_two_devices, table
 
 import vqjax
 from vqjax import ops, testing
 from vqjax.testing import claimed, properties
 
-TABLE = table()
+KINDS = first_of_their_kind(table()).values()
 
 
-AS_SHIPPED = first_of_their_kind(TABLE).values()
-
-
-@pytest.fixture(scope='module', params=TABLE.values(), ids=TABLE)
+@pytest.fixture(scope='module', params=every_entry())
 def trial(request):
     """The compiled steps of a quantizer, shared by its tests, which run one after the other.
 
-    Compiling them as users do is most of what the table costs, so that in short runs one entry of
-    each kind is (CONTRIBUTING: `make test-long`), and the wrong quantizers are.
+    Compiling is most of what the table costs. So `make test` tries one entry of each kind, as users
+    compile it, and `make test-all` the others, compiled cheaply (see conftest.py).
     """
     q = request.param
-    return testing.Trial(q, 8, SHIPPED if q in AS_SHIPPED else None, on_two_devices)
+    return testing.Trial(q, 8, SHIPPED if q in KINDS else None, on_two_devices)
 
 
 def test_argument_names_are_the_protocol_s(trial):

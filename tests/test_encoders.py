@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from vqjax import encoders, ops
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def images(*shape):
     return jax.random.normal(jax.random.key(0), shape)

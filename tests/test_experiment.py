@@ -19,8 +19,6 @@ from vqjax.trainer.data import batches
 from vqjax.trainer.files.workdir import Workdir
 from vqjax.trainer.step.parallel import Pmap
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
@@ -119,36 +117,47 @@ def test_the_same_command_again_trains_nothing_and_gives_the_same(done, monkeypa
     assert studies.run(config(), str(workdir)) == results
 
 
-def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
-    """Within two points of the sound codebook, where the same run without a guard is lost.
+SOUND = {'name': 'vq_ema', 'num_codes': 16, 'decay': 0.99, 'commitment': 1.0}
+WEAK = SOUND | {'init': 'normal', 'revival': None}
 
-    The records of the evaluations say how often the guard and the clipping acted.
-    """
-    sound = {'name': 'vq_ema', 'num_codes': 16, 'decay': 0.99, 'commitment': 1.0}
-    weak = sound | {'init': 'normal', 'revival': None}
-    given = {'seeds': 1, 'epochs': 20, 'batch_size': 128, 'features': 128, 'eval_every': 10}
-    given |= {'log_every': 1}
 
-    def train(name, guard, **quantizers):
-        chosen = {'quantizers': quantizers, 'methods': ','.join(quantizers), 'guard': guard}
-        results = experiment.run(config(**given | chosen), str(tmp_path / name))
-        log = lines(tmp_path / name / 'metrics.jsonl')
-        refits = [r for r in log if r.get('event') == 'refit']
-        accuracy = {n: m['seeds'][0]['accuracy'] for n, m in results['methods'].items()}
-        return accuracy, [f['name'] for f in results['findings']], refits
+def train_weak(workdir, guard, **changes):
+    """(results, re-fits) of a codebook that collapses; and of others, given as quantizers."""
+    quantizers = changes.pop('quantizers', {'weak': WEAK})
+    given = {'quantizers': quantizers, 'methods': ','.join(quantizers), 'guard': guard}
+    results = experiment.run(config(seeds=1, log_every=1, **given | changes), str(workdir))
+    log = lines(workdir / 'metrics.jsonl')
+    return results, [r for r in log if r.get('event') == 'refit']
 
-    lost, found, refits = train('lost', False, weak=weak)
-    assert lost['weak'] < 0.8 and 'collapse' in found and not refits
-    kept, found, refits = train('kept', True, weak=weak, sound=sound)
-    assert kept['weak'] > kept['sound'] - 0.02 and kept['sound'] > 0.9
-    assert not found and {r['method'] for r in refits} == {'weak'}
-    history = json.loads((tmp_path / 'kept/finished/weak/seed_0.json').read_text())['history']
+
+def test_evaluations_record_how_often_the_guard_and_the_clipping_acted(tmp_path):
+    guarded = {'name': 'guarded', 'inner': WEAK, 'least': 12.0, 'cooldown': 4}
+    given = {'quantizers': {'weak': guarded}, 'epochs': 4, 'eval_every': 2, 'clip_norm': 2.0}
+    _, refits = train_weak(tmp_path, False, **given)
+    assert refits and {r['method'] for r in refits} == {'weak'}
+    history = json.loads((tmp_path / 'finished/weak/seed_0.json').read_text())['history']
     assert history[-1]['refits'] == len(refits)
-    norms = np.array(
-        [r['gradient_norm'] for r in trained_steps(tmp_path / 'kept', 'weak').values()]
-    )
-    clipped = (norms > config()['clip_norm']).reshape(2, -1).mean(-1)
+    norms = np.array([r['gradient_norm'] for r in trained_steps(tmp_path, 'weak').values()])
+    clipped = (norms > 2).reshape(2, -1).mean(-1)
     assert [r['clipped'] for r in history] == pytest.approx(clipped) and 0 < clipped.sum() < 2
+
+
+@pytest.mark.slow
+def test_a_guard_turns_a_collapsing_run_into_a_healthy_one(tmp_path):
+    """Within two points of the sound codebook, where the same run without a guard is lost."""
+    given = {'epochs': 20, 'batch_size': 128, 'width': 32, 'features': 128, 'eval_every': 10}
+
+    def accuracy(results):
+        return {n: m['seeds'][0]['accuracy'] for n, m in results['methods'].items()}
+
+    lost, refits = train_weak(tmp_path / 'lost', False, **given)
+    assert accuracy(lost)['weak'] < 0.8 and not refits
+    assert 'collapse' in [f['name'] for f in lost['findings']]
+    both = {'weak': WEAK, 'sound': SOUND}
+    kept, refits = train_weak(tmp_path / 'kept', True, quantizers=both, **given)
+    found = accuracy(kept)
+    assert found['weak'] > found['sound'] - 0.02 and found['sound'] > 0.9
+    assert not kept['findings'] and {r['method'] for r in refits} == {'weak'}
 
 
 def test_another_configuration_in_the_same_folder_is_refused(done):

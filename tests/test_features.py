@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from support import SMALL, small_config
 
+from vqjax import runfiles
 from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches, records, sets
 from vqjax.trainer.run import encoded as features
 from vqjax.trainer.run import pretrained, runs, tasks
-from vqjax.trainer.step import evaluation, network, starts, steps
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+from vqjax.trainer.step import evaluation, starts, steps
 
 PER_EPOCH = 4
 
@@ -164,7 +163,7 @@ def test_a_grid_from_an_encoder_of_vectors_is_standardised_anew(source):
         model = task.model.clone(axis_name=None)
         z = model.apply(variables, images, method='represent')
         output = model.apply(variables, images, train=False)
-        moments = state.stats['batch_stats'][network.ENCODER]['standardize']
+        moments = state.stats['batch_stats'][runfiles.ENCODER]['standardize']
         found[bottleneck] = np.asarray(z), moments, output
     z, moments, _ = found['grid']
     np.testing.assert_allclose(z.mean((0, 1, 2)), 0, atol=1e-4)

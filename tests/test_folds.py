@@ -19,8 +19,6 @@ from vqjax.trainer.data.recordings import Cutting
 from vqjax.trainer.data.records import InMemory, whole
 from vqjax.trainer.run import runs
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.mark.parametrize('folds, repeat', [(2, 0), (5, 0), (5, 3), (7, 1)])
 def test_every_example_is_tested_once_a_repetition_and_by_label(folds, repeat):

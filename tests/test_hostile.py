@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import refuse, small_config
 
-from vqjax import atomic
+from vqjax import atomic, runfiles
 from vqjax.results.records import pack_counts
 from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
@@ -215,7 +215,7 @@ def test_a_configuration_of_before_a_field_existed_is_the_same_configuration(fol
 
 
 def test_records_are_read_as_far_as_they_were_written(folder):
-    file = recorder.records_file(folder.path, 'none', 0)
+    file = runfiles.steps_file(folder.path, 'none', 0)
     with pytest.raises(RunError, match='is missing, with what every step'):
         folder.history('none', 0)
     file.parent.mkdir(parents=True)

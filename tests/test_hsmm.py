@@ -345,7 +345,7 @@ def test_float32_follows_float64_over_a_long_session():
     assert (m.viterbi(single, codes) == m.viterbi(params, codes)).mean() > 0.999
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_hundred_thousand_steps_fit_in_memory():
     m = HSMM(20, 64, phases=8, duration=50.0)
     params = draw(m, dtype=np.float32)

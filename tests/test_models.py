@@ -4,12 +4,9 @@ import functools
 
 import jax
 import numpy as np
-import pytest
 
 from vqjax import FSQ, Projected
 from vqjax.trainer.step import network
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def images(*shape):

@@ -11,19 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from support import table
+from support import every_entry
 
 import vqjax
 from vqjax import FSQ, VQ, VQEMA, Guarded, Product, Projected, ops
 from vqjax.nnx import CodebookStats, Quantize
 
-TABLE = table()
 EAGER = ops.Revival(below=0.9, every=1)
 # Parameters, statistics and revival in one.
 LEARNED = VQ(8, decay=0.8, revival=EAGER)
-every_quantizer = pytest.mark.parametrize(
-    'q', [pytest.param(q, id=name) for name, q in TABLE.items()]
-)
+every_quantizer = pytest.mark.parametrize('q', every_entry())
 
 
 def shape_for(q):

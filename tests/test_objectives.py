@@ -16,8 +16,6 @@ from vqjax.trainer.run.runs import score
 from vqjax.trainer.step import starts
 from vqjax.trainer.step.optimizer import make_optimizer
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 PER_EPOCH, STEPS = 4, 8
 WARM_UP = {
     'schedule': 'linear_schedule', 'init_value': 0.0, 'end_value': 2.0, 'transition_steps': 2,

@@ -70,7 +70,7 @@ def test_the_extra_test_includes_train():
     assert 'vqjax[train]' in PROJECT['optional-dependencies']['test']
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['python3.11', 'python3.12', 'python3.13'])
 def test_the_wheel_works_in_a_bare_environment(name, tmp_path):
     interpreter = shutil.which(name)
@@ -98,7 +98,7 @@ print(vqjax.__version__)
     assert run(python, '-c', code, cwd=tmp_path, env=env).strip() == vqjax.__version__
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_sdist_holds_what_builds_and_tests_it(tmp_path):
     code = f'from hatchling.build import build_sdist; build_sdist({str(tmp_path)!r})'
     run(sys.executable, '-m', 'venv', str(tmp_path / 'venv'))

@@ -11,8 +11,9 @@ from support import ROOT, run_on
 from vqjax.trainer import errors, experiment
 from vqjax.trainer.step.parallel import Jit, Pmap
 
-# One process of 8 devices trains every form: digits, 20 steps, every one of them told. Under jit
-# with rows split, a copy of the run under pmap goes on from its checkpoint of step 8.
+# One process of 8 devices trains the forms: digits, 20 steps, every one of them told. Under jit
+# with rows split, where that is asked for, a copy of the run under pmap goes on from its
+# checkpoint of step 8.
 PROGRAM = """
 import pathlib, shutil, sys
 from vqjax.trainer import experiment
@@ -38,27 +39,36 @@ config = base.get_config().to_dict() | {
         'scales': {'bottleneck': 'grid'},
     },
 }
-experiment.run(config, str(workdir / 'pmap'))
-shutil.copytree(workdir / 'pmap', workdir / 'rows')
-shutil.rmtree(workdir / 'rows' / 'finished')
-for step in workdir.glob('rows/checkpoints/*/seed_0/[0-9]*'):
-    if int(step.name) > 8:
-        shutil.rmtree(step)
-experiment.run(config | {'parallel': 'jit'}, str(workdir / 'rows'))
-experiment.run(config | {'parallel': 'jit', 'mesh_shape': (2, -1)}, str(workdir / 'codes'))
+if not (workdir / 'pmap').exists():
+    experiment.run(config, str(workdir / 'pmap'))
+if 'codes' in sys.argv:
+    experiment.run(config | {'parallel': 'jit', 'mesh_shape': (2, -1)}, str(workdir / 'codes'))
+if 'rows' in sys.argv:
+    shutil.copytree(workdir / 'pmap', workdir / 'rows')
+    shutil.rmtree(workdir / 'rows' / 'finished')
+    for step in workdir.glob('rows/checkpoints/*/seed_0/[0-9]*'):
+        if int(step.name) > 8:
+            shutil.rmtree(step)
+    experiment.run(config | {'parallel': 'jit'}, str(workdir / 'rows'))
 """
 
 
-def train(workdir, methods):
+def train(workdir, methods, *forms):
     """Runs the program; the folder has one run a form."""
-    run_on(8, '-c', PROGRAM, str(workdir), methods)
+    run_on(8, '-c', PROGRAM, str(workdir), methods, *forms)
     return workdir
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """The folder of one run a form."""
-    return train(tmp_path_factory.mktemp('forms'), 'rvq')
+    """The folder of a run under pmap and one under jit with codes split."""
+    return train(tmp_path_factory.mktemp('forms'), 'rvq', 'codes')
+
+
+@pytest.fixture(scope='module')
+def gone_on(trained):
+    """The same folder, with a run under jit that goes on from a checkpoint of pmap."""
+    return train(trained, 'rvq', 'rows')
 
 
 def records(folder, split='train'):
@@ -80,17 +90,22 @@ def test_jit_with_codes_split_equals_pmap_at_every_step(trained):
     same_steps(records(trained / 'pmap'), records(trained / 'codes'), 20)
 
 
-def test_a_checkpoint_of_pmap_goes_on_under_jit_as_under_pmap(trained):
-    lines = (trained / 'rows' / 'metrics.jsonl').read_text().splitlines()
+@pytest.mark.slow
+def test_a_checkpoint_of_pmap_goes_on_under_jit_as_under_pmap(gone_on):
+    lines = (gone_on / 'rows' / 'metrics.jsonl').read_text().splitlines()
     resumed = [json.loads(line)['step'] for line in lines if '"resume"' in line]
     assert resumed == [8]
-    same_steps(records(trained / 'pmap'), records(trained / 'rows'), 20)
+    same_steps(records(gone_on / 'pmap'), records(gone_on / 'rows'), 20)
 
 
-@pytest.mark.parametrize('form', ['rows', 'codes'])
-def test_what_is_reported_of_the_test_split_is_the_same(trained, form):
+@pytest.mark.parametrize(
+    'folder, form',
+    [('trained', 'codes'), pytest.param('gone_on', 'rows', marks=pytest.mark.slow)],
+)
+def test_what_is_reported_of_the_test_split_is_the_same(request, folder, form):
+    folder = request.getfixturevalue(folder)
     expected, found = (
-        json.loads((trained / name / 'results.json').read_text())['methods']['rvq']
+        json.loads((folder / name / 'results.json').read_text())['methods']['rvq']
         for name in ('pmap', form)
     )
     (a,), (b,) = expected['seeds'], found['seeds']
@@ -113,12 +128,12 @@ def test_evaluations_tell_the_same_however_the_rows_of_a_last_batch_fall(trained
         assert there == pytest.approx(figures, rel=1e-5, abs=1e-6), at
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_other_quantizers_train_alike_under_every_form(tmp_path):
     # Two levels are chaotic: a vector between two codes of the top takes either by the last bit,
     # and the bottom goes another way. From step 9 on pmap on 4 devices differs from pmap on 8 as
     # much as jit does (1e-3 to 1e-2); hardly moved, all forms agree in all of the 20 steps.
-    train(tmp_path, 'vq,sim_vq,lfq,two,slow_two,scales')
+    train(tmp_path, 'vq,sim_vq,lfq,two,slow_two,scales', 'codes', 'rows')
     for form in ('rows', 'codes'):
         same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 120, two=8)
 

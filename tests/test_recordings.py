@@ -10,7 +10,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import refuse, start
+from support import command, refuse
 
 from vqjax import VQEMA, sensors
 from vqjax.trainer import experiment
@@ -23,7 +23,6 @@ from vqjax.trainer.step.starts import init_state
 from vqjax.trainer.step.steps import gradients, train_step
 from vqjax.trainer.step.task import Task
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 NAN = float('nan')
 
 
@@ -494,7 +493,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 # Training.
 
 
-def test_the_command_trains_on_a_folder_and_what_it_leaves_can_be_read(tmp_path):
+def test_the_command_trains_on_a_folder_and_what_it_leaves_can_be_read(tmp_path, caplog):
     own = some(8)
     own[0].signals[10:40] = NAN
     folder, workdir = write(tmp_path / 'data', own), tmp_path / 'run'
@@ -502,10 +501,9 @@ def test_the_command_trains_on_a_folder_and_what_it_leaves_can_be_read(tmp_path)
     flags += [f'--config.{k}={v}' for k, v in config(folder, hop=10, epochs=6).items()]
     flags += ['--config.features=16', '--config.methods=none,vq_ema', '--config.seeds=1']
     flags += ['--config.quantizers.vq_ema.num_codes=16', '--config.eval_every=6']
-    process = start(workdir, tmp_path / 'cache', *flags)
-    _, problem = process.communicate()
-    assert process.returncode == 0, problem[-2000:]
-    assert '30 of' in problem and 'steps of split' in problem
+    said = command('--workdir', str(workdir), *flags)
+    assert said.code == 0, said.err
+    assert '30 of' in caplog.text and 'steps of split' in caplog.text
     results = json.loads((workdir / 'results.json').read_text())
     assert results['methods']['vq_ema']['seeds'][0]['accuracy'] > 0.9
     told = results['recordings']

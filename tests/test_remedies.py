@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from support import SHARED, configuration, figures, flags_of, start, trained_steps
+from support import SHARED, command, configuration, figures, flags_of, start, trained_steps
 
 from vqjax import VQEMA, Guarded, metrics, studies
 from vqjax.results.summaries import summarise
@@ -84,7 +84,7 @@ def test_a_wrong_configuration_is_refused_by_name(config, tmp_path, change, mess
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path, quick_compilation):
+def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path):
     """Codes fitted after training cost little accuracy, however the baseline collapses."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
     from configs import remedies as source
@@ -245,7 +245,7 @@ def test_the_terminal_shows_whole_names_in_120_columns(results):
     assert '…' not in text and all(f' {name} ' in text for name in names)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_guard_brings_a_collapsing_run_within_two_points_of_the_healthy_one(config, tmp_path):
     names = 'none,weak,reset_on_collapse,default,kmeans_after'
     found = studies.run(config | {'methods': names, 'seeds': 3}, str(tmp_path))['methods']
@@ -274,6 +274,7 @@ def on_cifar10(workdir):
 
 
 @pytest.mark.skipif(not (SHARED / 'tfds' / 'cifar10').exists(), reason='no copy of CIFAR-10')
+@pytest.mark.slow
 def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
     running = []
     for devices in (1, 8):
@@ -307,26 +308,25 @@ def test_a_remedy_on_cifar10_is_the_same_on_one_device_and_on_eight(tmp_path):
     assert results['environment']['devices'].startswith('8 x')
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_study_killed_at_any_moment_ends_with_the_same_results(tmp_path):
     flags = (
         '--config=configs/remedies.py', '--config.methods=weak,init_kmeans,two_stages',
         '--config.seeds=2', '--config.epochs=4', '--config.eval_every=2',
         '--config.overrides.two_stages.continuous_epochs=2.0',
     )  # fmt: skip
-    cache = tmp_path / 'cache'
-    _, problem = (whole := start(tmp_path / 'whole', cache, *flags)).communicate()
-    assert whole.returncode == 0, problem[-2000:]
+    whole = command('--workdir', str(tmp_path / 'whole'), *flags)
+    assert whole.code == 0, whole.err
     workdir, rng = tmp_path / 'broken', random.Random()
     moments = [(count, rng.uniform(0, 5)) for count in (0, 1, 3, 5)]
     for count, delay in moments:
-        process = start(workdir, cache, *flags)
+        process = start(workdir, *flags)
         while process.poll() is None and len(list(workdir.glob('finished/*/*.json'))) < count:
             time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    _, problem = (last := start(workdir, cache, *flags)).communicate()
-    assert last.returncode == 0, (moments, problem[-2000:])
+    last = command('--workdir', str(workdir), *flags)
+    assert last.code == 0, (moments, last.err)
     assert figures(workdir) == figures(tmp_path / 'whole'), moments
     assert (workdir / 'report.md').exists() and (workdir / 'remedies.png').exists()

@@ -6,36 +6,48 @@ import socket
 import time
 
 import pytest
-from support import figures, start, trained_steps
+from support import command, figures, start, trained_steps
 
 SMALL = (
-    '--config.features=16', '--config.methods=vq_ema', '--config.seeds=1',
-    '--config.quantizers.vq_ema.num_codes=16', '--config.epochs=12', '--config.batch_size=256',
+    '--config.features=16', '--config.methods=vq_ema', '--config.seeds=1', '--config.width=8',
+    '--config.quantizers.vq_ema.num_codes=16', '--config.epochs=4', '--config.batch_size=256',
     '--config.checkpoint_every=1', '--config.folds=0',
 )  # fmt: skip
 
 
-def test_a_run_that_was_stopped_and_killed_ends_with_the_same_figures(tmp_path):
-    cache = tmp_path / 'cache'
-    whole = start(tmp_path / 'whole', cache, *SMALL)
-    out, problem = whole.communicate()
-    assert whole.returncode == 0, problem[-2000:]
-    assert 'vq_ema' in out and '\x1b' not in out + problem  # the table; no colours, no bar
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The folder of the run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp('whole')
+    said = command('--workdir', str(workdir), *SMALL)
+    assert said.code == 0, said.err
+    assert (
+        'vq_ema' in said.out and '\x1b' not in said.out + said.err
+    )  # the table; no colours or bar
+    return workdir
 
-    workdir = tmp_path / 'broken'
-    folder = workdir / 'checkpoints' / 'vq_ema' / 'seed_0'
-    said, code = interrupt(start(workdir, cache, *SMALL), folder, 4, signal.SIGTERM)
+
+def test_a_run_that_was_stopped_ends_with_the_same_figures(whole, tmp_path):
+    folder = tmp_path / 'checkpoints' / 'vq_ema' / 'seed_0'
+    said, code = interrupt(start(tmp_path, *SMALL), folder, 4, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM and 'everything is saved' in said, said
+    last = command('--workdir', str(tmp_path), *SMALL)
+    assert last.code == 0, last.err
+    assert figures(tmp_path) == figures(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_same_figures(whole, tmp_path):
+    folder = tmp_path / 'checkpoints' / 'vq_ema' / 'seed_0'
     # At random moments: while a checkpoint is written, between two, or before the first step.
     rng = random.Random()
-    moments = [(step, rng.uniform(0, 0.5)) for step in sorted(rng.sample(range(8, 40), 3))]
+    moments = [(step, rng.uniform(0, 0.5)) for step in sorted(rng.sample(range(12), 3))]
     for step, delay in moments:
-        _, code = interrupt(start(workdir, cache, *SMALL), folder, step, signal.SIGKILL, delay)
+        _, code = interrupt(start(tmp_path, *SMALL), folder, step, signal.SIGKILL, delay)
         assert code in (-signal.SIGKILL, 0), moments  # 0: it had ended before
-    last = start(workdir, cache, *SMALL)
-    _, problem = last.communicate()
-    assert last.returncode == 0, (moments, problem[-2000:])
-    assert figures(workdir) == figures(tmp_path / 'whole'), moments
+    last = command('--workdir', str(tmp_path), *SMALL)
+    assert last.code == 0, (moments, last.err)
+    assert figures(tmp_path) == figures(whole), moments
 
 
 def interrupt(process, folder, step, number, delay=0.0):
@@ -51,12 +63,12 @@ def interrupt(process, folder, step, number, delay=0.0):
     return process.communicate()[1], process.returncode
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
-    """48 steps, one SIGTERM to the process that writes nothing; they go on under jit."""
+    """16 steps, one SIGTERM to the process that writes nothing; they go on under jit."""
     # Slow to learn, so that rounding stays rounding.
     rate = '--config.learning_rate=1e-4'
     short = (*SMALL, '--config.log_every=1', rate)
-    cache = tmp_path / 'cache'
 
     def together(*flags):
         with socket.socket() as probe:
@@ -64,7 +76,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
             address = f'127.0.0.1:{probe.getsockname()[1]}'
         pair = ('--coordinator_address', address, '--num_processes', '2', '--process_id')
         given = (*short, *flags)
-        return [start(tmp_path / 'two', cache, *pair, i, *given, devices=2) for i in '01']
+        return [start(tmp_path / 'two', *pair, i, *given, devices=2) for i in '01']
 
     writer, other = together()
     folder = tmp_path / 'two' / 'checkpoints' / 'vq_ema' / 'seed_0'
@@ -72,14 +84,14 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
     assert [code for _, code in said] == [128 + signal.SIGTERM] * 2, said
     assert 'everything is saved' in said[1][0]
     resumed = together('--config.parallel=jit')
-    alone = start(tmp_path / 'one', cache, *short, devices=4)
+    alone = start(tmp_path / 'one', *short, devices=4)
     outputs = [process.communicate(timeout=500) for process in (*resumed, alone)]
     for process, (_, problem) in zip((*resumed, alone), outputs, strict=True):
         assert process.returncode == 0, problem[-2000:]
     assert 'vq_ema' in outputs[0][0]
     assert 'vq_ema' not in ''.join(outputs[1])  # only process 0 reports
     two, one = (trained_steps(tmp_path / name) for name in ('two', 'one'))
-    assert two.keys() == one.keys() == set(range(1, 49))
+    assert two.keys() == one.keys() == set(range(1, 17))
     for step in one:
         for name in ('loss', 'quantizer_loss', 'accuracy', 'input_norm', 'code_norm'):
             assert two[step][name] == pytest.approx(one[step][name], rel=1e-5), (step, name)
@@ -93,8 +105,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
     [('--config.epoch=3', 'epoch'), ('--config=missing.py', 'missing.py')],
 )
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, flag, text):
-    process = start(tmp_path / 'run', tmp_path / 'cache', flag)
-    _, said = process.communicate()
-    assert process.returncode != 0
-    assert said.startswith('error: ') and text in said and said.count('\n') == 1, said
+    said = command('--workdir', str(tmp_path / 'run'), flag)
+    assert said.code != 0
+    assert said.err.startswith('error: ') and text in said.err and said.err.count('\n') == 1, said
     assert not (tmp_path / 'run').exists()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import table
+from support import every_entry
 
 from vqjax import (
     FSQ,
@@ -299,7 +299,7 @@ def traced(q):
     return z, jax.eval_shape(functools.partial(program, q, True, key=KEY), z, mask)
 
 
-@pytest.mark.parametrize('q', table().values(), ids=list(table()))
+@pytest.mark.parametrize('q', every_entry())
 def test_every_quantizer_is_traced_under_strict_flags(q):
     """No rank and no dtype promoted by accident, and nothing of 64 bits where there are some."""
     strict = jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict')
@@ -310,9 +310,7 @@ def test_every_quantizer_is_traced_under_strict_flags(q):
     assert not wide & {x.dtype for x in jax.tree.leaves(result)}
 
 
-@pytest.mark.parametrize(
-    'q', [q for q in table().values() if isinstance(q, Banked | Guarded | VQ)], ids=repr
-)
+@pytest.mark.parametrize('q', every_entry(lambda q: isinstance(q, Banked | Guarded | VQ)))
 def test_no_traced_array_outlives_its_trace(q):
     with jax.checking_leaks():
         traced(q)

@@ -1,6 +1,6 @@
 """Quantizers under jit over sharded arrays: one device's result, and nothing of z's size travels.
 
-All of it in one process with 8 CPU devices (`sharded.py`), whose compiled programs are read.
+In processes with 8 CPU devices (`sharded.py`), whose compiled programs are read.
 """
 
 import json
@@ -20,9 +20,22 @@ from vqjax.ops import meshes, tiles
 HERE = pathlib.Path(__file__).parent
 
 
+def run(*parts):
+    return json.loads(run_on(8, str(HERE / 'sharded.py'), *parts).splitlines()[-1])
+
+
 @pytest.fixture(scope='module')
 def found():
-    return json.loads(run_on(8, str(HERE / 'sharded.py')).splitlines()[-1])
+    return run(
+        'search', 'auto', 'explicit', 'partly manual', 'split codebooks', 'explicit traces',
+        'refusals',
+    )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def others():
+    """What takes long to compile."""
+    return run('auto, others', 'all explicit traces', 'guide')
 
 
 def test_each_device_searches_its_own_rows_among_its_own_codes(found):
@@ -48,15 +61,25 @@ def test_split_features_are_gathered_once_and_no_scores_added_up(found):
 
 @pytest.mark.parametrize('axes', ['auto', 'explicit', 'partly manual'])
 def test_steps_equal_one_device_s_and_move_no_features(found, axes):
-    for name, row in found[axes].items():
+    check_steps(found[axes])
+    if axes == 'auto':
+        assert len(found[axes]) == 11
+        assert sum(row.get('refits', 0) for row in found[axes].values()) == 1
+
+
+@pytest.mark.slow
+def test_steps_of_the_others_equal_one_device_s_and_move_no_features(others):
+    check_steps(others['auto, others'])
+    assert len(others['auto, others']) == 8
+
+
+def check_steps(rows):
+    for name, row in rows.items():
         wrong, worst = row['difference']
         assert wrong == 0 and worst < 1e-5, (name, row)
         assert row['moved'] == [], (name, row)
         if 'codes' in row:
             assert row['codes'].startswith("P(('data', 'model')"), (name, row)
-    if axes == 'auto':
-        assert len(found[axes]) == 19
-        assert sum(row.get('refits', 0) for row in found[axes].values()) == 1
 
 
 def test_a_split_codebook_stays_split_through_update(found):
@@ -66,8 +89,13 @@ def test_a_split_codebook_stays_split_through_update(found):
         assert row['kept'] and row['split'] == 2 and row['moved'] == [], (name, row)
 
 
-def test_the_contract_table_traces_over_explicit_axes(found):
+def test_one_quantizer_of_each_kind_traces_over_explicit_axes(found):
     assert found['explicit traces'] == {}
+
+
+@pytest.mark.slow
+def test_the_contract_table_traces_over_explicit_axes(others):
+    assert others['all explicit traces'] == {}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +114,9 @@ def test_bad_input_is_told_the_value_and_the_remedy(found, case, parts):
     assert '\n' not in message
 
 
-def test_the_guide_s_programs_run_on_eight_devices(found):
-    assert found['guide'] == 4
+@pytest.mark.slow
+def test_the_guide_s_programs_run_on_eight_devices(others):
+    assert others['guide'] == 4
 
 
 def test_the_guide_s_program_for_several_hosts_runs_in_two_processes(tmp_path):

@@ -97,7 +97,7 @@ def test_what_the_report_needs_is_asked_for_before_training(config, tmp_path, ch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_ema_and_gradient_codebooks_meet_the_targets_and_the_buffer_does_not(config, tmp_path):
     names = ('before', 'gradient', 'ema')
     fields = {'data_dir': str(shared('tfds')), 'methods': ','.join(names)}

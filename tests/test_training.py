@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
-import subprocess
-import sys
+import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import run_on
 
 from vqjax import VQEMA
 from vqjax.trainer import errors
@@ -263,43 +262,36 @@ def check_shard_map():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=1.0))
 
 
+def summary():
+    """20 steps and an evaluation, as arrays."""
+    state, records = run(20)
+    task, _, _ = compiled()
+    batch = make_batch(64, seed=99) | {'mask': np.arange(64) < 60}
+    fn = FORM.compile(functools.partial(evaluation.eval_step, task))
+    _, seen = evaluation.evaluate(fn, FORM.place(state, task), [batch])
+    losses = [record['loss'] for record in records]
+    means = list(seen.means.values())
+    return [*jax.tree.leaves(state), losses, seen.probs, means], seen.counts
+
+
 SCRIPT = """
-import sys, jax, numpy as np
-import test_training as t
-state, records = t.run(int(sys.argv[1]))
-task, _, _ = t.compiled()
-fn = t.FORM.compile(t.functools.partial(t.evaluation.eval_step, task))
-batch = t.make_batch(64, seed=99) | {'mask': np.arange(64) < 60}
-_, seen = t.evaluation.evaluate(fn, t.FORM.place(state, task), [batch])
-if jax.device_count() > 1:
+import pickle, sys
+sys.path.insert(0, sys.argv[1])
+import jax, test_training as t
+assert jax.device_count() == 8
+with open(sys.argv[2], 'wb') as file:
+    pickle.dump(jax.device_get(t.summary()), file)
+if 'shard_map' in sys.argv:
     t.check_shard_map()
-np.savez(sys.argv[2], *jax.tree.leaves(state), losses=[r['loss'] for r in records],
-         counts=seen.counts, probs=seen.probs, means=list(seen.means.values()),
-         devices=jax.device_count())
 """
 
 
-def test_eight_devices_train_as_one(tmp_path):
+@pytest.mark.parametrize('forms', [(), pytest.param(('shard_map',), marks=pytest.mark.slow)])
+def test_eight_devices_train_as_one(tmp_path, forms):
     """20 steps, k-means start and revival included: state to 1e-5, codes equal."""
-    running = {}
-    for devices in (1, 8):
-        environment = os.environ | {
-            # Compiling is most of the time.
-            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-            '--xla_backend_optimization_level=0',
-            'JAX_PLATFORMS': 'cpu',
-            'PYTHONPATH': str(pathlib.Path(__file__).parent),
-        }
-        command = [sys.executable, '-c', SCRIPT, '20', str(tmp_path / f'{devices}.npz')]
-        running[devices] = subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True
-        )
-    for process in running.values():
-        problem = process.communicate()[1]
-        assert process.returncode == 0, problem[-2000:]
-    one, eight = (dict(np.load(tmp_path / f'{devices}.npz')) for devices in running)
-    assert (one.pop('devices'), eight.pop('devices')) == (1, 8)
-    np.testing.assert_array_equal(one['counts'], eight['counts'])
-    for name, value in one.items():
-        close = 1e-5 * np.abs(value).max(initial=1.0)
-        np.testing.assert_allclose(value, eight[name], rtol=1e-5, atol=close, err_msg=name)
+    file = tmp_path / 'eight'
+    run_on(8, '-c', SCRIPT, str(pathlib.Path(__file__).parent), str(file), *forms)
+    (eight, counts), (one, expected) = pickle.loads(file.read_bytes()), summary()
+    np.testing.assert_array_equal(counts, expected)
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=1.0))

@@ -20,8 +20,6 @@ from vqjax.trainer.data import sets
 from vqjax.trainer.data.records import Split
 from vqjax.trainer.run import runs
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 LR = {'learning_rate': {'log_uniform': (1e-3, 1e-2)}}
 SPACE = {'every': LR, 'vq_ema': {'quantizer': {'decay': {'uniform': (0.9, 0.99)}}}}
 

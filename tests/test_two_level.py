@@ -12,15 +12,14 @@ from support import SMALL, refuse, small_config
 from vqjax import VQEMA, Levels, encoders, studies
 from vqjax.codec import Codec
 from vqjax.nn import COLLECTION
+from vqjax.runfiles import quantizer_variables
 from vqjax.studies.vqvae2 import study
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import sets
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.run import tasks
+from vqjax.trainer.run import finished, tasks
 from vqjax.trainer.step import two_level
-from vqjax.trainer.step.network import Classifier, quantizer_variables
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+from vqjax.trainer.step.network import Classifier
 
 FSQ = {'name': 'projected', 'dim': 3, 'inner': {'name': 'fsq', 'levels': (4, 4, 4)}}
 
@@ -46,7 +45,7 @@ def config(**changes):
 
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory, quick_compilation):
+def done(tmp_path_factory):
     """(folder, results of the study)."""
     workdir = tmp_path_factory.mktemp('two') / 'run'
     return workdir, studies.run(config(), str(workdir))
@@ -81,8 +80,7 @@ def test_the_study_decodes_the_runs_as_they_ended_and_each_level_alone(done):
         checked = settings.check(results['config'])
         dataset = sets.load('digits')
         checked = tasks.fit_quantizers(checked, dataset)
-        task = tasks.make_task(checked, name, dataset)
-        variables = study.trained(task, workdir / 'checkpoints' / name / 'seed_0', dataset)
+        task, variables = finished.trained(checked, name, 0, workdir, dataset)
         errors, _ = study.decode_apart(task, variables, dataset)
         assert errors['all'] == pytest.approx(seed['reconstruction_error'], rel=1e-5)
     text = (workdir / 'report.md').read_text()
@@ -197,4 +195,6 @@ def test_bad_specs_and_a_codec_of_two_levels_are_refused(done, tmp_path):
     refuse(said, tmp_path / 'a', **changes)
     with pytest.raises(RunError, match='reconstruction_weight above 0'):
         studies.run(config(overrides={'one': {'reconstruction_weight': 0.0}}), str(tmp_path / 'b'))
+    with pytest.raises(RunError, match=r'overrides.one.checkpoint_every is 0, and study vqvae2'):
+        studies.run(config(overrides={'one': {'checkpoint_every': 0}}), str(tmp_path / 'b'))
     assert not list(tmp_path.iterdir())

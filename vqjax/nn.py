@@ -10,6 +10,8 @@ from vqjax.quantizers import Quantized, Quantizer
 from vqjax.quantizers.base import PyTree
 
 COLLECTION = 'codebook_stats'
+# Of a quantizer's variables in the collection `params`, and in COLLECTION.
+PARAMS, STATE = 'quantizer', 'state'
 
 
 class Quantize(nn.Module):
@@ -65,7 +67,7 @@ class Quantize(nn.Module):
     def held(self, start: tuple[PyTree, PyTree] | None = None) -> tuple[PyTree, PyTree]:
         """(params, state); `start`, where given, is kept as them first."""
         # Without leaves there is nothing to keep: no empty entry in params or statistics.
-        return self._kept(start, 'params', 'quantizer'), self._kept(start, COLLECTION, 'state')
+        return self._kept(start, 'params', PARAMS), self._kept(start, COLLECTION, STATE)
 
     def draw_keys(self) -> tuple[jax.Array | None, jax.Array | None]:
         """Keys for `quantize` and `update`, from the stream `quantizer` where there is one."""
@@ -83,12 +85,12 @@ class Quantize(nn.Module):
         weights: jax.Array | None = None,
     ) -> None:
         """Update the statistics, where there are any; not while initialising."""
-        if not self.is_initializing() and self.has_variable(COLLECTION, 'state'):
+        if not self.is_initializing() and self.has_variable(COLLECTION, STATE):
             params, state = self.held()
             state = self.quantizer.update(
                 params, state, z, codes, key, mask, self.axis_name, weights
             )
-            self.put_variable(COLLECTION, 'state', state)
+            self.put_variable(COLLECTION, STATE, state)
 
     def _kept(self, start, collection, name):
         if start is not None:

@@ -11,13 +11,13 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from vqjax.atomic import replace_file
 from vqjax.codec.images import ImageEncoder
 from vqjax.codec.streams import SensorEncoder
 from vqjax.codec.structure import check_like, leaves, structure
@@ -59,22 +59,8 @@ def write(
         'about': text,
         'sha256': _digest(text, arrays),
     }
-    path = pathlib.Path(path)
-    data = _safetensors().numpy.save(
-        {name: np.asarray(value, order='C') for name, value in arrays.items()}, metadata
-    )
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f'.{path.name}.', delete=False
-    ) as file:
-        temporary = pathlib.Path(file.name)
-        try:
-            file.write(data)
-            file.close()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    arrays = {name: np.asarray(value, order='C') for name, value in arrays.items()}
+    replace_file(path, _safetensors().numpy.save(arrays, metadata))
 
 
 def read(path: str | os.PathLike, codec: Callable[..., Any]) -> Any:

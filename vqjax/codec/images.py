@@ -99,10 +99,10 @@ class ImageEncoder:
         encoder = cls(
             **(fields | lists), variables=traverse_util.unflatten_dict(variables, sep='/')
         )
-        encoder._check()
+        encoder.check_fields()
         return encoder
 
-    def _check(self):
+    def check_fields(self) -> None:
         """Raise ValueError unless the variables are those of such an encoder, and finite."""
         whole = [self.features, self.width, *self.image_shape]
         if len(self.image_shape) != 3 or not all(
@@ -111,7 +111,7 @@ class ImageEncoder:
             raise ValueError(f"an encoder's sizes must be integers above 0, got {whole}")
         pixels = np.asarray([self.mean, self.std], np.float64)
         if pixels.shape != (2, self.image_shape[2]) or not (pixels[1] > 0).all():
-            raise ValueError(f'mean and std must be numbers by channel, got {pixels}')
+            raise ValueError(f'mean and std must be numbers by channel, got {pixels.tolist()}')
         image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
         like = jax.eval_shape(
             lambda image: self._model.init(jax.random.key(0), image, train=False), image

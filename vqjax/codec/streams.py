@@ -187,8 +187,9 @@ class SensorEncoder(ImageEncoder):
         z = np.asarray(_masked(self._model, self.variables, whole[None, None]))
         return z[0, 0, edge:-edge]
 
-    def _check(self) -> None:
-        super()._check()
+    def check_fields(self) -> None:
+        """See `ImageEncoder`."""
+        super().check_fields()
         if self.image_shape[0] != 1 or self.bottleneck not in ('grid', 'vector'):
             raise ValueError(
                 f'an encoder of windows must have image_shape (1, T, C) and bottleneck grid or '

@@ -55,6 +55,7 @@ def failures(
     """The properties that q does not have, by name, and how each failed: see `check_quantizer`."""
     try:
         trial = Trial(q, dim, compiler_options)
+        trial.state  # noqa: B018 - starts it
     except Exception as error:  # whatever it raises, it does not start
         return {'init': error}
     found: dict[str, Exception] = {}

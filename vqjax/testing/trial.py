@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -41,11 +42,15 @@ class Taken(NamedTuple):
 class Trial:
     """The compiled steps of a quantizer: compiling is most of the time that its checks take.
 
+    Nothing is compiled or run before a property asks for it.
+
     Args:
       q: any quantizer.
       dim: D, the features of the vectors it is given.
       compiler_options: of `jax.jit`, for what is compared to the bit.
       replicate: how replicas are run, as `replicated` does it.
+      like: the trial of a quantizer with the same params and state, whose own are used instead of
+        a start of q.
     """
 
     def __init__(
@@ -54,8 +59,9 @@ class Trial:
         dim: int = 8,
         compiler_options: Mapping[str, Any] | None = None,
         replicate: Callable[..., Any] | None = None,
+        like: Trial | None = None,
     ):
-        self.q, self.dim = q, dim
+        self.q, self.dim, self.like = q, dim, like
         grid = getattr(q, 'grid', ())
         # How many vectors one entry of codes stands for.
         self.places = math.prod(grid)
@@ -64,7 +70,6 @@ class Trial:
         # The quantizer as it is called here, on vectors one after the other.
         self.on_rows = q = OverRows(q) if grid else q
         self.traces = 0
-        params, state = jax.jit(q.init)(jax.random.key(0), self.batch(0))
         self.all = jnp.ones(self.rows, bool)
         self.replicate = replicated if replicate is None else replicate
         self._run = jax.jit(self._step)
@@ -72,10 +77,24 @@ class Trial:
         # As users compile, each on its own: what is fused differs, what they compute may not.
         self.quantize = jax.jit(q.quantize, compiler_options=compiler_options)
         self.decode = jax.jit(q.decode, compiler_options=compiler_options)
-        # A start has symmetries that training breaks: kernels that are each other's transposes,
-        # shifts that are zero. So everything is tried a step later.
-        self.params = jax.tree.map(_moved, params)
-        self.state = self.run(self.batch(9), key=OTHER_KEY, state=state).after
+
+    @functools.cached_property
+    def _start(self) -> tuple[Any, Any]:
+        return jax.jit(self.on_rows.init)(jax.random.key(0), self.batch(0))
+
+    # A start has symmetries that training breaks: kernels that are each other's transposes, shifts
+    # that are zero. So everything is tried a step later.
+    @functools.cached_property
+    def params(self) -> Any:
+        """Those of the start, each moved a little."""
+        return self.like.params if self.like else jax.tree.map(_moved, self._start[0])
+
+    @functools.cached_property
+    def state(self) -> Any:
+        """That of the start after a training step."""
+        if self.like:
+            return self.like.state
+        return self.run(self.batch(9), key=OTHER_KEY, state=self._start[1]).after
 
     def batch(self, seed: int, rows: tuple[int, ...] | None = None) -> jax.Array:
         """Normal vectors [*rows, D]; by default [*self.rows, D]."""

@@ -28,11 +28,9 @@ from vqjax.trainer.config import settings
 from vqjax.trainer.config.settings import choose, cutting
 from vqjax.trainer.data.sets import load_dataset
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.files.checkpoints import Checkpoints
 from vqjax.trainer.files.display import show
 from vqjax.trainer.files.workdir import Workdir
-from vqjax.trainer.run import tasks
-from vqjax.trainer.step import starts
+from vqjax.trainer.run import finished
 
 
 def prepare(config: dict[str, Any]) -> Study:
@@ -95,14 +93,7 @@ def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None
 def _chart(method: str, results: Mapping[str, Any], folder: Workdir, dataset: Any) -> Chart:
     def restore():
         checked = settings.check(results['config'], faults.PARTS)
-        task = tasks.make_task(checked, method, dataset)
-        like = starts.state_shapes(
-            task, dataset.info.image_shape, checked.methods[method].init_batch_size
-        )
-        kept = Checkpoints(folder.checkpoints_of(method, 0), folder.config)
-        state, _ = kept.restore(like, print)
-        kept.close()
-        return task, {'params': state.params, **state.stats}
+        return finished.trained(checked, method, 0, folder.path, dataset)
 
     entry = results['methods'][method]
     final = entry['seeds'][0] | {'bits': float(entry['bits'])}

@@ -84,6 +84,7 @@ def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
       RunError: otherwise.
     """
     given = settings.check(dict(plain), faults.PARTS)
+    finished.check_kept(plain)
     try:
         for name in ('rounds', 'session', 'states', 'phases', 'tokens', 'restarts'):
             check_count(name, own[name])

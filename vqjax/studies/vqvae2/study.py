@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vqjax.codec.runs import filled, read_checkpoint
 from vqjax.results.summaries import shorten
 from vqjax.studies.study import Study
 from vqjax.studies.vqvae2 import report
@@ -19,8 +17,8 @@ from vqjax.trainer import errors
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches, records, sets
 from vqjax.trainer.files.workdir import Workdir
-from vqjax.trainer.run import tasks
-from vqjax.trainer.step import measures, starts, two_level
+from vqjax.trainer.run import finished, tasks
+from vqjax.trainer.step import measures, two_level
 from vqjax.trainer.step.task import Task
 
 BATCH = 200  # images decoded at once
@@ -30,7 +28,7 @@ def prepare(config: dict[str, Any]) -> Study:
     """The runs as configured, then a table and reconstructions.
 
     Raises:
-      RunError: nothing is reconstructed.
+      RunError: nothing is reconstructed, or no checkpoint is kept.
     """
     weights = [config.get('reconstruction_weight')]
     for fields in config.get('overrides', {}).values():
@@ -39,6 +37,7 @@ def prepare(config: dict[str, Any]) -> Study:
         raise errors.RunError(
             'study vqvae2 compares reconstructions: set reconstruction_weight above 0'
         )
+    finished.check_kept(config)
     return Study(config, conclude)
 
 
@@ -51,8 +50,7 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
     pictures = {}
     for name, method in results['methods'].items():
         for seed, figures in enumerate(method['seeds']):
-            task = tasks.make_task(checked, name, dataset)
-            variables = trained(task, folder.checkpoints_of(name, seed), dataset)
+            task, variables = finished.trained(checked, name, seed, folder.path, dataset)
             errors, decoded = decode_apart(task, variables, dataset)
             if 0 in report.level_bits(method['spec']):
                 # A level of one code tells nothing: the other alone is both.
@@ -129,11 +127,3 @@ def _means(quantized, real, grids):
 
 def _batches(dataset):
     return batches.eval_batches(dataset, 'test', BATCH, 0, 1)
-
-
-def trained(task: Task, checkpoints: pathlib.Path, dataset: records.Dataset) -> Any:
-    """The variables of a finished run, as evaluation reads them."""
-    shapes = starts.state_shapes(task, tuple(dataset.info.image_shape), BATCH)
-    raw = read_checkpoint(checkpoints)
-    params = raw['ema_params'] if task.ema_decay else raw['params']
-    return {'params': filled(shapes.params, params), **filled(shapes.stats, raw['stats'])}

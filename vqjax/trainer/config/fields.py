@@ -225,7 +225,9 @@ class Fields:
     # Bookkeeping.
     eval_every: float = option(5.0, 'epochs between evaluations on the validation split', above=0)
     checkpoint_every: int = option(
-        20, 'epochs between checkpoints; 0 = only where a run is stopped', least=0
+        20,
+        'epochs between checkpoints; 0 = only where a run is stopped, and then at its end',
+        least=0,
     )
     keep_checkpoints: int = option(2, 'newest ones kept, besides the best', least=1)
     log_every: int = option(10, 'steps between records of the training loss', least=1)

@@ -194,7 +194,7 @@ def _method(config: dict[str, Any], name: str, parts: Parts) -> Method:
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f'quantizers.{name}: {error}') from error
     bridge = None if quantizer is None else parts.bridge(quantizer)
-    fields = {field: value for field, value in own.items() if field != 'methods'}
+    fields = {field: value for field, value in own.items() if field not in ('methods', 'overrides')}
     return Method(**fields, quantizer=quantizer, bridge=bridge)
 
 

@@ -70,7 +70,7 @@ class FolderLock:
         try:
             # Opened anew: over a network that is when other hosts' writes are looked for.
             found = json.loads(self._path.read_text())
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vqjax.atomic import replace_file
+from vqjax.runfiles import steps_file
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.files.writers import Writer
 
@@ -47,12 +49,10 @@ class Recorder:
         """
         steps = None
         if every_step:
-            path = records_file(workdir, method, seed)
+            path = steps_file(workdir, method, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [r for r in read_lines(path) if r['step'] <= first_step]
-            beside = path.with_suffix('.tmp')  # a kill while writing loses nothing
-            beside.write_text(''.join(json.dumps(r) + '\n' for r in kept))
-            beside.replace(path)
+            replace_file(path, ''.join(json.dumps(r) + '\n' for r in kept))
             steps = path.open('a')
         labels = {'method': method, 'seed': seed}
         recorder = cls(labels, open_lines(workdir / 'metrics.jsonl'), steps, writers)
@@ -115,11 +115,6 @@ class NoRecorder:
 
     def close(self) -> None:
         """Does nothing."""
-
-
-def records_file(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
-    """Where the steps of a run are recorded."""
-    return workdir / 'records' / method / f'seed_{seed}.jsonl'
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

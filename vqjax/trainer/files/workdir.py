@@ -1,13 +1,12 @@
 """The folder of one experiment: one configuration, one writer, nothing half written."""
 
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from vqjax.atomic import replace_file, to_json
+from vqjax import atomic, runfiles
 from vqjax.results.records import read_correct, read_counts
 from vqjax.trainer.config.fields import complete
 from vqjax.trainer.errors import FolderInUse, RunError
@@ -56,14 +55,14 @@ class Workdir:
             raise
 
     def _claim(self) -> None:
-        file = self.path / 'config.json'
+        file = self.path / runfiles.CONFIG
         if not file.exists():
             if any(self.path.glob('finished/*/*.json')):
                 raise RunError(
                     f'workdir {self.path} holds finished runs but no config.json that says of '
                     'what: choose another --workdir'
                 )
-            self.write_json('config.json', self.config)
+            self.write_json(runfiles.CONFIG, self.config)
             return
         there = read_json(file, 'choose another --workdir')
         found = checkpoints.differences(complete(there), complete(self.config))
@@ -88,17 +87,17 @@ class Workdir:
         target = self.path / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(target, to_json(value))
+            atomic.replace_file(target, atomic.to_json(value))
         except OSError as error:
             raise RunError(cannot_write(target, error)) from error
 
     def checkpoints_of(self, method: str, seed: int) -> pathlib.Path:
         """Folder of the checkpoints of one run."""
-        return self.path / 'checkpoints' / method / f'seed_{seed}'
+        return runfiles.checkpoints_folder(self.path, method, seed)
 
     def finish(self, method: str, seed: int, record: dict[str, Any]) -> None:
         """Keeps the outcome of one run: it will not be trained again."""
-        self.write_json(f'finished/{method}/seed_{seed}.json', record)
+        self.write_json(str(runfiles.record_file('', method, seed)), record)
 
     def finished(self, method: str, seed: int) -> dict[str, Any] | None:
         """The outcome of one run, or None while it is not finished.
@@ -106,7 +105,7 @@ class Workdir:
         Raises:
           RunError: its file is damaged; it is left as it is.
         """
-        file = self.path / 'finished' / method / f'seed_{seed}.json'
+        file = runfiles.record_file(self.path, method, seed)
         if not file.exists():
             return None
         remedy = 'remove it, and the same command finishes that run again'
@@ -122,7 +121,7 @@ class Workdir:
         Raises:
           RunError: a file of them is damaged or missing.
         """
-        file = recorder.records_file(self.path, method, seed)
+        file = runfiles.steps_file(self.path, method, seed)
         own = self.config | self.config.get('overrides', {}).get(method, {})
         if own.get('record') and not file.exists():
             raise RunError(
@@ -182,10 +181,6 @@ def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
       RunError: it cannot be read or is none, with the remedy.
     """
     try:
-        found = json.loads(file.read_text())
-        if isinstance(found, dict):
-            return found
-        reason = 'it holds no mapping'
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, 'strerror', None) or str(error)
-    raise RunError(f'{file} is damaged ({reason}): {remedy}')
+        return atomic.read_json(file, remedy)
+    except ValueError as error:
+        raise RunError(str(error)) from error

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from vqjax.runfiles import ENCODER
 from vqjax.trainer.config.settings import Method
 from vqjax.trainer.data import sets
 from vqjax.trainer.data.recordings import RecordingSet
 from vqjax.trainer.data.records import Dataset, InMemory, Split
-from vqjax.trainer.step.network import ENCODER
 from vqjax.trainer.step.task import Task, TrainState
 
 _CHUNK = 512  # images encoded at a time

@@ -1,26 +1,29 @@
-"""The model of a finished run on recordings, for those who read more of it than its figures."""
+"""The model of a finished run, for those who read more of it than its figures."""
 
+import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from vqjax import runfiles
 from vqjax.codec import Codec
-from vqjax.codec.runs import encoder_of, filled, read_checkpoint
+from vqjax.codec.runs import encoder_of
 from vqjax.codec.streams import SensorEncoder
 from vqjax.trainer.config import settings
-from vqjax.trainer.config.settings import Parts
-from vqjax.trainer.data import sets
+from vqjax.trainer.config.fields import complete
+from vqjax.trainer.config.settings import Parts, Settings
+from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.recordings import RecordingSet, real_steps, starts_of
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.run import tasks
 from vqjax.trainer.step import starts
-from vqjax.trainer.step.network import quantizer_variables
+from vqjax.trainer.step.task import Task
 
 _BATCH = 256  # windows that go to the device at once
 
@@ -102,26 +105,73 @@ def read(
       parts: what made the quantizers of the run.
 
     Raises:
-      RunError: it is not finished there, or is none of recordings, or its data are gone.
-      ValueError: its checkpoint cannot be read.
+      RunError: it is not finished there, or is none of recordings, its data are gone, or one of
+        its files cannot be read.
     """
     folder = pathlib.Path(workdir)
-    file = folder / 'finished' / method / f'seed_{seed}.json'
-    if not file.is_file():
-        raise RunError(f'{method} with seed {seed} is not finished in {folder}')
-    record = json.loads(file.read_text())
-    given = settings.check(json.loads((folder / 'config.json').read_text()), parts)
+    with as_run_error():
+        record = runfiles.read_record(folder, method, seed)
+        given = settings.check(runfiles.read_config(folder), parts)
+    if method not in given.methods:
+        raise RunError(f'config.json in {folder} has no method {method}: restore it from a copy')
     dataset = sets.load_dataset(given.dataset, given.data_dir, settings.cutting(given.config, seed))
     if not isinstance(dataset, RecordingSet):
         raise RunError(f'{folder} is a run on {given.dataset}, which holds no recordings')
     given = tasks.fit_quantizers(given, dataset)
-    own, task = given.methods[method], tasks.make_task(given, method, dataset)
-    like = starts.state_shapes(task, dataset.info.image_shape, own.init_batch_size)
-    raw = read_checkpoint(folder / 'checkpoints' / method / f'seed_{seed}')
-    params = raw['ema_params'] if own.ema_decay else raw['params']
-    variables = {'params': filled(like.params, params), **filled(like.stats, raw['stats'])}
-    encoder = encoder_of(vars(own), record, variables['params'], variables)
+    own = given.methods[method]
+    task, variables = trained(given, method, seed, folder, dataset)
+    with as_run_error():
+        encoder = encoder_of(vars(own), record, variables)
     codec = None
     if own.quantizer is not None:
-        codec = Codec(own.quantizer, *quantizer_variables(variables), own.features, {}, encoder)
+        quantized = runfiles.quantizer_variables(variables)
+        codec = Codec(own.quantizer, *quantized, own.features, {}, encoder)
     return Finished(task.model.clone(axis_name=None), variables, dataset, encoder, codec)
+
+
+def trained(
+    given: Settings,
+    method: str,
+    seed: int,
+    workdir: pathlib.Path,
+    dataset: records.Dataset,
+) -> tuple[Task, dict[str, Any]]:
+    """What a run trained, and the variables that it ended with, as evaluation reads them.
+
+    Args:
+      given: of the workdir, with the quantizers that fit the data set.
+
+    Raises:
+      RunError: its checkpoint cannot be read, is not the last one or is of another model.
+    """
+    task, size = tasks.make_task(given, method, dataset), given.methods[method].init_batch_size
+    like = starts.state_shapes(task, tuple(dataset.info.image_shape), size)
+    folder = runfiles.checkpoints_folder(workdir, method, seed)
+    with as_run_error():
+        found = runfiles.read_variables(folder)
+        return task, runfiles.filled({'params': like.params, **like.stats}, found, folder)
+
+
+def check_kept(config: Mapping[str, Any]) -> None:
+    """Checks, before anything is trained, that a study can read the models that runs end with.
+
+    Raises:
+      RunError: a run keeps no checkpoint.
+    """
+    config = complete(config)
+    overrides = {f'overrides.{method}.': own for method, own in config['overrides'].items()}
+    for where, fields in {'': config, **overrides}.items():
+        if fields.get('checkpoint_every') == 0:
+            raise RunError(
+                f'{where}checkpoint_every is 0, and study {config["study"]} reads the models that '
+                'runs end with: set it to at least 1'
+            )
+
+
+@contextlib.contextmanager
+def as_run_error() -> Iterator[None]:
+    """What the library refuses is something for the user to put right."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(str(error)) from error

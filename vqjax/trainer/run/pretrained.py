@@ -4,12 +4,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax import traverse_util
 
-from vqjax.codec.runs import read_checkpoint, read_extra
-from vqjax.trainer.config.fields import complete
+from vqjax import runfiles
+from vqjax.runfiles import BATCH_STATS, ENCODER, HEAD
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.step.network import ENCODER, HEAD
 from vqjax.trainer.wording import nearest_path
 
 _SEED = '{seed}'
@@ -32,14 +32,13 @@ def load(path: str, seed: int, state: Any) -> dict[str, dict[str, Any]]:
     """
     folder = _folder(path, seed)
     try:
-        raw = read_checkpoint(folder)
+        variables = runfiles.read_variables(folder)
     except ValueError as error:
         raise RunError(f'init_from: {error}') from error
-    there = {
-        'params': raw.get('ema_params') or raw['params'],
-        'batch_stats': raw['stats'].get('batch_stats', {}),
-    }
-    here = {'params': state.params, 'batch_stats': state.stats.get('batch_stats', {})}
+    here, there = (
+        {name: tree.get(name, {}) for name in ('params', BATCH_STATS)}
+        for tree in ({'params': state.params, **state.stats}, variables)
+    )
     wrong = differences(part(here, (ENCODER,)), part(there, (ENCODER,)))
     if wrong:
         more = f', and {len(wrong) - 4} more' if len(wrong) > 4 else ''
@@ -55,12 +54,14 @@ def bottleneck_of(path: str, seed: int) -> str:
     """The bottleneck of the run of that checkpoint, whose vectors its encoder standardises.
 
     Raises:
-      RunError: there is no checkpoint.
+      RunError: there is no checkpoint, or it does not say.
     """
     folder = _folder(path, seed)
-    config = read_extra(folder)['config']
-    own = config.get('overrides', {}).get(folder.parent.name, {})
-    return complete(config | own)['bottleneck']
+    try:
+        config = runfiles.read_extra(folder)['config']
+    except ValueError as error:
+        raise RunError(f'init_from: {error}') from error
+    return runfiles.of_method(config, folder.parent.name)['bottleneck']
 
 
 def _folder(path: str, seed: int) -> pathlib.Path:
@@ -89,10 +90,7 @@ def part(variables: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, dict
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """The arrays that one side lacks or has in another shape, in words."""
     a, b = (
-        {
-            '/'.join(path): tuple(x.shape)
-            for path, x in traverse_util.flatten_dict(dict(tree)).items()
-        }
+        {'/'.join(path): np.shape(x) for path, x in traverse_util.flatten_dict(dict(tree)).items()}
         for tree in (here, there)
     )
     return [

@@ -236,12 +236,19 @@ class Run:
                 self._switch()
             if self.plan.evaluates(self.step):
                 self._validate()
-            if self.plan.saves(self.step):
+            if self._saves():
                 history = self.progress.history
                 self._save(score(self.settings, history[-1]) if history else None)
             if stopping and self.step < self.plan.num_steps:
                 self._save(None)
                 raise Stopped(self.context.stop.number)
+
+    def _saves(self) -> bool:
+        """Whether a checkpoint is written now: as planned, or since an older one would be read."""
+        if self.plan.saves(self.step):
+            return True
+        ended = self.step == self.plan.num_steps
+        return ended and self.checkpoints is not None and bool(self.checkpoints.steps())
 
     def _switch(self) -> None:
         """Ends the continuous stage: codes start from the features as they are now."""

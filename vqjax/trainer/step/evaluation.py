@@ -197,5 +197,5 @@ def recalibrate(test: Evaluation, validation: Evaluation) -> dict[str, float]:
 
 def count_params(state: task.TrainState) -> int:
     """Numbers a model holds: parameters and, since they are learned too, codebook statistics."""
-    learned = (state.params, state.stats.get('codebook_stats', {}))
+    learned = (state.params, state.stats.get(COLLECTION, {}))
     return sum(int(np.prod(x.shape, dtype=int)) for x in jax.tree.leaves(learned))

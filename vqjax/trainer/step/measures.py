@@ -8,7 +8,7 @@ import optax
 
 from vqjax import health, metrics, ops, quantizers, sensors
 from vqjax.nn import COLLECTION
-from vqjax.trainer.step.network import quantizer_variables
+from vqjax.runfiles import quantizer_variables
 from vqjax.trainer.step.task import Task, TrainState, quick_jit
 
 

@@ -1,6 +1,5 @@
 """The network of every run: encoder -> z -> quantizer (or none) -> pool -> head, and a decoder."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,17 +10,8 @@ from vqjax import nn as vq_nn
 from vqjax import sensors
 from vqjax.encoders import Decoder, Encoder, Size, Standardize, TwoLevelEncoder
 from vqjax.quantizers import base
+from vqjax.runfiles import ENCODER, HEAD, QUANTIZER
 from vqjax.trainer.step import two_level
-
-# Attributes of a Classifier, under whose names its variables stand.
-ENCODER, QUANTIZER, HEAD = 'encode', 'quantize', ('normalize', 'hidden', 'logits')
-
-
-def quantizer_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(params, state) of the quantizer among the variables of a Classifier."""
-    params = variables['params'].get(QUANTIZER, {}).get('quantizer', ())
-    state = variables.get(vq_nn.COLLECTION, {}).get(QUANTIZER, {}).get('state', ())
-    return params, state
 
 
 class Output(NamedTuple):
@@ -73,19 +63,21 @@ class Classifier(nn.Module):
     encoded: bool = False
 
     def setup(self) -> None:
+        # Named as those who read checkpoints know them, whatever the attributes are called.
+        normalize, hidden, logits = HEAD
         common = (self.axis_name, self.dtype, self.width, self.standardize, self.statistics_decay)
         self.encode: Any = (
-            TwoLevelEncoder(self.encoder, self.features, *common)
+            TwoLevelEncoder(self.encoder, self.features, *common, name=ENCODER)
             if self.grids
-            else Encoder(self.encoder, self.features, self.bottleneck, *common)
+            else Encoder(self.encoder, self.features, self.bottleneck, *common, name=ENCODER)
         )
         if self.quantizer is not None:
             bridge = two_level.QuantizeLevels if self.grids else self.bridge
-            self.quantize = bridge(self.quantizer, self.axis_name)
+            self.quantize = bridge(self.quantizer, self.axis_name, name=QUANTIZER)
         if self.standardize:
-            self.normalize = Standardize(self.axis_name, self.statistics_decay)
-        self.hidden = nn.Dense(self.features, dtype=self.dtype)
-        self.logits = nn.Dense(self.num_classes)
+            self.normalize = Standardize(self.axis_name, self.statistics_decay, name=normalize)
+        self.hidden = nn.Dense(self.features, dtype=self.dtype, name=hidden)
+        self.logits = nn.Dense(self.num_classes, name=logits)
         if self.decoded_shape is not None:
             self.decoder = Decoder(self.decoded_shape, self.width, self.dtype)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from vqjax.trainer.step.network import ENCODER
+from vqjax.runfiles import ENCODER
 
 
 def make_optimizer(

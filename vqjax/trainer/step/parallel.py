@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vqjax import quantizers
-from vqjax.trainer.step.network import QUANTIZER, quantizer_variables
+from vqjax.runfiles import QUANTIZER, quantizer_variables
 from vqjax.trainer.step.task import AXIS, Task, TrainState
 
 

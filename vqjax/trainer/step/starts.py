@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from vqjax import ops
-from vqjax.nn import COLLECTION
+from vqjax.nn import COLLECTION, PARAMS, STATE
+from vqjax.runfiles import BATCH_STATS, ENCODER, QUANTIZER, quantizer_variables
 from vqjax.trainer.step import measures
-from vqjax.trainer.step.network import ENCODER, QUANTIZER, quantizer_variables
 from vqjax.trainer.step.optimizer import within
 from vqjax.trainer.step.task import Task, TrainState, quick_jit
 
@@ -80,11 +80,11 @@ def restandardize(task: Task, loaded: Any, images: jax.Array) -> Any:
     """
     if not task.model.standardize:
         return loaded
-    batch_stats = loaded['batch_stats']
+    batch_stats = loaded[BATCH_STATS]
 
     def standing(moments: Any) -> Any:
         encoder = batch_stats[ENCODER] | {'standardize': moments}
-        return loaded | {'batch_stats': batch_stats | {ENCODER: encoder}}
+        return loaded | {BATCH_STATS: batch_stats | {ENCODER: encoder}}
 
     size = task.model.features
     z = _jit_represent(
@@ -142,9 +142,9 @@ def _start_quantizer(task: Task, state: TrainState, images: Any) -> tuple[TrainS
     params, stats = state.params, state.stats
     old = quantizer_variables({'params': params, **stats})
     if jax.tree.leaves(old[0]):
-        params = params | {QUANTIZER: {'quantizer': started[0]}}
+        params = params | {QUANTIZER: {PARAMS: started[0]}}
     if jax.tree.leaves(old[1]):
-        stats = stats | {COLLECTION: stats[COLLECTION] | {QUANTIZER: {'state': started[1]}}}
+        stats = stats | {COLLECTION: stats[COLLECTION] | {QUANTIZER: {STATE: started[1]}}}
     fresh = task.optimizer.init(params)
     opt_state = jax.tree.map(
         lambda reset, a, b: a if reset else b, within(fresh, QUANTIZER), fresh, state.opt_state
