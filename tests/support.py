@@ -39,6 +39,31 @@ def shared(*parts: str) -> pathlib.Path:
     return path
 
 
+def read_results(plain):
+    """`Results` of plain data; what a test leaves out of them is filled in."""
+    from vqjax.results.records import Results
+
+    method = {'spec': None, 'bits': 8.0, 'params': 1, 'seconds': 1.0, 'summary': {}, 'seeds': []}
+    methods = {}
+    for name, found in plain.get('methods', {}).items():
+        methods[name] = method | found
+        methods[name]['seeds'] = [{'seed': i} | s for i, s in enumerate(methods[name]['seeds'])]
+    whole = {'schema': 1, 'config': {}, 'environment': {}} | plain | {'methods': methods}
+    return Results.read(whole)
+
+
+def seeds_of(plain):
+    """The seeds of a method in plain data."""
+    return read_results({'methods': {'one': {'seeds': plain}}}).methods['one'].seeds
+
+
+def summary_of(plain):
+    """What results.json says of these seeds together."""
+    from vqjax.results.summaries import summarise
+
+    return {name: x._asdict() for name, x in summarise(seeds_of(plain)).items()}
+
+
 def flags_of(devices: int) -> str:
     """XLA_FLAGS of a process with that many CPU devices, which compiles as this one does."""
     return f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'

@@ -12,6 +12,7 @@ from jax.errors import JaxRuntimeError
 from vqjax import encoders, health, quantizers
 from vqjax.results.entries import entry
 from vqjax.results.environment import command, environment
+from vqjax.results.records import Results, RunFinding
 from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_of
 from vqjax.trainer.data import records, sets
@@ -35,36 +36,51 @@ _METHODS_KEPT = 8
 
 YOURS = 'your data'  # what reports call data that are handed over and have no other name
 
-Results = dict[str, Any]
 Wanted = Mapping[str, Sequence[int]]  # the seeds of every method
+Conclude = Callable[[Results, Workdir], Results]
 
 
 def run(
     config: dict[str, Any],
     workdir: str,
-    conclude: Callable[[Results, Workdir], None] = lambda results, folder: None,
+    conclude: Conclude = lambda results, folder: results,
     parts: Parts = Parts(),  # noqa: B008
     wanted: Wanted | None = None,
     dataset: Any = None,
-) -> Results:
+) -> dict[str, Any]:
     """Trains every method with every seed that is not finished.
 
     Args:
       config: plain data; fields of settings.FIELDS that it leaves out are at their defaults.
       workdir: folder for results, reports, logs and checkpoints.
-      conclude: (results, folder), on the first process when all is trained: writes the reports
-        and adds to the results what it finds.
+      conclude: (results, folder) -> results, on the first process when all is trained: writes the
+        reports and returns the results with what it finds.
       parts: what makes the quantizers of the specs.
       wanted: the seeds of each method; None for all, a method that it leaves out has none.
       dataset: your own data, see `studies.run`; None for those that the configuration names.
 
     Returns:
-      The content of results.json.
+      The content of results.json; {} on processes that write nothing.
 
     Raises:
       RunError: something for the user to put right; nothing half written stays behind.
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
+    if dataset is not None:
+        parts = parts._replace(dataset=dataset)
+    results = execute(config, workdir, conclude=conclude, parts=parts, wanted=wanted)
+    return {} if results is None else results.plain()
+
+
+def execute(
+    config: dict[str, Any],
+    workdir: str,
+    *,
+    conclude: Conclude = lambda results, folder: results,
+    parts: Parts = Parts(),  # noqa: B008
+    wanted: Wanted | None = None,
+) -> Results | None:
+    """As `run`, but returns the results themselves; None on processes that write nothing."""
     settings = check(config, parts)
     if settings.trials:
         raise RunError(
@@ -73,7 +89,7 @@ def run(
         )
     wanted = _wanted(settings, wanted)
     with waiting(f'loading {settings.dataset}', quiet=jax.process_index() > 0):
-        settings, own = open_data(settings, parts.dataset if dataset is None else dataset)
+        settings, own = open_data(settings, parts.dataset)
         folds = _folds(settings, own)
         dataset = folds(0)
     try:
@@ -107,15 +123,10 @@ def run(
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
                     jax.clear_caches()
-        if not writes:
-            return {}
-        results = collect(settings, wanted, folder, parts)
-        if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
-            results['recordings'] = dataset.counts()
-        num_classes = dataset.info.num_classes
-        results['findings'] = findings(settings, wanted, folder, num_classes, parts)
-        conclude(results, folder)
-        folder.write_json('results.json', results)
+        if folder is None:
+            return None
+        results = conclude(collect(settings, wanted, folder, dataset=dataset, parts=parts), folder)
+        folder.write_json('results.json', results.plain())
         return results
     except (RunError, CheckpointError, OSError, MemoryError, JaxRuntimeError) as error:
         message = _sentence(error, workdir)
@@ -169,7 +180,7 @@ def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None
     with sets.told(name):
         own = sets.open_own(name, where or None, settings.image_size or None, given)
         sets.check_digest(name, settings.data_digest, own.digest)
-    said = {'dataset': name, 'data_digest': own.digest}
+    said = {'dataset': own.name, 'data_digest': own.digest}
     return dataclasses.replace(settings, **said, config=settings.config | said), own
 
 
@@ -304,29 +315,41 @@ def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
     return stages
 
 
-def collect(settings: Settings, wanted: Wanted, folder: Workdir, parts: Parts) -> dict[str, Any]:
-    """The content of results.json from the finished runs."""
+def collect(
+    settings: Settings,
+    wanted: Wanted,
+    folder: Workdir,
+    *,
+    dataset: records.Dataset,
+    parts: Parts,
+) -> Results:
+    """The results of the finished runs."""
     methods = {}
     for name, seeds in wanted.items():
         method = settings.methods[name]
         methods[name] = entry(
-            [folder.finished(name, seed) for seed in seeds],
-            None if method.quantizer is None else parts.spec(method.quantizer),
-            settings.overrides.get(name, {}),
-            method.classification_weight > 0,
+            [folder.finished_run(name, seed) for seed in seeds],
+            spec=None if method.quantizer is None else parts.spec(method.quantizer),
+            overrides=settings.overrides.get(name, {}),
+            classifies=method.classification_weight > 0,
         )
-    return {
-        'schema': 1,
-        'command': command(sys.argv),
-        'config': settings.config,
-        'environment': environment(),
-        'methods': methods,
-    }
+    recordings = None
+    if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
+        recordings = dataset.counts()
+    num_classes = dataset.info.num_classes
+    return Results(
+        config=settings.config,
+        environment=environment(),
+        methods=methods,
+        command=command(sys.argv),
+        findings=findings(settings, wanted, folder, num_classes=num_classes, parts=parts),
+        recordings=recordings,
+    )
 
 
 def findings(
-    settings: Settings, wanted: Wanted, folder: Workdir, num_classes: int, parts: Parts
-) -> list[dict[str, Any]]:
+    settings: Settings, wanted: Wanted, folder: Workdir, *, num_classes: int, parts: Parts
+) -> tuple[RunFinding, ...]:
     """What `health.diagnose` makes of every finished run, each with its method and seed."""
     found = []
     for name, seeds in wanted.items():
@@ -343,5 +366,5 @@ def findings(
                 classes,
                 parts.spec(method.quantizer),
             )
-            found += [f._asdict() | {'method': name, 'seed': seed} for f in diagnosed]
-    return found
+            found += [RunFinding(*finding, method=name, seed=seed) for finding in diagnosed]
+    return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,13 @@ class Chart(NamedTuple):
 
     history: its records in order, every step among them
     final: its figures on the test split
+    counts: uses of each code there by position, [positions, K]; None without codes
     restore: () -> (task, variables), the model it ended with
     """
 
-    history: list[dict[str, float]]
-    final: dict[str, float]
+    history: Sequence[Mapping[str, float]]
+    final: Mapping[str, float]
+    counts: np.ndarray | None
     restore: Callable[[], tuple[Task, dict[str, Any]]]
 
 
@@ -46,7 +48,7 @@ def _last(chart: Chart, name: str) -> float:
     return next(r[name] for r in reversed(chart.history) if name in r)
 
 
-def averages(bench: Bench, history: list[dict[str, float]]) -> dict[str, float]:
+def averages(bench: Bench, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Figures of the averages alone, for K codes and for 512."""
     larger = drive(
         dataclasses.replace(bench, quantizer=dataclasses.replace(bench.quantizer, num_codes=512))

@@ -6,10 +6,11 @@ random order, are sessions; their codes go to hidden (semi-)Markov models, which
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +19,18 @@ from sklearn.cluster import KMeans
 
 from vqjax.hsmm import HSMM
 from vqjax.ops.fields import check_count
+from vqjax.results.records import Results
 from vqjax.results.summaries import shorten
 from vqjax.studies.autopsy import faults
 from vqjax.studies.behaviour import peers, report, segmentation
+from vqjax.studies.behaviour.outcome import (
+    Behaviours,
+    CodedRun,
+    Figures,
+    FoldMethod,
+    FoldResult,
+    Picture,
+)
 from vqjax.studies.behaviour.sessions import Sessions, as_steps, axes_of, draw
 from vqjax.studies.study import Study
 from vqjax.trainer.config import settings
@@ -67,14 +77,15 @@ def prepare(config: dict[str, Any]) -> Study:
     return Study(plain, functools.partial(conclude, own), faults.PARTS)
 
 
-def conclude(own: Mapping[str, Any], results: dict[str, Any], folder: Workdir) -> None:
+def conclude(own: Mapping[str, Any], results: Results, folder: Workdir) -> Results:
     """Measures every fold, and writes and prints the report."""
-    folds, seeds = results['config']['folds'], results['config']['seeds']
+    folds, seeds = results.config['folds'], results.config['seeds']
     found = [measure(folder.path, results, own, range(f, seeds, folds)) for f in range(folds)]
-    results |= {'sequence_models': dict(own), 'folds': [figures for figures, _ in found]}
-    shorten(results)
+    added = Behaviours(own, tuple(fold for fold, _ in found)).plain()
+    results = dataclasses.replace(shorten(results), added={**results.added, **added})
     report.write(folder.path, results, found[0][1])
     show(report.table(results))
+    return results
 
 
 def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
@@ -114,34 +125,35 @@ def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
 
 
 def measure(
-    workdir: pathlib.Path, results: Mapping[str, Any], own: Mapping[str, Any], seeds: Sequence[int]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    workdir: pathlib.Path, results: Results, own: Mapping[str, Any], seeds: Sequence[int]
+) -> tuple[FoldResult, Picture]:
     """Figures of the seeds that share a fold, and what a picture shows: a session of the first."""
-    result: dict[str, Any] = {'methods': {}, 'peers': {}}
-    pictures: dict[str, Any] = {'found': {}}
-    for method, entry in results['methods'].items():
-        rows = []
+    methods = {}
+    peers_found: dict[int, Mapping[str, Figures]] = {}
+    shown_first: dict[str, Mapping[str, np.ndarray]] = {}
+    for name, method in results.methods.items():
+        runs = []
         for seed in seeds:
-            figures, model = (
-                entry['seeds'][seed],
-                finished.read(workdir, method, seed, faults.PARTS),
-            )
+            figures = method.seeds[seed].figures
+            model = finished.read(workdir, name, seed, faults.PARTS)
             train, test = _sessions(model.dataset, own, seed)
-            row = {k: figures[k] for k in ('accuracy', 'ece', 'perplexity') if k in figures}
-            row['models'], shown = _models(model, train, test, own, seed)
-            rows.append(row)
-            if seed not in result['peers']:
-                result['peers'][seed], others = _peers(model.dataset, train, test, own, seed)
+            kept = {k: figures[k] for k in ('accuracy', 'ece', 'perplexity') if k in figures}
+            by_model, shown = _models(model, train, test, own, seed)
+            runs.append(CodedRun(kept, by_model))
+            if seed not in peers_found:
+                peers_found[seed], others = _peers(model.dataset, train, test, own, seed)
                 shown |= others
             if seed == seeds[0]:
-                pictures |= {'session': test, 'dataset': model.dataset}
-                pictures['found'][method] = shown
-                result['recordings'] = model.dataset.counts()
-        result['methods'][method] = {'seeds': rows, 'spec': entry['spec'], 'bits': entry['bits']}
-    return result, pictures
+                session, dataset = test, model.dataset
+                shown_first[name] = shown
+        methods[name] = FoldMethod(tuple(runs), method.spec, method.bits)
+    fold = FoldResult(methods, peers_found, dataset.counts())
+    return fold, Picture(session, dataset, shown_first)
 
 
-def _sessions(dataset: RecordingSet, own: Mapping[str, Any], seed: int) -> tuple[Sessions, ...]:
+def _sessions(
+    dataset: RecordingSet, own: Mapping[str, Any], seed: int
+) -> tuple[Sessions, Sessions]:
     """Sessions of the recordings that training saw, and of the held-out ones."""
     seen = dataset.recordings['train'] + dataset.recordings['validation']
     labels, length = dataset.labels, own['session']
@@ -169,7 +181,8 @@ def _models(
     stride, rate = model.encoder.stride, model.dataset.rate
     labels, steps = len(model.dataset.labels), test.labels.shape[1]
     tolerance = round(TOLERANCE_S * rate)
-    found, shown = {}, {}
+    found: dict[str, dict[str, float]] = {}
+    shown: dict[str, np.ndarray] = {}
 
     def add(name: str, states: np.ndarray, nats: float | None = None) -> None:
         states = as_steps(states, stride, steps)
@@ -213,12 +226,15 @@ def tokens(
         real = np.isfinite(fitted).all(-1)
         means = KMeans(number, n_init=3, random_state=seed).fit(fitted[real])
         rows = [[_nearest(means, vectors) for vectors in part] for part in rows]
-        return tuple(Tokens(np.stack(part)[..., None], (number,), stride) for part in rows)
-    quantizer = model.codec.quantizer
-    return tuple(Tokens(*axes_of(quantizer, np.stack(part)), stride) for part in rows)
+        made: list[tuple[np.ndarray, tuple[int, ...]]]
+        made = [(np.stack(part)[..., None], (number,)) for part in rows]
+    else:
+        made = [axes_of(model.codec.quantizer, np.stack(part)) for part in rows]
+    coded, held_out = (Tokens(codes, sizes, stride) for codes, sizes in made)
+    return coded, held_out
 
 
-def _nearest(means, vectors):
+def _nearest(means: KMeans, vectors: np.ndarray) -> np.ndarray:
     """The nearest centroid of every vector, -1 where it is missing: int [n]."""
     codes, real = np.full(len(vectors), -1), np.isfinite(vectors).all(-1)
     codes[real] = means.predict(vectors[real])
@@ -243,7 +259,7 @@ def _peers(
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
     """Figures of what others do with the same sessions; without those that are not installed."""
     tolerance, labels = round(TOLERANCE_S * dataset.rate), len(dataset.labels)
-    tried = {
+    tried: dict[str, Callable[[], Any]] = {
         'k-means + hmmlearn': lambda: peers.TokensHMM(own['tokens'], labels, seed).fit(
             train.signals, train.mask
         ),
@@ -251,7 +267,8 @@ def _peers(
             train.signals, train.labels, train.mask
         ),
     }
-    found, shown = {}, {}
+    found: dict[str, dict[str, float]] = {}
+    shown: dict[str, np.ndarray] = {}
     for name, fit in tried.items():
         try:
             states = fit().predict(test.signals, test.mask)

@@ -30,14 +30,14 @@ def markdown(rows: Iterable[Sequence[str]], words: int = 1) -> str:
     return '\n'.join(map(line, [header, rule, *body]))
 
 
-def percent(interval: Mapping[str, float]) -> str:
+def percent(interval: Interval) -> str:
     """The mean of a share, in percent."""
-    return f'{100 * interval["mean"]:.1f}'
+    return f'{100 * interval.mean:.1f}'
 
 
-def percent_range(interval: Mapping[str, float]) -> str:
+def percent_range(interval: Interval) -> str:
     """The 95% interval of a share, in percent: 'low to high'."""
-    return f'{100 * interval["low"]:.1f} to {100 * interval["high"]:.1f}'
+    return f'{100 * interval.low:.1f} to {100 * interval.high:.1f}'
 
 
 def points(difference: Interval | None) -> str:

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import rich.console
@@ -125,7 +125,7 @@ class Display:
         """Validation numbers of the current run."""
         self._quality = quality(record)
 
-    def finished(self, method: str, seed: int, record: dict[str, float], seconds: float) -> None:
+    def finished(self, method: str, seed: int, record: Mapping[str, float], seconds: float) -> None:
         """A run ended with these numbers on the test split."""
         self.say(f'{method} seed {seed}: {quality(record)}, {seconds:.1f} s')
 
@@ -135,7 +135,7 @@ class Display:
         self.console.print(text, soft_wrap=True, markup=False)
 
 
-def quality(record: dict[str, float]) -> str:
+def quality(record: Mapping[str, float]) -> str:
     """'accuracy 0.978, perplexity 112' of a record; without the latter if it has none."""
     text = f'accuracy {record["accuracy"]:.3f}'
     return text + (f', perplexity {record["perplexity"]:.0f}' if 'perplexity' in record else '')
