@@ -27,10 +27,13 @@ class Terminal(rich.console.Console):
         os.close(nowhere)
 
 
-def show(report: Any) -> None:
-    """Prints a report to stdout, in colour only on a terminal and where NO_COLOR is not set."""
-    # Without a terminal rich assumes 80 columns and would break the rows of a log.
-    Terminal(width=None if sys.stdout.isatty() else 120).print(report)
+def show(report: Any, width: int = 120) -> None:
+    """Prints a report to stdout, in colour only on a terminal and where NO_COLOR is not set.
+
+    Args:
+      width: columns where there is no terminal; rich would assume 80 and break rows.
+    """
+    Terminal(width=None if sys.stdout.isatty() else width).print(report)
 
 
 @contextlib.contextmanager
@@ -118,8 +121,8 @@ class Display:
         if self.lines and now - self._spoken > LINE_EVERY_S:
             # The steps of the first dispatch are told together: they say nothing of its speed.
             took, known = now - self._first, now - self._first > 1.0
-            left = f', about {took / max(self._taken - 1, 1) * self._left:.0f} s left for all'
-            self.say(f'{text} {self._quality}{left if known else ""}')
+            left = f'about {took / max(self._taken - 1, 1) * self._left:.0f} s left for all'
+            self.say(', '.join(filter(None, (text, self._quality, left if known else ''))))
 
     def evaluated(self, record: dict[str, float]) -> None:
         """Validation numbers of the current run."""
