@@ -1,5 +1,6 @@
 """Compares quantizers on one classification task: `python train.py --help` lists the flags."""
 
+import logging as python_logging
 import os
 import pathlib
 import sys
@@ -77,6 +78,8 @@ def quieten() -> None:
     Whatever fails there reaches us as an error, and is told in one line.
     """
     logging.set_verbosity(logging.WARNING)
+    # Without the time, the thread and the line of the source: warnings here are for the user.
+    logging.get_absl_handler().setFormatter(python_logging.Formatter('%(levelname)s: %(message)s'))
     logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
     before = sys.unraisablehook
 

@@ -15,7 +15,7 @@ from vqjax import intervals, metrics
 from vqjax.results import summaries
 from vqjax.results.records import Reliability, pack_correct, pack_counts, read_correct
 from vqjax.studies.comparison import report, trials
-from vqjax.studies.reporting import codebook_plots, notes, tables
+from vqjax.studies.reporting import codebook_plots, notes, plots, tables
 
 TOKENS, CLASSES = 360, 10
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import rich.console
 import rich.progress
-from rich.markup import escape
 
 LINE_EVERY_S = 30.0
 _SILENT_S = 3.0  # so long a log hears nothing of what is under way, such as the loading of data
@@ -38,13 +37,10 @@ def show(report: Any, width: int = 120) -> None:
 
 @contextlib.contextmanager
 def waiting(what: str, quiet: bool = False) -> Iterator[None]:
-    """Says what is under way: on a terminal while it is, in a log where it takes some seconds."""
+    """Says what is under way: on a terminal at once, in a log where it takes some seconds."""
     console = Terminal(stderr=True, quiet=quiet, highlight=False)
-    if console.is_terminal:
-        with console.status(escape(f'{what} ...')):
-            yield
-        return
-    said = threading.Timer(_SILENT_S, console.print, (f'{what} ...',), {'markup': False})
+    delay = 0.0 if console.is_terminal else _SILENT_S
+    said = threading.Timer(delay, console.print, (f'{what} ...',), {'markup': False})
     said.daemon = True
     said.start()
     try:
