@@ -1,5 +1,6 @@
 """Compares quantizers on one classification task: `python train.py --help` lists the flags."""
 
+import logging as python_logging
 import os
 import pathlib
 import sys
@@ -13,6 +14,7 @@ from vqjax import studies
 from vqjax.trainer import errors
 from vqjax.trainer.config import fields
 from vqjax.trainer.run import processes
+from vqjax.trainer.wording import nearest_path
 
 CONFIGS = pathlib.Path(__file__).absolute().parent / 'configs'
 DEFAULT = CONFIGS / 'digits.py'
@@ -76,6 +78,8 @@ def quieten() -> None:
     Whatever fails there reaches us as an error, and is told in one line.
     """
     logging.set_verbosity(logging.WARNING)
+    # Without the time, the thread and the line of the source: warnings here are for the user.
+    logging.get_absl_handler().setFormatter(python_logging.Formatter('%(levelname)s: %(message)s'))
     logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
     before = sys.unraisablehook
 
@@ -133,6 +137,8 @@ def _nearby(argv: list[str]) -> str:
         file = CONFIGS / pathlib.Path(name.removeprefix('--config=')).name
         if file.suffix == '.py' and file.is_file():
             return f'; names are relative to the current folder: did you mean {file}?'
+        if name.endswith('.py') and (near := nearest_path(name.removeprefix('--config='))):
+            return near
     return ''
 
 

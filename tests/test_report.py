@@ -15,7 +15,7 @@ from vqjax import intervals, metrics
 from vqjax.results import summaries
 from vqjax.results.records import Reliability, pack_correct, pack_counts, read_correct
 from vqjax.studies.comparison import report, trials
-from vqjax.studies.reporting import codebook_plots, notes, tables
+from vqjax.studies.reporting import codebook_plots, notes, plots, tables
 
 TOKENS, CLASSES = 360, 10
 
@@ -470,10 +470,28 @@ def test_table_fits_a_terminal_and_shows_the_baselines(results):
     lines = console.export_text().splitlines()
     at = next(i for i, line in enumerate(lines) if 'vq_ema' in line)
     assert lines[at].split()[-3:] == ['8', '145,418', '21']
-    assert '[75.6%]' in lines[at + 1] and 'of 256' in lines[at + 1]
+    assert '[75.6%]' in lines[at + 1] and 'of 256' in lines[at]
     for name, method in results['methods'].items():
         row = next(line for line in lines if line.split()[:1] == [name])
         assert row.split()[1] == f'{100 * method["summary"]["accuracy"]["mean"]:.1f}'
+
+
+def test_one_run_has_no_interval(results, tmp_path):
+    """Of one run the bootstrap over examples is narrow, and says nothing of other runs."""
+    for method in results['methods'].values():
+        method['seeds'] = method['seeds'][:1]
+    read = read_results(results)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report.table(read))
+    said, text = console.export_text(), report.markdown(read)
+    assert '(one run)' in said and 'one run of each method: no interval' in said
+    assert ' to ' not in said and 'There is one run of each method, and so no interval' in text
+    assert 'one seed is too few for a verdict' in text
+    row = next(line for line in text.splitlines() if line.startswith('| vq_ema'))
+    assert 'one run' in row and ' to ' not in row
+    figure = plots.accuracy(read)
+    lengths = [np.ptp(line.get_xdata()) for line in figure.axes[0].lines]
+    assert max(lengths) == 0 and 'no interval' in figure.get_supxlabel()
 
 
 def test_a_log_gets_whole_rows_and_no_colour(results, tmp_path):

@@ -228,7 +228,8 @@ def verdict(difference: Interval, num_seeds: int) -> str:
     """What a paired difference of accuracy to the baseline says, in one sentence."""
     _, low, high = difference
     if num_seeds < ENOUGH_SEEDS:
-        return f'{num_seeds} seeds are too few for a verdict: run {ENOUGH_SEEDS} or more'
+        few = 'one seed is' if num_seeds == 1 else f'{num_seeds} seeds are'
+        return f'{few} too few for a verdict: run {ENOUGH_SEEDS} or more'
     if -MARGIN < low and high < MARGIN:
         side = 'above' if low > 0 else 'below' if high < 0 else 'not apart from'
         return (

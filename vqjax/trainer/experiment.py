@@ -13,11 +13,12 @@ from vqjax import encoders, health, quantizers
 from vqjax.results.entries import entry
 from vqjax.results.environment import command, environment
 from vqjax.results.records import Results, RunFinding
+from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_of
 from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.recordings import Cutting, RecordingSet
 from vqjax.trainer.errors import CheckpointError, RunError
-from vqjax.trainer.files.display import Display
+from vqjax.trainer.files.display import Display, waiting
 from vqjax.trainer.files.workdir import Workdir, cannot_write
 from vqjax.trainer.run import encoded, memory, pretrained
 from vqjax.trainer.run.context import Context, Stage
@@ -33,6 +34,8 @@ from vqjax.trainer.step.parallel import make_form
 # on Linux has 65,530.
 _METHODS_KEPT = 8
 
+YOURS = 'your data'  # what reports call data that are handed over and have no other name
+
 Wanted = Mapping[str, Sequence[int]]  # the seeds of every method
 Conclude = Callable[[Results, Workdir], Results]
 
@@ -43,6 +46,7 @@ def run(
     conclude: Conclude = lambda results, folder: results,
     parts: Parts = Parts(),  # noqa: B008
     wanted: Wanted | None = None,
+    dataset: Any = None,
 ) -> dict[str, Any]:
     """Trains every method with every seed that is not finished.
 
@@ -53,6 +57,7 @@ def run(
         reports and returns the results with what it finds.
       parts: what makes the quantizers of the specs.
       wanted: the seeds of each method; None for all, a method that it leaves out has none.
+      dataset: your own data, see `studies.run`; None for those that the configuration names.
 
     Returns:
       The content of results.json; {} on processes that write nothing.
@@ -61,6 +66,8 @@ def run(
       RunError: something for the user to put right; nothing half written stays behind.
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
+    if dataset is not None:
+        parts = parts._replace(dataset=dataset)
     results = execute(config, workdir, conclude=conclude, parts=parts, wanted=wanted)
     return {} if results is None else results.plain()
 
@@ -81,8 +88,10 @@ def execute(
             'vqjax.studies.run; set trials to 0'
         )
     wanted = _wanted(settings, wanted)
-    folds = _folds(settings)
-    dataset = folds(0)
+    with waiting(f'loading {settings.dataset}', quiet=jax.process_index() > 0):
+        settings, own = open_data(settings, parts.dataset)
+        folds = _folds(settings, own)
+        dataset = folds(0)
     try:
         form = make_form(settings.parallel, settings.mesh_shape)
         settings = fit_quantizers(settings, dataset)
@@ -109,6 +118,7 @@ def execute(
                 form=form,
                 folds=folds,
             )
+            display.say(_announcement(dataset, wanted, todo, workdir))
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
@@ -132,7 +142,49 @@ def execute(
             folder.close()
 
 
-def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
+def _announcement(dataset: records.Dataset, wanted: Wanted, todo: Wanted, workdir: str) -> str:
+    """What is about to be trained, on what and where."""
+    info = dataset.info
+    sizes = ', '.join(f'{info.num_examples[split]:,} {split}' for split in dataset.splits)
+    things = 'windows' if isinstance(dataset, RecordingSet) else 'images'
+    shape = ' x '.join(map(str, info.image_shape))
+    runs, left = (sum(map(len, x.values())) for x in (wanted, todo))
+    done = f', {runs - left} of them finished before' if left < runs else ''
+    return (
+        f'{info.name}: {sizes} {things} of {shape}, {_counted(info.num_classes, "class", "es")}\n'
+        f'{workdir}: {_counted(len(wanted), "method")}, {_counted(runs, "run")}{done}'
+    )
+
+
+def _counted(number: int, thing: str, plural: str = 's') -> str:
+    return f'{number:,} {thing}{plural if number != 1 else ""}'
+
+
+def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None]:
+    """Data of one's own, and the settings with their name and digest; None of other sets.
+
+    Args:
+      given: see `sets.open_own`; None for the set that the settings name.
+
+    Raises:
+      RunError: they are no data set, or others than `data_digest` says.
+    """
+    name, where = settings.dataset, settings.data_dir
+    if given is None and name not in sets.OWN:
+        if settings.data_digest:
+            with sets.told(name):
+                sets.check_digest(name, settings.data_digest, '')
+        return settings, None
+    if given is not None and name == FIELDS['dataset'].default:
+        name = YOURS
+    with sets.told(name):
+        own = sets.open_own(name, where or None, settings.image_size or None, given)
+        sets.check_digest(name, settings.data_digest, own.digest)
+    said = {'dataset': own.name, 'data_digest': own.digest}
+    return dataclasses.replace(settings, **said, config=settings.config | said), own
+
+
+def _folds(settings: Settings, own: sets.Own | None) -> Callable[[int], records.Dataset]:
     """The data of every seed: all the same, but where folds are in turn.
 
     Raises:
@@ -141,7 +193,12 @@ def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
 
     @functools.cache
     def load(cutting: Cutting) -> records.Dataset:
-        found = sets.load_dataset(settings.dataset, settings.data_dir, cutting)
+        if own is None:
+            where = settings.data_dir, cutting, settings.image_size
+            found = sets.load_dataset(settings.dataset, *where)
+        else:
+            with sets.told(settings.dataset):
+                found = own.at(cutting)
         return found if settings.split == 'test' else _without_test(found)
 
     config, folds = settings.config, settings.folds

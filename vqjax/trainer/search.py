@@ -105,6 +105,9 @@ def run(
     trials = make_trials(settings.config, settings.methods)
     searched = _search_config(settings, trials)
     _check_trials(searched, trials, parts)
+    settings, own = experiment.open_data(settings, parts.dataset)
+    searched |= {name: settings.config[name] for name in ('dataset', 'data_digest')}
+    parts = parts._replace(dataset=own)
     folder = on_first_process(lambda: Workdir(workdir, settings.config))
     path = pathlib.Path(workdir)
     try:

@@ -77,7 +77,9 @@ def _run_untrained(
 
 
 def _load(config: Mapping[str, Any]) -> Any:
-    return load_dataset(config['dataset'], config['data_dir'], cutting(config))
+    where = config['data_dir'], cutting(config)
+    size, digest = config.get('image_size', 0), config.get('data_digest', '')
+    return load_dataset(config['dataset'], *where, size, digest)
 
 
 def conclude(results: Results, folder: Workdir, names: list[str]) -> Results:

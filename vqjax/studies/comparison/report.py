@@ -13,7 +13,6 @@ from vqjax.atomic import replace_file
 from vqjax.results.records import Results
 from vqjax.results.summaries import (
     BASELINE,
-    METHODS,
     code_use,
     compare,
     mean_calibrated_error,
@@ -22,6 +21,8 @@ from vqjax.results.summaries import (
 from vqjax.studies.comparison import trials
 from vqjax.studies.reporting import notes, plots, tables
 from vqjax.trainer.files.display import show
+
+_COLUMNS = 100  # of the terminal's report
 
 # Cells. A table is a list of rows of text; where it is printed decides its look.
 
@@ -47,7 +48,7 @@ def _outcome_rows(results: Results) -> Iterable[list[str]]:
         row = [
             name,
             tables.percent(method.accuracy),
-            tables.percent_range(method.accuracy),
+            tables.percent_range(method.accuracy, len(method.seeds)),
             _number(method.bits),
             f'{method.params:,}',
             f'{method.seconds:.0f}',
@@ -71,7 +72,8 @@ def _difference_rows(results: Results) -> Iterable[list[str]]:
         signs = [np.sign(s.accuracy - seeds[s.seed]) for s in method.seeds if s.seed in seeds]
         tally = ' / '.join(str(signs.count(sign)) for sign in (1, 0, -1))
         said = verdict(difference, len(signs))
-        yield [name, said, tables.points(difference), tables.points_range(difference), tally]
+        interval = tables.points_range(difference, len(signs))
+        yield [name, said, tables.points(difference), interval, tally]
 
 
 def _perplexity_rows(results: Results) -> Iterable[list[str]]:
@@ -87,7 +89,9 @@ def _perplexity_rows(results: Results) -> Iterable[list[str]]:
         yield [
             name,
             _number(found.mean),
-            f'{_number(found.low)} to {_number(found.high)}',
+            f'{_number(found.low)} to {_number(found.high)}'
+            if len(method.seeds) > 1
+            else tables.ONE_RUN,
             _number(use.uniform.perplexity),
             _number(min(min(stages) for stages in per_stage)),
             ', '.join(_number(x) for x in stages) if len(stages) > 1 else '',
@@ -140,36 +144,40 @@ def _over(value: str, interval: str) -> str:
 
 
 def table(results: Results) -> Table:
-    """The comparison in under 100 columns, intervals and baselines below the values."""
+    """The comparison in at most 100 columns, intervals and baselines below the values."""
     config = results.config
     split = notes.split(results)
     num_seeds = max(len(m.seeds) for m in results.methods.values())
     number = notes.counted(num_seeds, notes.runs(results))
+    interval = f'( ) 95% interval over {notes.over_what(results)}'
+    if notes.alone(results):
+        interval = 'one run of each method: no interval'
     found = Table(
         title=f'{config["dataset"]}: {split} split, {number}',
-        caption=f'( ) 95% interval over {notes.over_what(results)}   '
-        '[ ] calibrated model, uniform source',
+        caption=f'{interval}   [ ] calibrated model, uniform source',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    found.add_column('method', style='bold')
-    headings = ("accuracy %", f"compared\nwith {BASELINE}", "ECE", "perplexity", "in use", "usage",
-                "bits per\nimage", "params", "s")  # fmt: skip
+    found.add_column('method', style='bold', overflow='fold')
+    headings = ("accuracy %", f"compared\nwith {BASELINE}", "ECE", "perplexity",
+                "codes in use", "bits/\nimage", "params", "s")  # fmt: skip
     for heading in headings:
-        found.add_column(heading, justify='right')
+        found.add_column(heading, justify='right', no_wrap=True)
     for name, method in results.methods.items():
         summary, use, difference = method.summary, code_use(method), compare(results, name)
-        codes = [''] * 3
+        runs = len(method.seeds)
+        codes = ['', '']
         if use is not None:
             codes = [
                 f'{_number(summary["perplexity"].mean)}\n[{_number(use.uniform.perplexity)}]',
-                f'{summary["active_codes"].mean:.0f}\nof {use.num_codes:,}',
-                f'{_share(summary["usage"].mean)}\n[{_share(use.uniform.usage)}]',
+                f'{summary["active_codes"].mean:.0f} of {use.num_codes:,}\n'
+                f'{_share(summary["usage"].mean)} [{_share(use.uniform.usage)}]',
             ]
         cells = [
             name,
-            _over(tables.percent(method.accuracy), tables.percent_range(method.accuracy)),
-            _over(tables.points(difference), tables.points_range(difference)),
+            _over(tables.percent(method.accuracy), tables.percent_range(method.accuracy, runs)),
+            _over(tables.points(difference), tables.points_range(difference, runs)),
             f'{summary["ece"].mean:.3f}\n[{mean_calibrated_error(method).mean:.3f}]',
             *codes,
             _number(method.bits),
@@ -182,14 +190,14 @@ def table(results: Results) -> Table:
 
 def print_table(results: Results) -> None:
     """Prints `table` to stdout, in colour only on a terminal and where NO_COLOR is not set."""
-    show(table(results))
+    show(table(results), _COLUMNS)
 
 
 def print_findings(results: Results) -> None:
     """Prints what is wrong with the runs, or that nothing is."""
     lines = [notes.finding(f).replace('**', '') for f in results.findings]
     lines = [line for line in (notes.rising(results), *lines) if line]
-    show(escape('\n'.join(lines or ['Diagnosis: nothing wrong.'])))
+    show(escape('\n'.join(lines or ['Diagnosis: nothing wrong.'])), _COLUMNS)
 
 
 def markdown(results: Results) -> str:
@@ -214,7 +222,7 @@ def markdown(results: Results) -> str:
         '![Test accuracy of every method](accuracy.png)',
         f'## Outcome on the {split} split',
         tables.markdown(_outcome_rows(results)),
-        f'95% interval: {METHODS[notes.covered(methods)]}. {notes.sampling_note(methods)}'
+        f'{notes.interval(results)} {notes.sampling_note(methods)}'
         f'Seconds: all {notes.runs(results)} together.',
     ]
     parts += trials.tuning_section(results)
@@ -223,8 +231,8 @@ def markdown(results: Results) -> str:
         parts += [
             f'## Accuracy compared with {BASELINE}',
             tables.markdown(differences, words=2),
-            f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. 95% '
-            f'interval: {METHODS[notes.covered(methods)]}.',
+            f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. '
+            f'{notes.interval(results)}',
         ]
     parts += trials.halves_section(results)
     perplexities = list(_perplexity_rows(results))

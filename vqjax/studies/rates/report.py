@@ -67,9 +67,9 @@ def point_rows(results: Results, kind: str) -> Iterable[list[str]]:
                 bits(point),
                 f'{round(point.image_bits, 2):g}',
                 _accuracy(point),
-                tables.percent_range(point.accuracy),
+                tables.percent_range(point.accuracy, point.runs),
                 tables.points(point.difference),
-                tables.points_range(point.difference),
+                tables.points_range(point.difference, point.runs),
                 f'{100 * point.evenness:.0f}%',
                 f'{point.collapsed} of {point.runs}',
                 *calibration(results, point.name),
@@ -143,14 +143,14 @@ def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
 def _enough_said(results: Results, kind: str, none: str) -> str:
     by_family = curves(results, kind)
     found = {family: enough(points) for family, points in by_family.items()}
-    accuracy = results.methods[none].accuracy
+    accuracy, runs = results.methods[none].accuracy, len(results.methods[none].seeds)
     shown = [(f, e.shown) for f, e in found.items() if e.shown]
     estimate = [(f, e.estimate) for f, e in found.items() if e.estimate]
     never = ', '.join(label(f) for f, e in found.items() if not e.estimate)
     return (
         f'**{title(kind, by_family)}**: without a quantizer {tables.percent(accuracy)}% '
-        f'({tables.percent_range(accuracy)}). Bits a token within {100 * WITHIN:g} point of it, '
-        f'shown: {_listed(shown)}. By the point estimate: {_listed(estimate)}.'
+        f'({tables.percent_range(accuracy, runs)}). Bits a token within {100 * WITHIN:g} point of '
+        f'it, shown: {_listed(shown)}. By the point estimate: {_listed(estimate)}.'
         + (f' Not at any rate: {never}.' if never else '')
     )
 
@@ -276,10 +276,10 @@ def markdown(results: Results) -> str:
             continue
         parts.append(f'## {title(kind, by_family).capitalize()}')
         if none:
-            accuracy = methods[none].accuracy
+            accuracy, runs = methods[none].accuracy, len(methods[none].seeds)
             told = map(' '.join, zip(CALIBRATION, calibration(results, none), strict=True))
             parts.append(
-                f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy)}), '
+                f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy, runs)}), '
                 f'{methods[none].bits:,.0f} bits an image; '
                 f'{", ".join(told)}.'
             )

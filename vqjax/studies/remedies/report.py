@@ -61,11 +61,11 @@ def _interval_rows(results: Results) -> Iterable[list[str]]:
            'runs collapsed %']  # fmt: skip
     for name in by_accuracy(results):
         method = results.methods[name]
-        quantized = 'perplexity' in method.summary
+        quantized, runs = 'perplexity' in method.summary, len(method.seeds)
         yield [
             name,
-            tables.percent_range(method.accuracy),
-            *(tables.points_range(compare(results, name, to)) for to in (NONE, WEAK)),
+            tables.percent_range(method.accuracy, runs),
+            *(tables.points_range(compare(results, name, to), runs) for to in (NONE, WEAK)),
             '{:.0f} to {:.0f}'.format(*(100 * x for x in collapses(name, results)[1:]))
             if quantized
             else '',

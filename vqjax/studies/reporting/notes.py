@@ -5,7 +5,16 @@ from typing import Any
 
 from vqjax.metrics import wilson_interval
 from vqjax.results.records import MethodResult, Results, RunFinding
-from vqjax.results.summaries import BASELINE, EXAMPLES, FOLDS, RISE, SEEDS, covers, still_rising
+from vqjax.results.summaries import (
+    BASELINE,
+    EXAMPLES,
+    FOLDS,
+    METHODS,
+    RISE,
+    SEEDS,
+    covers,
+    still_rising,
+)
 
 TEMPERATURE = (
     ' T: one temperature a run, fitted on its validation split (Guo et al. 2017) and applied to '
@@ -26,6 +35,18 @@ def split(results: Results) -> str:
 def covered(methods: Mapping[str, MethodResult]) -> str:
     """What the intervals of all these methods cover, see `summaries.covers`."""
     return covers(*(method.seeds for method in methods.values()))
+
+
+def alone(results: Results) -> bool:
+    """Whether every method has one run, so that there is no interval."""
+    return all(len(method.seeds) == 1 for method in results.methods.values())
+
+
+def interval(results: Results) -> str:
+    """What the 95% intervals of accuracies are, in a sentence."""
+    if alone(results):
+        return 'There is one run of each method, and so no interval: set seeds to 5 or more.'
+    return f'95% interval: {METHODS[covered(results.methods)]}.'
 
 
 def over_what(results: Results) -> str:

@@ -126,6 +126,12 @@ def _stage_colour(colour: str, stage: int, num_stages: int) -> tuple[float, ...]
     return tuple(1 - keep * (1 - x) for x in mpl.colors.to_rgb(colour))
 
 
+def _percent(method: MethodResult) -> tuple[float, float, float]:
+    """Accuracy with its interval; both ends are the mean of one run, which tells of no other."""
+    mean, low, high = (100 * x for x in method.accuracy)
+    return (mean, low, high) if len(method.seeds) > 1 else (mean, mean, mean)
+
+
 # A comparison.
 
 
@@ -137,7 +143,7 @@ def accuracy(results: Results) -> Figure:
     figure = new_figure(7, 1.2 + 0.6 * len(methods))
     axis = figure.subplots()
     for row, (name, method) in enumerate(methods.items()):
-        mean, low, high = (100 * x for x in method.accuracy)
+        mean, low, high = _percent(method)
         seeds = [100 * seed.accuracy for seed in method.seeds]
         if name == 'none':
             axis.axvspan(low, high, color=LIGHT, alpha=0.6, lw=0)
@@ -158,7 +164,12 @@ def accuracy(results: Results) -> Figure:
     axis.set_xlabel(f'{notes.split(results)} accuracy (%)')
     axis.set_title(results.config['dataset'])
     shaded = '; shaded: interval of none' if 'none' in methods else ''
-    _caption(figure, f'dots: runs; diamonds: their mean with 95% interval{shaded}')
+    _caption(
+        figure,
+        'one run of each method: no interval'
+        if notes.alone(results)
+        else f'dots: runs; diamonds: their mean with 95% interval{shaded}',
+    )
     return figure
 
 
@@ -304,7 +315,7 @@ def accuracy_against_bits(results: Results) -> Figure:
     points: dict[str, tuple[float, float]] = {}
     taken: list[Any] = []
     for name, method in methods.items():
-        mean, low, high = (100 * x for x in method.accuracy)
+        mean, low, high = _percent(method)
         if name == 'none':  # thousands of bits away from the others: a level and not a point
             axis.axhspan(low, high, color=LIGHT, alpha=0.6, lw=0)
             axis.axhline(mean, color=GREY, lw=1, ls='--')

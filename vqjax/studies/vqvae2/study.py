@@ -48,7 +48,8 @@ def prepare(config: dict[str, Any]) -> Study:
 def conclude(results: Results, folder: Workdir) -> Results:
     """Decodes the test split with one level at a time; writes and prints the report."""
     checked = settings.check(dict(results.config))
-    dataset = sets.load_dataset(checked.dataset, checked.data_dir, settings.cutting(checked.config))
+    where = checked.data_dir, settings.cutting(checked.config)
+    dataset = sets.load_dataset(checked.dataset, *where, checked.image_size, checked.data_digest)
     checked = tasks.fit_quantizers(checked, dataset)
     originals = next(iter(_batches(dataset)))['image'][: report.SHOWN]
     shown: dict[tuple[str, str], Any] = {('original', 'all'): originals}

@@ -66,6 +66,12 @@ class Workdir:
             return
         there = read_json(file, 'choose another --workdir')
         found = checkpoints.differences(complete(there), complete(self.config))
+        if found.keys() == {'data_digest'}:
+            raise RunError(
+                f'workdir {self.path} holds a run on other data: images, labels or splits are not '
+                f'what they were ({checkpoints.describe(found, "there", "here")}); choose another '
+                '--workdir'
+            )
         if found:
             raise RunError(
                 f'workdir {self.path} holds a run of another configuration: '
