@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.revival import revive
-from vqjax.quantizers.base import check, check_count, compiled_once, look_up
+from vqjax.quantizers.base import STEP, PyTree, array_shape, check, check_count, checked, look_up
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
@@ -69,13 +69,19 @@ class Banked(Wrapped):
         check_count('fresh', self.fresh)
         check(self.fresh <= self.size, 'fresh', self.fresh, f'at most size, {self.size}')
 
+    def shapes(self, dim: int) -> tuple[PyTree, BankedState]:
+        """The inner's, and the bank."""
+        params, inner = self.inner.shapes(dim)
+        return params, BankedState(inner, array_shape(self.size, dim), STEP)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, BankedState) from the inner's start on z [..., D]; the bank is empty."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         bank = jnp.zeros((self.size, z.shape[-1]), jnp.float32)
         return params, BankedState(inner, bank, jnp.zeros((), jnp.int32))
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> BankedState:

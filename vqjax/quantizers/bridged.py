@@ -16,6 +16,7 @@ from vqjax.ops import AxisName
 from vqjax.ops.bridges import PyTree
 from vqjax.quantizers.base import (
     Quantized,
+    array_shape,
     blank,
     check,
     check_count,
@@ -23,6 +24,7 @@ from vqjax.quantizers.base import (
     check_positive,
     check_start,
     check_weight,
+    checked,
     hide,
     look_up,
 )
@@ -92,6 +94,7 @@ class BridgedCodebook(Codebook):
             )
         return codebook.astype(jnp.float32)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -155,6 +158,13 @@ class Bridged(BridgedCodebook):
         ok = all(callable(getattr(self.bridge, name, None)) for name in ('init', 'apply'))
         check(ok, 'bridge', self.bridge, 'an object with functions init and apply')
 
+    def shapes(self, dim: int) -> tuple[BridgedParams, PyTree]:
+        """What the bridge makes of the codes' shape, and the codes."""
+        codes = array_shape(self.num_codes, dim)
+        learned = jax.eval_shape(lambda codes: self.bridge.init(jax.random.key(0), codes), codes)
+        return BridgedParams(learned, codes if self.learned else ()), () if self.learned else codes
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(BridgedParams, codes); of z [..., D] the root mean square is read.
 

@@ -15,6 +15,7 @@ from vqjax.quantizers.base import (
     check,
     check_count,
     check_weight,
+    checked,
     hide,
     is_number,
     look_up,
@@ -75,6 +76,7 @@ class Codebook(Base):
         """The `num` nearest codes of z [..., D], nearest first, int32 [..., num]."""
         return ops.nearest_candidates(z, self.read_codebook(params, state), num, self.metric)
 
+    @checked
     def logits(self, params, state, z) -> jax.Array:
         """Minus the squared distance of z [..., D] to every code, float32 [..., K].
 
@@ -94,6 +96,7 @@ class Codebook(Base):
             )
         return self.assignment(key, z, codebook, self.metric, mask, axis_name)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -101,6 +104,7 @@ class Codebook(Base):
         codes = self.choose(self.read_codebook(params, state), z, key, mask, axis_name)
         return self.read(params, state, z, hide(codes, mask), mask, axis_name)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Codebook rows float32 [..., D] of codes [...]; zeros for -1."""
         return look_up(self.read_codebook(params, state), codes)
@@ -139,6 +143,7 @@ class Wrapped(Codebook):
         """The inner's."""
         return self.inner.prepare(z)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -153,6 +158,7 @@ class Wrapped(Codebook):
         """The inner's, float32 [K, D]."""
         return self.inner.read_codebook(params, state.inner)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """The inner's, float32 [..., D]."""
         return self.inner.decode(params, state.inner, codes)

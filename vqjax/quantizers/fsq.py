@@ -23,6 +23,7 @@ from vqjax.quantizers.base import (
     check_features,
     check_flag,
     check_weight,
+    checked,
     hide,
     only_codes,
 )
@@ -91,6 +92,11 @@ class FSQ(Base):
     def _strides(self) -> np.ndarray:
         return np.cumprod((1, *self.levels[:-1]), dtype=np.int64).astype(np.int32)
 
+    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+        """() and ()."""
+        return (), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., len(levels)]."""
         del key, mask, axis_name
@@ -131,6 +137,7 @@ class FSQ(Base):
         divisor = lax.optimization_barrier(jnp.asarray(centre, jnp.float32))
         return (2 * index - centre).astype(jnp.float32) / divisor
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -161,6 +168,7 @@ class FSQ(Base):
             {},
         )
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Grid values float32 [..., len(levels)] of codes [...]; zeros for -1."""
         del params, state

@@ -13,7 +13,16 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.banked import Banked
-from vqjax.quantizers.base import Quantizer, check, check_count, compiled_once, is_number
+from vqjax.quantizers.base import (
+    STEP,
+    PyTree,
+    Quantizer,
+    array_shape,
+    check,
+    check_count,
+    checked,
+    is_number,
+)
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ, VQState
 from vqjax.quantizers.vq_ema import VQEMA
@@ -66,13 +75,19 @@ class Guarded(Wrapped):
         check(ok, 'least', self.least, 'a perplexity, at least 1')
         check_count('cooldown', self.cooldown)
 
+    def shapes(self, dim: int) -> tuple[PyTree, GuardedState]:
+        """The inner's, and what the guard knows."""
+        params, inner = self.inner.shapes(dim)
+        return params, GuardedState(inner, array_shape(self.num_codes), STEP, STEP, STEP)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, GuardedState) from the inner's start on z [..., D]."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         zero = jnp.zeros((), jnp.int32)
         return params, GuardedState(inner, jnp.zeros(self.num_codes, jnp.float32), zero, zero, zero)
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> GuardedState:

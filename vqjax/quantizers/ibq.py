@@ -13,12 +13,14 @@ from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
     Quantized,
+    array_shape,
     blank,
     check,
     check_count,
     check_positive,
     check_start,
     check_weight,
+    checked,
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_assignment, given_start
@@ -73,6 +75,11 @@ class IBQ(Codebook):
         check_assignment(self)
         object.__setattr__(self, 'start', given_start(self, init))
 
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple]:
+        """A codebook and ()."""
+        return array_shape(self.num_codes, dim), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
         """(codebook, ()) from what `start` makes of z [..., D].
 

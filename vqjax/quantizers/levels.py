@@ -18,6 +18,7 @@ from vqjax.quantizers.base import (
     check_count,
     check_inner,
     check_start,
+    checked,
 )
 from vqjax.quantizers.combining import merge_losses
 
@@ -118,6 +119,12 @@ class Levels(Base):
             merge_losses([out.losses for out in outs]),
         )
 
+    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+        """The levels' ones, as tuples."""
+        params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
+        return params, state
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, state), tuples: each level starts from its part of z [..., L, D].
 
@@ -134,6 +141,7 @@ class Levels(Base):
             started.append(inner.init(key, z, mask, axis_name))
         return tuple(p for p, _ in started), tuple(s for _, s in started)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -148,6 +156,7 @@ class Levels(Base):
             ]
         )
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -164,6 +173,7 @@ class Levels(Base):
             for i, inner in enumerate(self.inner)
         )  # fmt: skip
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Vectors float32 [..., L, D] of codes [..., L]; zeros for -1."""
         vectors = [

@@ -19,10 +19,11 @@ from vqjax.quantizers.base import (
     PyTree,
     Quantized,
     Quantizer,
+    array_shape,
     check_count,
     check_inner,
     check_start,
-    compiled_once,
+    checked,
 )
 from vqjax.quantizers.combining import dropout_of, quantize_detached
 from vqjax.quantizers.scales import (
@@ -163,6 +164,15 @@ class MultiScale(Base):
         flat.append(jnp.full((*flat[0].shape[:-1], missing), -1, flat[0].dtype))
         return jnp.concatenate(flat, axis=-1)
 
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
+        """The inner's, with the convolutions phi where there are any."""
+        params, state = self.inner.shapes(dim)
+        if self.phi:
+            kernels = array_shape(len(self.phi), 3, 3, dim, dim)
+            params = MultiScaleParams(kernels, array_shape(len(self.phi), dim), params)
+        return params, state
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, inner state): the codebook starts from what exact vectors would leave.
 
@@ -185,7 +195,7 @@ class MultiScale(Base):
             params = MultiScaleParams(*phis.start(len(self.phi), z.shape[-1]), params)
         return params, state
 
-    @compiled_once
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -231,7 +241,7 @@ class MultiScale(Base):
         some = None if mask is None else jnp.any(mask, axis=(-2, -1))
         return self.dropout.used(key, x.shape[:-3], len(self.scales), some, axis_name)
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -256,7 +266,7 @@ class MultiScale(Base):
         given = (rows, codes, key, masks, axis_name, weights)
         return self.inner.update(self._inner(params), state, *given)
 
-    @compiled_once
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """The sum of the scales' vectors, float32 [..., H, W, D], of codes [..., L].
 
@@ -283,7 +293,7 @@ class MultiScale(Base):
         check_count('num_scales', num_scales, most=len(self.scales))
         return self.decode(params, state, self.from_grids(self.to_grids(codes)[:num_scales]))
 
-    @compiled_once
+    @checked
     def next_inputs(self, params, state, codes: jax.Array) -> jax.Array:
         """What a model of the next scale's codes reads, from the codes before (VAR section 3.1).
 

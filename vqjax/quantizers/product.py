@@ -12,12 +12,15 @@ from jax import lax
 from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
     Quantizer,
     check_count,
     check_flag,
     check_inner,
     check_start,
+    checked,
+    stacked,
 )
 
 
@@ -103,6 +106,14 @@ class Product(Base):
         """[..., *inner, G] -> [..., G, *inner], as the inner takes grouped vectors."""
         return jnp.moveaxis(codes, -1, -1 - len(self.inner.code_shape))
 
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
+        """The inner's for a group, stacked unless shared."""
+        if dim % self.num_groups:
+            raise ValueError(f'num_groups={self.num_groups} must divide the {dim} features')
+        trees = self.inner.shapes(dim // self.num_groups)
+        return trees if self.shared else stacked(self.num_groups, trees)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, state): each group starts from its part of z [..., D].
 
@@ -119,6 +130,7 @@ class Product(Base):
         groups = jnp.moveaxis(z, -2, 0)
         return lax.map(lambda args: self.inner.init(*args, mask, axis_name), (keys, groups))
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -137,6 +149,7 @@ class Product(Base):
         z_q = out.z_q.reshape(*z.shape[:-1], -1)
         return Quantized(z_q, out.codes, jnp.mean(out.loss), out.losses)
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -157,6 +170,7 @@ class Product(Base):
         parts = (params, state, jnp.moveaxis(groups, -2, 0), jnp.moveaxis(codes, -1, 0), keys)
         return lax.map(update, parts)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Vectors float32 [..., D] of codes [..., G], the groups side by side."""
         vectors = jax.vmap(self.inner.decode, in_axes=(self._axis, self._axis, -1), out_axes=-2)(

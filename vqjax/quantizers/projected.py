@@ -16,10 +16,12 @@ from vqjax.quantizers.base import (
     PyTree,
     Quantized,
     Quantizer,
+    array_shape,
     check_count,
     check_flag,
     check_inner,
     check_start,
+    checked,
 )
 
 
@@ -94,6 +96,13 @@ class Projected(Base):
         x = jnp.where(finite, x, jnp.nan)
         return ops.normalize(x) if self.normalize else x
 
+    def shapes(self, dim: int) -> tuple[ProjectedParams, PyTree]:
+        """The kernels, and the inner's."""
+        params, state = self.inner.shapes(self.dim)
+        kernels = array_shape(dim, self.dim), array_shape(self.dim, dim)
+        return ProjectedParams(*kernels, params), state
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(ProjectedParams, inner state); the inner starts from the projected z [..., D]."""
         check_start(self, z, mask)
@@ -102,6 +111,7 @@ class Projected(Base):
         params, state = self.inner.init(second, self._project(kernel, z), mask, axis_name)
         return ProjectedParams(kernel, kernel.T, params), state
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -110,6 +120,7 @@ class Projected(Base):
         out = self.inner.quantize(params.inner, state, x, key, mask, axis_name)
         return out._replace(z_q=self._back(params, out.z_q).astype(z.dtype))
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -117,6 +128,7 @@ class Projected(Base):
         x = self._project(params.kernel_in, lax.stop_gradient(z))
         return self.inner.update(params.inner, state, x, codes, key, mask, axis_name, weights)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """The inner's vectors of codes, projected back: float32 [..., D]."""
         return self._back(params, self.inner.decode(params.inner, state, codes))

@@ -14,6 +14,7 @@ from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
     Quantizer,
     check,
@@ -23,7 +24,8 @@ from vqjax.quantizers.base import (
     check_inner,
     check_start,
     check_weight,
-    compiled_once,
+    checked,
+    stacked,
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
@@ -151,6 +153,15 @@ class Residual(Base):
             return lax.scan(lambda c, x: body(self.inner, c, params, state, *x), carry, xs)
         return lax.scan(lambda c, x: body(self.inner, c, *x), carry, (params, state, *xs))
 
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
+        """The inner's, stacked unless shared; tuples for a tuple."""
+        if isinstance(self.inner, tuple):
+            params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
+            return params, state
+        trees = self.inner.shapes(dim)
+        return trees if self.shared else stacked(self.num_stages, trees)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, state): each stage starts from what the ones before it left of z [..., D].
 
@@ -176,7 +187,7 @@ class Residual(Base):
             return tuple(p for p, _ in started), tuple(s for _, s in started)
         return started
 
-    @compiled_once
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -229,7 +240,7 @@ class Residual(Base):
         key = jax.random.fold_in(key, self.num_stages)
         return self.dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -260,7 +271,7 @@ class Residual(Base):
         rows, codes = jnp.moveaxis(outputs, 0, -2), jnp.moveaxis(codes, 0, z.ndim - 1)
         return self.inner.update(params, state, rows, codes, key, mask, axis_name, weights)
 
-    @compiled_once
+    @checked
     def stage_vectors(self, params, state, codes) -> jax.Array:
         """What each stage adds, float32 [S, ..., D], of codes [..., S]; zeros for -1.
 
@@ -275,7 +286,7 @@ class Residual(Base):
         _, vectors = self._stages(stage, None, *xs, params=params, state=state)
         return jnp.stack(vectors) if isinstance(vectors, tuple) else vectors
 
-    @compiled_once
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         codes = jnp.moveaxis(codes, -1, 0)

@@ -12,6 +12,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.quantizers.base import array_shape, checked
 from vqjax.quantizers.bridged import BridgedCodebook
 
 
@@ -43,6 +44,11 @@ class SimVQ(BridgedCodebook):
     length: float | None = None
     bridge: ClassVar[ops.Linear] = ops.Linear()
 
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """W and C."""
+        return array_shape(dim, dim), array_shape(self.num_codes, dim)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(W, C); of z [..., D] the root mean square is read.
 

@@ -13,7 +13,18 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
-from vqjax.quantizers.base import Quantized, blank, check_flag, check_start, check_weight, look_up
+from vqjax.quantizers.base import (
+    STEP,
+    PyTree,
+    Quantized,
+    array_shape,
+    blank,
+    check_flag,
+    check_start,
+    check_weight,
+    checked,
+    look_up,
+)
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
@@ -78,6 +89,13 @@ class VQ(Codebook):
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
 
+    def shapes(self, dim: int) -> tuple[PyTree, VQState]:
+        """A codebook, or Affine, and VQState."""
+        codebook = array_shape(self.num_codes, dim)
+        params = Affine(codebook, array_shape(dim), array_shape(dim)) if self.affine else codebook
+        return params, VQState(codebook, array_shape(self.num_codes), STEP)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
         """(codebook or Affine, VQState) from what `start` makes of z [..., D].
 
@@ -127,6 +145,7 @@ class VQ(Codebook):
         loss = sum(getattr(self, name) * term for name, term in losses.items())
         return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> VQState:

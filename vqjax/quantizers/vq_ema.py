@@ -14,10 +14,13 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
 from vqjax.quantizers.base import (
+    STEP,
     Quantized,
+    array_shape,
     blank,
     check_start,
     check_weight,
+    checked,
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
@@ -75,6 +78,11 @@ class VQEMA(Codebook):
         check_weight('balance', self.balance)
         check_weight('eps', self.eps)
 
+    def shapes(self, dim: int) -> tuple[tuple, VQEMAState]:
+        """() and an array of each field of VQEMAState."""
+        return (), VQEMAState(array_shape(self.num_codes), array_shape(self.num_codes, dim), STEP)
+
+    @checked
     def init(  # noqa: F811
         self, key, z, mask=None, axis_name: AxisName = None
     ) -> tuple[tuple, VQEMAState]:
@@ -110,6 +118,7 @@ class VQEMA(Codebook):
         z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
         return Quantized(z_q, codes, loss, losses)
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> VQEMAState:
