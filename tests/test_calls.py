@@ -178,7 +178,7 @@ def test_the_check_neither_computes_nor_traces_a_start():
 
 def test_every_method_of_the_library_says_that_it_is_checked():
     """Where it is written: what `Base` adds is for quantizers of one's own."""
-    for kind in {base for kind in REGISTRY.values() for base in kind.__mro__}:
+    for kind in {base for q in REGISTRY.values() for base in q.__mro__}:
         source = inspect.getsource(kind) if kind.__module__.startswith('vqjax') else ''
         for name in checking.OUT_SPECS.keys() & vars(kind).keys():
             if source:

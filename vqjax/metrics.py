@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vqjax.ops.serialization import exported
 
+
+@exported
 class Interval(NamedTuple):
     """A mean with the low and high end of its 95% interval."""
 
@@ -22,6 +25,7 @@ class Interval(NamedTuple):
     high: float
 
 
+@exported
 class Reliability(NamedTuple):
     """Mean confidence, accuracy and examples of each confidence bin, float32 [num_bins] each."""
 
@@ -30,6 +34,7 @@ class Reliability(NamedTuple):
     count: Array
 
 
+@exported
 class UniformBaseline(NamedTuple):
     """What a uniform source shows: expected usage (0 to 1) and perplexity (1 to K)."""
 

@@ -13,6 +13,7 @@ from vqjax.ops.losses import entropy
 from vqjax.ops.meshes import automatic, mesh_size, rows_spec, varying_as
 from vqjax.ops.rows import flat_rows, gumbel_noise, row_places
 from vqjax.ops.scores import normalize
+from vqjax.ops.serialization import exported
 from vqjax.ops.statistics import AxisName, pmean
 from vqjax.ops.tiles import in_lanes, map_tiles, row_lanes, row_tiles
 
@@ -122,6 +123,7 @@ def sample_codes(
     return jnp.where(valid, codes, -1).reshape(z.shape[:-1])
 
 
+@exported
 class Assignments(NamedTuple):
     """Soft assignments of a batch: their mean float32 [K], the mean entropy [] in nats."""
 

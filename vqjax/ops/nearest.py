@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jax.custom_batching import custom_vmap
 
 from vqjax.ops.meshes import automatic, mesh_size, rows_spec, whole_features
@@ -65,7 +65,7 @@ def nearest_codes(
         )
     z, codebook = jnp.asarray(z), jnp.asarray(codebook)
     rows = lax.stop_gradient(z).reshape(-1, z.shape[-1])
-    if not rows.size:
+    if not export.is_symbolic_dim(rows.size) and not rows.size:
         return jnp.zeros(z.shape[:-1], jnp.int32)
     fused = os.environ.get('VQJAX_FUSED_SEARCH') == '1'
     codes = _searcher(metric, precision, fused)(rows, lax.stop_gradient(codebook))
@@ -133,12 +133,13 @@ def _search(rows, codebook, metric, precision, scores, sizes):
     most_codes, most_rows, most_scores = sizes
     lanes, whole = row_lanes(n, rows, codebook)
     parts = code_lanes(num_codes, rows, codebook)
-    size = min(num_codes, most_codes)
+    few_codes = not export.is_symbolic_dim(num_codes) and num_codes < most_codes
+    size = num_codes if few_codes else most_codes
     most = max(min(most_scores // size, most_rows) * whole // lanes, _LEAST_ROWS)
     row_size, row_starts = starts(n // lanes, most)
-    # Few rows: longer tiles of codes instead.
-    size = max(most_scores * whole // (row_size * lanes), size) // parts
-    code_size, code_starts = starts(num_codes // parts, size)
+    if not export.is_symbolic_dim(n):  # few rows: longer tiles of codes instead
+        size = max(most_scores * whole // (row_size * lanes), size)
+    code_size, code_starts = starts(num_codes // parts, size // parts)
     rows, codebook, bias = in_lanes(rows, lanes), in_lanes(codebook, parts), in_lanes(bias, parts)
     part_starts = jnp.arange(parts, dtype=jnp.int32)[:, None] * (num_codes // parts)
 

@@ -1,4 +1,8 @@
-"""Arrays cut into tiles along their rows, such that sharded rows stay on their devices."""
+"""Arrays cut into tiles along their rows, such that sharded rows stay on their devices.
+
+The number of rows may be symbolic, in a program that `jax.export` makes for batches of any size:
+tiles are then of min(rows, most) rows, which is a number again once the program is called.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from vqjax.ops.meshes import mesh_size
 
@@ -31,8 +35,10 @@ def row_lanes(total: int, *arrays: jax.Array) -> Lanes:
     be). Where no mesh is known there may be many devices or one: parts for many, which on a single
     one cost nothing but longer strides, and a tile shared among them.
 
-    arrays: those whose types may name the mesh.
+    arrays: those whose types may name the mesh. A symbolic number of rows is one part.
     """
+    if export.is_symbolic_dim(total):
+        return Lanes(1, 1)
     size = mesh_size(*arrays)
     number = math.gcd(total, jax.device_count() if size is None else size)
     return Lanes(number, 1 if size is None else number)
@@ -40,6 +46,8 @@ def row_lanes(total: int, *arrays: jax.Array) -> Lanes:
 
 def code_lanes(num_codes: int, *arrays: jax.Array) -> int:
     """The same for the rows of a codebook, which only a known mesh shards; 128 codes at least."""
+    if export.is_symbolic_dim(num_codes):
+        return 1
     size = math.gcd(num_codes, mesh_size(*arrays) or 1)
     parts = (n for n in range(size, 0, -1) if size % n == 0)
     return next(n for n in parts if n == 1 or num_codes // n >= _ALIGN)
@@ -51,6 +59,10 @@ def starts(total: int, size: int) -> tuple[int, jax.Array]:
     An overlap costs a few rows twice and saves what a ragged end would need: a padded copy of the
     input or a second compiled body. Evening the tiles out first keeps it below `_ALIGN` a tile.
     """
+    if export.is_symbolic_dim(total):
+        size = jax.core.min_dim(total, size)
+        tiles = -(-total // size)
+        return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
     tiles = -(-total // size)
     size = min(total, size, -(-total // (tiles * _ALIGN)) * _ALIGN)
     tiles = -(-total // size)
@@ -73,7 +85,14 @@ def row_tiles(x: jax.Array, most: int) -> jax.Array:
 
     At most `most` rows of each lane a tile; the last is filled up with zeros.
     """
-    lanes, size = x.shape[0], min(most, x.shape[1])
+    lanes, number = x.shape[:2]
+    if export.is_symbolic_dim(number):
+        size = jax.core.min_dim(number, most)
+        tiles = -(-number // size)
+        filled = jnp.zeros((lanes, tiles * size, *x.shape[2:]), x.dtype)
+        filled = filled.at[:, jnp.arange(number)].set(x)
+        return jnp.moveaxis(filled.reshape(lanes, tiles, size, *x.shape[2:]), 1, 0)
+    size = min(most, number)
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)))
     return jnp.moveaxis(x.reshape(lanes, -1, size, *x.shape[2:]), 1, 0)
 
@@ -90,7 +109,7 @@ def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax
       An array [N, ...].
     """
     total = arrays[0].shape[0]
-    if total <= most:
+    if not export.is_symbolic_dim(total) and total <= most:
         return function(*arrays)
     lanes, whole = row_lanes(total, *arrays)
     size, begin = starts(total // lanes, max(most * whole // lanes, 1))
@@ -104,6 +123,11 @@ def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax
 def join_tiles(tiles: jax.Array, total: int) -> jax.Array:
     """Results of tiles in lanes [tiles, lanes, size, ...] as rows in order [total, ...]."""
     number, lanes, size = tiles.shape[:3]
+    if export.is_symbolic_dim(total):
+        row = jnp.arange(total)
+        tile = row // size
+        start = jnp.minimum(tile * size, total - size)
+        return tiles.reshape(number * size, *tiles.shape[3:])[tile * size + row - start]
     fresh = total // lanes - (number - 1) * size
     first = jnp.moveaxis(tiles[:-1], 0, 1).reshape(lanes, (number - 1) * size, *tiles.shape[3:])
     rows = jnp.concatenate([first, tiles[-1, :, size - fresh :]], axis=1)

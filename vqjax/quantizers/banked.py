@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.revival import revive
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import STEP, PyTree, array_shape, check, check_count, checked, look_up
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
 
 
+@exported
 class BankedState(NamedTuple):
     """The inner quantizer's state and the bank, the same on every replica.
 

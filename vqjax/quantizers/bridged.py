@@ -14,6 +14,7 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.bridges import PyTree
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     Quantized,
     array_shape,
@@ -31,6 +32,7 @@ from vqjax.quantizers.base import (
 from vqjax.quantizers.codebook import Codebook, check_assignment
 
 
+@exported
 class BridgedParams(NamedTuple):
     """What the bridge learns, and the codes float32 [K, D] where they are learned too, else ()."""
 

@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import export_all
 from vqjax.quantizers.protocol import PyTree, Quantized, Quantizer
 
 Arguments = ParamSpec('Arguments')
@@ -101,7 +102,9 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         static = tuple((k, v) for k, v in given.items() if k not in arrays)
         # A start may read values; and where jit is at work already, there is nothing to compile.
         if name == 'init':
-            return unshared(checked_run(quantizer, static, arrays), (arrays, quantizer))
+            made = unshared(checked_run(quantizer, static, arrays), arrays)
+            export_all(made)
+            return made
         if _is_staged(arrays):
             return checked_run(quantizer, static, arrays)
         return _compiled(checked_run, quantizer, static, arrays)
@@ -213,7 +216,7 @@ def _check_arguments(quantizer, given):
     if given.get('weights') is not None:
         given['weights'] = _weights(given['weights'], shape)
     if given.get('key') is not None:
-        _check_key(given['key'])
+        check_key(given['key'])
     for name in ('params', 'state'):
         if name in given:
             what = f'an array of {name}'
@@ -284,7 +287,8 @@ def _weights(weights, shape):
     return weights.astype(jnp.float32)
 
 
-def _check_key(key):
+def check_key(key: Any) -> None:
+    """Raise ValueError for what is not one random key."""
     dtype = getattr(key, 'dtype', None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (typed and key.shape == () or dtype == jnp.uint32 and len(key.shape) == 1):
@@ -459,5 +463,5 @@ def _buffers(x) -> list[int]:
     if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or not x.size:
         return []
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
+        return [id(x)]
     return [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]

@@ -12,6 +12,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.banked import Banked
 from vqjax.quantizers.base import (
     STEP,
@@ -28,6 +29,7 @@ from vqjax.quantizers.vq import VQ, VQState
 from vqjax.quantizers.vq_ema import VQEMA
 
 
+@exported
 class GuardedState(NamedTuple):
     """The inner quantizer's state, and what the guard knows.
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Schedule
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     STEP,
     Base,
@@ -30,6 +31,7 @@ from vqjax.quantizers.base import (
 )
 
 
+@exported
 class GumbelParams(NamedTuple):
     """Logits z kernel + bias, float32 [D, K] and [K]; codebook float32 [K, D]."""
 
@@ -38,6 +40,7 @@ class GumbelParams(NamedTuple):
     codebook: jax.Array
 
 
+@exported
 class GumbelState(NamedTuple):
     """Training steps int32 []: where the temperature's schedule stands."""
 

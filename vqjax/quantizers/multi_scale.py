@@ -13,6 +13,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
+from vqjax.ops.serialization import exported
 from vqjax.quantizers import phi as phis
 from vqjax.quantizers.base import (
     Base,
@@ -38,6 +39,7 @@ from vqjax.quantizers.scales import (
 from vqjax.quantizers.summing import Sums
 
 
+@exported
 class MultiScaleParams(NamedTuple):
     """Kernels float32 [P, 3, 3, D, D], biases float32 [P, D], and the inner quantizer's params."""
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     Base,
     PyTree,
@@ -25,6 +26,7 @@ from vqjax.quantizers.base import (
 )
 
 
+@exported
 class ProjectedParams(NamedTuple):
     """Kernels float32 [D, dim] and [dim, D], and the inner quantizer's params."""
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 
 PyTree = Any
 
 
+@exported
 class Quantized(NamedTuple):
     """What a quantizer makes of z.
 

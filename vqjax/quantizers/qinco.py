@@ -12,6 +12,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     Base,
     Quantized,
@@ -30,6 +31,7 @@ _TILE = 2**20
 _CODES = 256
 
 
+@exported
 class QINCoParams(NamedTuple):
     """Base codebooks float32 [S, K, D], and the network of every stage but the first.
 

@@ -12,9 +12,11 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import Base, Quantized, array_shape, check_count, checked, hide, look_up
 
 
+@exported
 class RandomProjectionState(NamedTuple):
     """Frozen projection float32 [D, dim] and unit codes float32 [K, dim]."""
 

@@ -13,6 +13,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     STEP,
     PyTree,
@@ -28,6 +29,7 @@ from vqjax.quantizers.base import (
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
+@exported
 class VQState(NamedTuple):
     """Revival's part of the codebook [K, D], moving counts [K], training steps int32 []."""
 
@@ -36,6 +38,7 @@ class VQState(NamedTuple):
     step: jax.Array
 
 
+@exported
 class Affine(NamedTuple):
     """Params with `affine`: codebook [K, D], and scale and offset [D] shared by all codes."""
 

@@ -13,6 +13,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     STEP,
     Quantized,
@@ -26,6 +27,7 @@ from vqjax.quantizers.base import (
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
+@exported
 class VQEMAState(NamedTuple):
     """Moving averages: counts float32 [K], sums float32 [K, D], training steps int32 []."""
 
