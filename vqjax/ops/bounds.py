@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vqjax.ops.compiling import compiled_once
+
 # A bound of the user's own is inverted by halving an interval of this reach, so many times.
 _REACH, _HALVINGS = 1e4, 60
 
@@ -36,6 +38,7 @@ def _arctanh(y):
     return (np if isinstance(y, np.ndarray) else jnp).arctanh(y)
 
 
+@compiled_once
 def inverse_bound(bound: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
     """x with bound(x) = y: in closed form for those here, by halving for any rising function.
 

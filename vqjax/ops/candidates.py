@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from vqjax.ops.compiling import compiled_once
 from vqjax.ops.losses import entropy
 from vqjax.ops.meshes import automatic, mesh_size, rows_spec, varying_as
 from vqjax.ops.rows import flat_rows, gumbel_noise, row_places
@@ -81,6 +82,7 @@ def smallest(x: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
 
 
 @automatic(lambda z, *_: rows_spec(z, None))
+@compiled_once
 def nearest_candidates(
     z: jax.Array, codebook: jax.Array, num: int, metric: str = 'euclidean'
 ) -> jax.Array:
@@ -97,6 +99,7 @@ def nearest_candidates(
 
 
 @automatic(lambda key, z, *_: rows_spec(z))
+@compiled_once
 def sample_codes(
     key: jax.Array,
     z: jax.Array,
@@ -132,6 +135,7 @@ class Assignments(NamedTuple):
 
 
 @automatic(P())
+@compiled_once
 def soft_assignments(
     z: jax.Array,
     codebook: jax.Array,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from vqjax.ops.candidates import likeliest, tile_rows
+from vqjax.ops.compiling import compiled_once
 from vqjax.ops.gradients import graft
 from vqjax.ops.meshes import varying_as
 from vqjax.ops.rows import gumbel_noise
@@ -25,6 +26,7 @@ class Choices(NamedTuple):
     total: jax.Array
 
 
+@compiled_once
 def choose_by_logits(
     rows: jax.Array,
     kernel: jax.Array,

@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.compiling import is_staged, run_compiled
 from vqjax.ops.serialization import export_all
 from vqjax.quantizers.protocol import PyTree, Quantized, Quantizer
 
@@ -82,14 +83,14 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     run = ops.automatic(OUT_SPECS[name])(plain)
     outermost = ops.automatic(OUT_SPECS[name])(hiding[name](plain)) if name in hiding else run
 
-    def checked_run(quantizer, static, arrays):
+    def checked_run(quantizer, others, **arrays):
         """The call, once its arguments are arrays: the form of params and state is checked here."""
         if 'params' in arrays and 'state' in arrays:
             dim = arrays['z'].shape[-1] if 'z' in arrays else None
             trees = fitting(quantizer, (arrays['params'], arrays['state']), dim)
             arrays = arrays | dict(zip(('params', 'state'), trees, strict=True))
         with _inside.a_call():
-            return outermost(quantizer, **arrays, **dict(static))
+            return outermost(quantizer, **arrays, **dict(others))
 
     @functools.wraps(plain)
     def call(*args, **kwargs):
@@ -99,15 +100,15 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         quantizer = given.pop(next(iter(signature.parameters)))
         _check_arguments(quantizer, given)
         arrays = {k: v for k, v in given.items() if k in _ARRAYS or isinstance(v, jax.Array)}
-        static = tuple((k, v) for k, v in given.items() if k not in arrays)
+        others = tuple((k, v) for k, v in given.items() if k not in arrays)
         # A start may read values; and where jit is at work already, there is nothing to compile.
         if name == 'init':
-            made = unshared(checked_run(quantizer, static, arrays), arrays)
+            made = unshared(checked_run(quantizer, others, **arrays), arrays)
             export_all(made)
             return made
-        if _is_staged(arrays):
-            return checked_run(quantizer, static, arrays)
-        return _compiled(checked_run, quantizer, static, arrays)
+        if is_staged(arrays):
+            return checked_run(quantizer, others, **arrays)
+        return run_compiled(checked_run, {'quantizer': quantizer, 'others': others}, arrays)
 
     call.is_checked = True  # type: ignore[attr-defined]
     return call
@@ -116,19 +117,6 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 def is_checked(method: Callable) -> bool:
     """Whether `checked` has been put on the method."""
     return getattr(method, 'is_checked', False)
-
-
-# Outside jit, a method with a loop would be compiled anew at every call, and every program kept.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(checked_run, quantizer, static, arrays):
-    return checked_run(quantizer, static, arrays)
-
-
-def _is_staged(arrays) -> bool:
-    """Whether operations on these are recorded for a program, by jit say, rather than run."""
-    # Tracers are those of `grad` and `vmap` as well, under which a constant stays an array.
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
-    return traced and isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 class _Inside(threading.local):

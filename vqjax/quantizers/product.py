@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from vqjax.ops import AxisName
+from vqjax.ops.compiling import compiled_once
 from vqjax.quantizers.base import (
     Base,
     PyTree,
@@ -126,7 +127,11 @@ class Product(Base):
             return self.inner.init(key, z, self._per_group(mask), axis_name)
         for group in range(self.num_groups):
             check_start(self, z[..., group, :], mask)
-        keys = jax.random.split(key, self.num_groups)
+        return self._start(jax.random.split(key, self.num_groups), z, mask, axis_name)
+
+    @compiled_once
+    def _start(self, keys, z, mask, axis_name):
+        """The groups [..., G, D / G] started one after the other."""
         groups = jnp.moveaxis(z, -2, 0)
         return lax.map(lambda args: self.inner.init(*args, mask, axis_name), (keys, groups))
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
+from vqjax.ops.compiling import compiled_once
 from vqjax.quantizers.base import (
     Base,
     PyTree,
@@ -173,6 +174,15 @@ class Residual(Base):
         if self.shared:
             return self.inner.init(key, z, mask, axis_name)
 
+        keys, scales = jax.random.split(key, self.num_stages), self._scales_for(z)
+        if isinstance(self.inner, tuple):
+            started = self._started(keys, z, scales, mask, axis_name)
+            return tuple(p for p, _ in started), tuple(s for _, s in started)
+        return compiled_once(Residual._started)(self, keys, z, scales, mask, axis_name)
+
+    def _started(self, keys, z, scales, mask, axis_name):
+        """(params, state) of each stage."""
+
         def start(inner, residual, params, state, key, scale):
             del params, state
             scaled = inner.unbound(residual / scale)
@@ -181,11 +191,7 @@ class Residual(Base):
             residual -= inner.decode(params, state, codes) * scale
             return residual, (params, state)
 
-        keys = jax.random.split(key, self.num_stages)
-        _, started = self._stages(start, z, keys, self._scales_for(z))
-        if isinstance(self.inner, tuple):
-            return tuple(p for p, _ in started), tuple(s for _, s in started)
-        return started
+        return self._stages(start, z, keys, scales)[1]
 
     @checked
     def quantize(
