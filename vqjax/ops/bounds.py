@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,10 @@ def ifsq(x: jax.Array) -> jax.Array:
 
 # What a spec may name.
 BOUNDS = {f.__name__: f for f in (tanh, ifsq)}
-_INVERSES = {tanh: lambda y: _arctanh(y), ifsq: lambda y: _arctanh(y) / 0.8}
+_INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
+    tanh: lambda y: _arctanh(y),
+    ifsq: lambda y: _arctanh(y) / 0.8,
+}
 
 
 def _arctanh(y):

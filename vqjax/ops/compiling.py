@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
@@ -50,8 +51,8 @@ def _run(function, static, arrays):
 def is_staged(arrays: Any) -> bool:
     """Whether operations on these are recorded for a program, by jit say, rather than run."""
     # Tracers are those of `grad` and `vmap` as well, under which a constant stays an array.
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
-    return traced and isinstance(jnp.zeros(()), jax.core.Tracer)
+    traced = any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(arrays))
+    return traced and isinstance(jnp.zeros(()), core.Tracer)
 
 
 def _holds_arrays(value) -> bool:

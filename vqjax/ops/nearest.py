@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def _searcher(metric, precision, fused):
     """The search of each platform, compiled once a shape: [N, D], [K, D] -> int32 [N]."""
 
     def tiled(scores, sizes):
-        return lambda *inputs: _search(*inputs, metric, precision, scores, sizes)
+        return lambda rows, codes: _search(rows, codes, metric, precision, scores, sizes)
 
     default = tiled(_scores, _TILE)
     # Folded, the bias would be rounded to bfloat16 with the rest.
@@ -92,7 +93,7 @@ def _searcher(metric, precision, fused):
             # Not at the top of the file: Pallas takes longer to import than all of vqjax.
             from vqjax.ops.nearest_pallas import fused_search
 
-            kernel['cuda'] = lambda *inputs: fused_search(*inputs, metric, precision)
+            kernel['cuda'] = lambda rows, codes: fused_search(rows, codes, metric, precision)
         rows, codebook = whole_features(rows), whole_features(codebook)
         return lax.platform_dependent(rows, codebook, default=default, **branches, **kernel)
 
@@ -129,7 +130,8 @@ def _search(rows, codebook, metric, precision, scores, sizes):
     least score of each lane of codes is joined last, one collective where they are sharded.
     """
     bias, codebook = bias_and_codes(codebook, metric)
-    n, num_codes = rows.shape[0], codebook.shape[0]
+    n: Any = rows.shape[0]
+    num_codes: Any = codebook.shape[0]
     most_codes, most_rows, most_scores = sizes
     lanes, whole = row_lanes(n, rows, codebook)
     parts = code_lanes(num_codes, rows, codebook)
@@ -162,7 +164,8 @@ def _search(rows, codebook, metric, precision, scores, sizes):
         best, first = lax.map(code_tile, code_starts)
         axes = tuple(range(best.ndim - 1))
         least = jnp.min(best, axis=axes)
-        code = jnp.min(jnp.where(best == least, first, num_codes), axis=axes)
+        last: Any = num_codes
+        code = jnp.min(jnp.where(best == least, first, last), axis=axes)
         return in_lanes(jnp.where(jnp.isfinite(least), code, -1), lanes)
 
     return join_tiles(lax.map(row_tile, row_starts), n)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import export, lax
+from jax import core, export, lax
 
 from vqjax.ops.meshes import mesh_size
 
 _ALIGN = 128
+# A number of rows, or a symbolic one.
+Number = Any
 
 
 class Lanes(NamedTuple):
@@ -26,7 +28,7 @@ class Lanes(NamedTuple):
     tiles: int
 
 
-def row_lanes(total: int, *arrays: jax.Array) -> Lanes:
+def row_lanes(total: Number, *arrays: jax.Array) -> Lanes:
     """The parts from which tiles of the `total` rows of an array are cut, a piece of each.
 
     A tile cut from the whole would be held by one device of many, and all would have to fetch it:
@@ -44,7 +46,7 @@ def row_lanes(total: int, *arrays: jax.Array) -> Lanes:
     return Lanes(number, 1 if size is None else number)
 
 
-def code_lanes(num_codes: int, *arrays: jax.Array) -> int:
+def code_lanes(num_codes: Number, *arrays: jax.Array) -> int:
     """The same for the rows of a codebook, which only a known mesh shards; 128 codes at least."""
     if export.is_symbolic_dim(num_codes):
         return 1
@@ -53,15 +55,15 @@ def code_lanes(num_codes: int, *arrays: jax.Array) -> int:
     return next(n for n in parts if n == 1 or num_codes // n >= _ALIGN)
 
 
-def starts(total: int, size: int) -> tuple[int, jax.Array]:
+def starts(total: Number, size: Number) -> tuple[Number, jax.Array]:
     """Tiles of one static size, at most `size`, that cover `total`; the last may overlap.
 
     An overlap costs a few rows twice and saves what a ragged end would need: a padded copy of the
     input or a second compiled body. Evening the tiles out first keeps it below `_ALIGN` a tile.
     """
     if export.is_symbolic_dim(total):
-        size = jax.core.min_dim(total, size)
-        tiles = -(-total // size)
+        size = core.min_dim(total, size)
+        tiles: Number = -(-total // size)
         return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
     tiles = -(-total // size)
     size = min(total, size, -(-total // (tiles * _ALIGN)) * _ALIGN)
@@ -74,7 +76,7 @@ def in_lanes(x: jax.Array, lanes: int) -> jax.Array:
     return x.reshape(lanes, x.shape[0] // lanes, *x.shape[1:])
 
 
-def cut(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+def cut(x: jax.Array, start: jax.Array, size: Number) -> jax.Array:
     """The tile [lanes * size, ...] of an array in lanes [lanes, n, ...]."""
     tile = lax.dynamic_slice_in_dim(x, start, size, axis=1)
     return tile.reshape(-1, *x.shape[2:])
@@ -85,9 +87,10 @@ def row_tiles(x: jax.Array, most: int) -> jax.Array:
 
     At most `most` rows of each lane a tile; the last is filled up with zeros.
     """
-    lanes, number = x.shape[:2]
+    lanes: Number = x.shape[0]
+    number: Number = x.shape[1]
     if export.is_symbolic_dim(number):
-        size = jax.core.min_dim(number, most)
+        size = core.min_dim(number, most)
         tiles = -(-number // size)
         filled = jnp.zeros((lanes, tiles * size, *x.shape[2:]), x.dtype)
         filled = filled.at[:, jnp.arange(number)].set(x)
@@ -120,9 +123,10 @@ def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax
     )
 
 
-def join_tiles(tiles: jax.Array, total: int) -> jax.Array:
+def join_tiles(tiles: jax.Array, total: Number) -> jax.Array:
     """Results of tiles in lanes [tiles, lanes, size, ...] as rows in order [total, ...]."""
-    number, lanes, size = tiles.shape[:3]
+    shape: tuple[Number, ...] = tiles.shape
+    number, lanes, size = shape[:3]
     if export.is_symbolic_dim(total):
         row = jnp.arange(total)
         tile = row // size

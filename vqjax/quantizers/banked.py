@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -90,15 +90,15 @@ class Banked(Wrapped):
         """Vectors of z [..., D] enter the bank; then the inner's update, which revives from it."""
         bank, seen = self._remember(params, state, z, codes, key, mask, axis_name)
         held = jnp.arange(self.size) < seen
+        given = cast(ops.Revival, self.inner.revival)
 
         # Called by the inner's revival, only when it is due: most steps do not search the bank.
         def source(key, batch, codebook, counts, dead, axis_name):
             del batch, axis_name  # every replica holds the same bank
             chosen = jnp.where(held, ops.nearest_codes(bank, codebook, self.metric), -1)
             remembered = ops.Batch(bank, chosen, held, codebook)
-            return self.inner.revival.source(key, remembered, codebook, counts, dead, None)
+            return given.source(key, remembered, codebook, counts, dead, None)
 
-        given = self.inner.revival
         revival = _FromBank(given.below, given.every, source)
         inner = dataclasses.replace(self.inner, revival=revival)
         moved = inner.update(params, state.inner, z, codes, key, mask, axis_name, weights)

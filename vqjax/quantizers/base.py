@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from vqjax import ops
 
@@ -51,6 +52,8 @@ def _of_plain_fields(post_init):
 class Base:
     """What quantizers share: a repr that reads as the call, and the defaults of one untracked."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    num_codes: int
     code_shape: tuple[int, ...] = ()
     # (H, W) where z [..., H, W, D] is quantized grid by grid; codes and `bits` are then a grid's.
     grid: tuple[int, ...] = ()
@@ -112,7 +115,7 @@ class Base:
         Raises:
           ValueError: for a number of features that the quantizer cannot have.
         """
-        return traced_shapes(self, dim)
+        return traced_shapes(cast(Quantizer, self), dim)
 
     @checked
     def update(self, params, state, z, codes, key=None, mask=None, axis_name=None, weights=None):
@@ -160,7 +163,7 @@ def check_inner(outer: str, inner: Any) -> None:
         )
 
 
-def check_start(quantizer: Quantizer, z: jax.Array, mask: jax.Array | None) -> None:
+def check_start(quantizer: Base | Quantizer, z: jax.Array, mask: jax.Array | None) -> None:
     """Refuse a batch that cannot start a codebook, where its values are known.
 
     Under jit they are not: call `vqjax.ops.check_distinct` on the batch before.
@@ -173,7 +176,7 @@ def check_start(quantizer: Quantizer, z: jax.Array, mask: jax.Array | None) -> N
 
 def _readable(x):
     # Of an array over several hosts each knows only its part.
-    return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+    return not isinstance(x, core.Tracer) and x.is_fully_addressable
 
 
 def hide(codes: jax.Array, mask: jax.Array | None) -> jax.Array:

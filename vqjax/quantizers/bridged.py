@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,16 @@ class BridgedCodebook(Codebook):
     bridge, and give `init` and `_parts`.
     """
 
-    starts_from_data = True
+    num_codes: int
+    commitment: float
+    codebook: float
+    length: float | None
+    bridge: Any
+
+    @property
+    def starts_from_data(self) -> bool:  # type: ignore[override]
+        """Always: the codes' length is that of z."""
+        return True
 
     def __post_init__(self):
         check_count('num_codes', self.num_codes)

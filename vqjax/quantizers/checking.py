@@ -25,6 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
@@ -43,7 +44,8 @@ def _quantized_specs(quantizer, params, state, z, *_):
     rows = ops.spec_of(z)[: z.ndim - 1 - len(quantizer.grid)]
     trailing = [None] * len(quantizer.code_shape)
     z_q = ops.rows_spec(z, None) if quantizer.targets_only else ops.spec_of(z)
-    return Quantized(z_q, P(*rows, *trailing), P(), P())
+    specs: Any = z_q, P(*rows, *trailing), P(), P()
+    return Quantized(*specs)
 
 
 def _decoded_specs(quantizer, params, state, codes, *_):
@@ -185,7 +187,7 @@ def _without_weights(update):
 def _check_arguments(quantizer, given):
     """Check what a method is given, by name, and put arrays in the place of what can be one."""
     check_axis(given.get('axis_name'))
-    shape = None
+    z, shape = None, None
     if 'z' in given:
         z = given['z'] = as_array('z', given['z'])
         _check_vectors(z)
@@ -195,7 +197,7 @@ def _check_arguments(quantizer, given):
         if mask.dtype != bool or mask.shape != shape:
             raise ValueError(
                 f'mask must be bool of shape {shape}, one entry for each vector of z '
-                f'{z.shape}, got {describe(mask)}'
+                f'{None if z is None else z.shape}, got {describe(mask)}'
             )
     if 'codes' in given:
         # What is quantized grid by grid has codes of a grid, not of a vector.
@@ -318,7 +320,7 @@ def fitting(
     closest: list[str] | None = None
     for size in [dim] if dim is not None else _possible_dims(quantizer, trees):
         try:
-            expected = quantizer.shapes(size)  # type: ignore[attr-defined]
+            expected = quantizer.shapes(size)
         except ValueError:  # not divisible by the groups, say, which the method itself will tell
             continue
         except jax.errors.JAXTypeError:  # an init of your own that reads values
@@ -361,12 +363,12 @@ def restore(quantizer: Quantizer, params: PyTree, state: PyTree) -> tuple[PyTree
 
 def traced_shapes(quantizer: Quantizer, dim: int) -> tuple[PyTree, PyTree]:
     """What `init` makes of vectors of `dim` features, by tracing it: nothing is computed."""
-    z = jax.ShapeDtypeStruct((1, *quantizer.grid, dim), jnp.float32)  # type: ignore[attr-defined]
+    z = jax.ShapeDtypeStruct((1, *quantizer.grid, dim), jnp.float32)
     return jax.eval_shape(lambda z: quantizer.init(jax.random.key(0), z), z)
 
 
-def array_shape(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """An array without values, for `shapes`."""
+def array_shape(*shape: int, dtype: Any = jnp.float32) -> Any:
+    """A `jax.ShapeDtypeStruct`, which stands for an array in the trees of `shapes`."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
@@ -448,7 +450,7 @@ def unshared(tree: PyTree, others: PyTree = ()) -> PyTree:
 
 def _buffers(x) -> list[int]:
     """Where the parts of an array are in memory; [] where that is not known."""
-    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or not x.size:
+    if not isinstance(x, jax.Array) or isinstance(x, core.Tracer) or not x.size:
         return []
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return [id(x)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,13 +29,17 @@ class Codebook(Base):
     Subclasses give `read_codebook` and `read`.
     """
 
-    metric = 'euclidean'
-    temperature = 0.0
-    assignment = staticmethod(ops.nearest_assignment)
-    balance = 0.0
+    metric: str = 'euclidean'
+    temperature: float = 0.0
+    assignment: Callable[..., jax.Array] = staticmethod(ops.nearest_assignment)
+    balance: float = 0.0
+    decay: float
+    start: Any
+    revival: ops.Revival | None
+    gradient: Any
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether init reads the values of z."""
         return self.start not in ops.BLIND_STARTS
 
@@ -120,12 +125,12 @@ class Wrapped(Codebook):
     inner: Any
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The inner's."""
         return self.inner.num_codes
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> str:  # type: ignore[override]
         """The inner's."""
         return self.inner.metric
 
@@ -135,7 +140,7 @@ class Wrapped(Codebook):
         return self.inner.gradient
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 

@@ -66,7 +66,7 @@ class Guarded(Wrapped):
     inner quantizer: put the guard inside Residual, Product or Projected, around their codebooks.
     """
 
-    inner: Quantizer
+    inner: VQEMA | VQ | Banked
     least: float = 10.0
     cooldown: int = 50
 
@@ -145,14 +145,16 @@ def guard_codebooks(quantizer: Quantizer, least: float = 10.0, cooldown: int = 5
     """The quantizer with a guard around each VQEMA and VQ in it; others are left as they are."""
     if isinstance(quantizer, _GUARDED):
         return Guarded(quantizer, least, cooldown)
-    inner = getattr(quantizer, 'inner', None)
+    inner: Any = getattr(quantizer, 'inner', None)
     if inner is None or isinstance(quantizer, Guarded):
         return quantizer
+    guarded: Any
     if isinstance(inner, tuple):
         guarded = tuple(guard_codebooks(part, least, cooldown) for part in inner)
     else:
         guarded = guard_codebooks(inner, least, cooldown)
-    return dataclasses.replace(quantizer, inner=guarded)
+    changed: Any = quantizer
+    return dataclasses.replace(changed, inner=guarded)
 
 
 def count_refits(state: Any) -> jax.Array:

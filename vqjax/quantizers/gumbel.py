@@ -126,7 +126,15 @@ class GumbelSoftmax(Base):
         x = jnp.where(valid[:, None], z.astype(jnp.float32).reshape(-1, z.shape[-1]), 0.0)
         soft = key is not None and not self.hard
         vectors, codes, total = ops.choose_by_logits(
-            x, *params, valid, self._temperature(state), noise, soft, bool(self.diversity)
+            x,
+            params.kernel,
+            params.bias,
+            params.codebook,
+            valid,
+            self._temperature(state),
+            noise,
+            soft,
+            bool(self.diversity),
         )
         codes = hide(codes, valid).reshape(z.shape[:-1])
         losses, loss = {}, jnp.zeros((), jnp.float32)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
+from typing import Any
 
 import jax
 from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.quantizers.arguments import argument, frozen
 from vqjax.quantizers.base import (
     Quantized,
     array_shape,
@@ -28,7 +28,7 @@ from vqjax.quantizers.codebook import Codebook, check_assignment, given_start
 _METRICS = ('dot', 'euclidean')
 
 
-@dataclass(frozen=True, repr=False)
+@frozen
 class IBQ(Codebook):
     """Index backpropagation quantization (arXiv:2412.02692 section 3.2).
 
@@ -62,11 +62,10 @@ class IBQ(Codebook):
     gamma: float = 1.0
     inv_temperature: float = 100.0
     metric: str = 'dot'
-    init: InitVar[Callable | str] = None  # its default is the method below
+    start: Any = argument(default=ops.kmeans, alias='init')
     assignment: Callable = ops.nearest_assignment
-    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
-    def __post_init__(self, init):
+    def __post_init__(self, init=None):
         check_count('num_codes', self.num_codes)
         for name in ('commitment', 'codebook', 'index', 'entropy', 'gamma'):
             check_weight(name, getattr(self, name))
@@ -80,7 +79,7 @@ class IBQ(Codebook):
         return array_shape(self.num_codes, dim), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(codebook, ()) from what `start` makes of z [..., D].
 
         Raises:
@@ -105,7 +104,7 @@ class IBQ(Codebook):
             'commitment': ops.squared_error(x, lax.stop_gradient(vectors), mask, axis_name),
             'codebook': ops.squared_error(lax.stop_gradient(x), vectors, mask, axis_name),
         }
-        loss = sum(getattr(self, name) * term for name, term in losses.items())
+        loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
         if self.entropy:
             soft = ops.soft_assignments(
                 x, params, 1 / self.inv_temperature, self.metric, mask, axis_name

@@ -64,12 +64,12 @@ class LatentQuantization(Base):
         check_weight('codebook', self.codebook)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The largest number of levels."""
         return max(self.levels)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """One code a feature."""
         return (len(self.levels),)
 

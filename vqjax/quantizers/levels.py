@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,17 +62,17 @@ class Levels(Base):
             check_count('sizes', size)
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...]:  # type: ignore[override]
         """(L,), the vectors of all levels."""
         return (sum(self.sizes),)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of the largest level."""
         return max(inner.num_codes for inner in self.inner)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and L."""
         return (*self.inner[0].code_shape, *self.grid)
 
@@ -82,7 +83,7 @@ class Levels(Base):
         return sum(size * inner.bits for size, inner in levels)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any level's init reads the values of z."""
         return any(inner.starts_from_data for inner in self.inner)
 
@@ -115,7 +116,7 @@ class Levels(Base):
         return Quantized(
             jnp.concatenate([out.z_q for out in outs], axis=-2),
             jnp.concatenate(codes, axis=-1),
-            sum(out.loss for out in outs),
+            sum((out.loss for out in outs[1:]), outs[0].loss),
             merge_losses([out.losses for out in outs]),
         )
 
@@ -148,7 +149,7 @@ class Levels(Base):
         """Codes [..., L] and vectors of z [..., L, D], each level by its own quantizer."""
         self._check_places(z)
         keys = [None] * len(self.inner) if key is None else jax.random.split(key, len(self.inner))
-        parts = zip(self.inner, self.cut(z, -2), keys, self.cut(mask, -1), strict=True)
+        parts: Any = zip(self.inner, self.cut(z, -2), keys, self.cut(mask, -1), strict=True)
         return self.join(
             [
                 inner.quantize(self.level(params, i), self.level(state, i), *part, axis_name)

@@ -106,7 +106,7 @@ class LFQ(Base):
         check_flag('spherical', self.spherical)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """2^num_bits."""
         return 2**self.num_bits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +53,12 @@ class Product(Base):
         check_flag('shared', self.shared)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of a group."""
         return self.inner.num_codes
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and G."""
         return (*self.inner.code_shape, self.num_groups)
 
@@ -67,7 +68,7 @@ class Product(Base):
         return self.num_groups * self.inner.bits
 
     @property
-    def stage_scale(self) -> float | tuple[float, ...]:
+    def stage_scale(self) -> float | tuple[float, ...]:  # type: ignore[override]
         """The inner's, for each group."""
         scale = np.asarray(self.inner.stage_scale)
         return tuple(np.tile(scale, self.num_groups).tolist()) if scale.ndim else float(scale)
@@ -77,12 +78,12 @@ class Product(Base):
         return self.inner.unbound(self._grouped(z)).reshape(z.shape)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 
     @property
-    def targets_only(self) -> bool:
+    def targets_only(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.targets_only
 
@@ -133,7 +134,9 @@ class Product(Base):
     def _start(self, keys, z, mask, axis_name):
         """The groups [..., G, D / G] started one after the other."""
         groups = jnp.moveaxis(z, -2, 0)
-        return lax.map(lambda args: self.inner.init(*args, mask, axis_name), (keys, groups))
+        return lax.map(
+            lambda args: self.inner.init(args[0], args[1], mask, axis_name), (keys, groups)
+        )
 
     @checked
     def quantize(
@@ -146,10 +149,11 @@ class Product(Base):
         def quantize(params, state, z, key):
             return self.inner.quantize(params, state, z, key, mask, axis_name)
 
+        axes: Any = -2, -1, 0, 0
         out = jax.vmap(
             quantize,
             in_axes=(self._axis, self._axis, -2, 0),
-            out_axes=Quantized(-2, -1, 0, 0),
+            out_axes=Quantized(*axes),
         )(params, state, groups, keys)
         z_q = out.z_q.reshape(*z.shape[:-1], -1)
         return Quantized(z_q, out.codes, jnp.mean(out.loss), out.losses)

@@ -62,17 +62,17 @@ class Projected(Base):
         check_flag('normalize', self.normalize)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The inner's."""
         return self.inner.num_codes
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's."""
         return self.inner.code_shape
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's."""
         return self.inner.grid
 
@@ -86,7 +86,7 @@ class Projected(Base):
         return self.inner.bits
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 

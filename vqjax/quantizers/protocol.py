@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from vqjax.ops import AxisName
 from vqjax.ops.serialization import exported
@@ -47,14 +48,17 @@ class Quantizer(Protocol):
     @property
     def num_codes(self) -> int:
         """K, the codes of one entry of `codes`."""
+        ...
 
     @property
     def code_shape(self) -> tuple[int, ...]:
         """Trailing axes of codes: () for a leaf."""
+        ...
 
     @property
     def bits(self) -> float:
         """Bits that the codes of one vector take."""
+        ...
 
     def init(
         self,
@@ -64,6 +68,7 @@ class Quantizer(Protocol):
         axis_name: AxisName = None,
     ) -> tuple[PyTree, PyTree]:
         """(params, state) from a real batch z [..., D], which a data-driven start reads."""
+        ...
 
     def quantize(
         self,
@@ -75,6 +80,7 @@ class Quantizer(Protocol):
         axis_name: AxisName = None,
     ) -> Quantized:
         """Codes and vectors for z [..., D]; changes nothing."""
+        ...
 
     def update(
         self,
@@ -94,9 +100,35 @@ class Quantizer(Protocol):
         as a masked one, and so do those below 0 or not finite, whose values no trace knows. A
         revival may take any vector of a weight above 0.
         """
+        ...
 
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Vectors float32 [..., D] of codes [..., *code_shape].
 
         Zeros for -1 and whatever else is outside [0, num_codes), whose values no trace knows.
         """
+        ...
+
+    # What `Base` gives to all, and combinators ask of what is in them. Not looked for at run time.
+    if TYPE_CHECKING:
+
+        @property
+        def grid(self) -> tuple[int, ...]: ...
+
+        @property
+        def stage_scale(self) -> float | tuple[float, ...]: ...
+
+        @property
+        def starts_from_data(self) -> bool: ...
+
+        @property
+        def targets_only(self) -> bool: ...
+
+        @property
+        def code_sizes(self) -> np.ndarray: ...
+
+        def by_codebook(self, codes: jax.Array) -> jax.Array: ...
+
+        def unbound(self, z: jax.Array) -> jax.Array: ...
+
+        def shapes(self, dim: int) -> tuple[PyTree, PyTree]: ...

@@ -91,7 +91,7 @@ class QINCo(Base):
         check_weight('partial_sums', self.partial_sums)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """A code a stage."""
         return (self.num_stages,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ class Residual(Base):
     """
 
     inner: Quantizer | tuple[Quantizer, ...]
-    num_stages: int | None = None
+    num_stages: int = cast(int, None)  # then told by the tuple
     shared: bool = False
     dropout: StageDropout | str | None = None
     beam: int = 1
@@ -101,15 +102,16 @@ class Residual(Base):
 
     @property
     def _by_stage(self) -> tuple[Quantizer, ...]:
-        return self.inner if isinstance(self.inner, tuple) else (self.inner,) * self.num_stages
+        inners = self._inners
+        return inners if isinstance(self.inner, tuple) else inners * self.num_stages
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of a stage (the largest where they differ)."""
         return max(inner.num_codes for inner in self._inners)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and S."""
         return (*self._inners[0].code_shape, self.num_stages)
 
@@ -119,14 +121,14 @@ class Residual(Base):
         return sum(inner.bits for inner in self._by_stage)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any stage's init reads the values of z."""
         return any(inner.starts_from_data for inner in self._inners)
 
     @property
     def _scales(self):
         """What each stage's vectors are multiplied by, float32 [S] or [S, D]."""
-        scales = [np.float32(1)]
+        scales: list[Any] = [np.float32(1)]
         for inner in self._by_stage[:-1]:
             scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
         if len({scale.size for scale in scales if scale.ndim}) > 1:
@@ -140,7 +142,7 @@ class Residual(Base):
             check_features(z, scales.shape[1], f'inner={self.inner!r}')
         return scales
 
-    def _stages(self, body, carry, *xs, params=None, state=None):
+    def _stages(self, body, carry, *xs, params: Any = None, state: Any = None) -> Any:
         """(carry, outputs) of body(inner, carry, params, state, *x) run over the stages."""
         if isinstance(self.inner, tuple):
             outputs = []
@@ -172,7 +174,7 @@ class Residual(Base):
         check_start(self, z, mask)
         z = z.astype(jnp.float32)
         if self.shared:
-            return self.inner.init(key, z, mask, axis_name)
+            return self._inners[0].init(key, z, mask, axis_name)
 
         keys, scales = jax.random.split(key, self.num_stages), self._scales_for(z)
         if isinstance(self.inner, tuple):
@@ -244,7 +246,9 @@ class Residual(Base):
         if key is None or self.dropout is None:
             return None if mask is None else jnp.stack([mask] * self.num_stages)
         key = jax.random.fold_in(key, self.num_stages)
-        return self.dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
+        dropout = dropout_of(self.dropout, self.num_stages)
+        assert dropout is not None
+        return dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
 
     @checked
     def update(
@@ -275,7 +279,8 @@ class Residual(Base):
             for x in (mask, weights)
         )
         rows, codes = jnp.moveaxis(outputs, 0, -2), jnp.moveaxis(codes, 0, z.ndim - 1)
-        return self.inner.update(params, state, rows, codes, key, mask, axis_name, weights)
+        inner = self._inners[0]
+        return inner.update(params, state, rows, codes, key, mask, axis_name, weights)
 
     @checked
     def stage_vectors(self, params, state, codes) -> jax.Array:

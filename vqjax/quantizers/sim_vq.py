@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,7 @@ class SimVQ(BridgedCodebook):
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     assignment: Callable = ops.nearest_assignment
     length: float | None = None
-    bridge: ClassVar[ops.Linear] = ops.Linear()
+    bridge = ops.Linear()
 
     def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """W and C."""

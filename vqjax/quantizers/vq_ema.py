@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
 from vqjax.ops.serialization import exported
+from vqjax.quantizers.arguments import argument, frozen
 from vqjax.quantizers.base import (
     STEP,
     Quantized,
@@ -36,7 +35,7 @@ class VQEMAState(NamedTuple):
     step: jax.Array
 
 
-@dataclass(frozen=True, repr=False)
+@frozen
 class VQEMA(Codebook):
     """VQ-VAE's codebook with exponential moving averages (arXiv:1711.00937, appendix A.1).
 
@@ -66,15 +65,14 @@ class VQEMA(Codebook):
     commitment: float = 0.25
     eps: float = 1e-5
     metric: str = 'euclidean'
-    init: InitVar[Callable | str] = None  # its default is the method below
+    start: Any = argument(default=ops.kmeans, alias='init')
     revival: Revival | None = Revival()
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     temperature: float = 0.0
     assignment: Callable = ops.nearest_assignment
     balance: float = 0.0
-    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
-    def __post_init__(self, init):
+    def __post_init__(self, init=None):
         check_codebook_fields(self, init)
         check_weight('commitment', self.commitment)
         check_weight('balance', self.balance)
@@ -85,9 +83,7 @@ class VQEMA(Codebook):
         return (), VQEMAState(array_shape(self.num_codes), array_shape(self.num_codes, dim), STEP)
 
     @checked
-    def init(  # noqa: F811
-        self, key, z, mask=None, axis_name: AxisName = None
-    ) -> tuple[tuple, VQEMAState]:
+    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, VQEMAState]:
         """() and the state whose codebook is what `start` makes of z [..., D].
 
         Raises:
@@ -116,7 +112,7 @@ class VQEMA(Codebook):
         vectors = look_up(codebook, codes)
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
         losses |= self.balance_losses(x, codebook, mask, axis_name)
-        loss = sum(getattr(self, name) * term for name, term in losses.items())
+        loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
         z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
         return Quantized(z_q, codes, loss, losses)
 
