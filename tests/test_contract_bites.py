@@ -581,6 +581,45 @@ class ForgetsTheTemperature(GumbelSoftmax):
         return 1.0
 
 
+# --- JAX's own tools. Here a method says that it is checked, and is not.
+
+
+class CountsRowsInPython(Wrong):
+    """A batch whose size is a number."""
+
+    def spoil(self, out, params, state, z, key, mask):
+        return out._replace(loss=out.loss + 0 * int(z.shape[0]))
+
+
+class CompilesAtEveryCall(Wrong):
+    """A function made anew, which jit takes for another one."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        run = jax.jit(lambda z: VQEMA.quantize(self, params, state, z, key, mask, axis_name))
+        return run(z)
+
+    quantize.is_checked = True
+
+
+class StartsFromOneArrayTwice(VQ):
+    """The shift is the codebook itself."""
+
+    def init(self, key, z, mask=None, axis_name=None):
+        params, state = VQ.init(self, key, z, mask, axis_name)
+        return params, state._replace(shift=params)
+
+    init.is_checked = True
+
+
+class TakesItsOwnTupleOnly(Wrong):
+    """A state restored as a dict is refused."""
+
+    def decode(self, params, state, codes):
+        return look_up(state.sums / ops.smoothed(state.counts, self.eps)[:, None], codes)
+
+    decode.is_checked = True
+
+
 def ema(kind, **fields):
     return kind(8, decay=0.8, revival=EAGER, **fields)
 
@@ -637,6 +676,10 @@ BITES = {
     ema(DrawsUnasked): 'codes_depend_on_the_key_as_claimed',
     ema(RevivesWithAKeyOfItsOwn): 'only_a_key_draws',
     ema(RevivesTheSameAlways): 'revival_draws_with_the_key',
+    ema(CountsRowsInPython): 'programs_take_any_batch_and_come_from_a_file',
+    ema(CompilesAtEveryCall): 'calls_outside_jit_are_compiled_once',
+    StartsFromOneArrayTwice(8): 'a_start_may_be_donated',
+    ema(TakesItsOwnTupleOnly): 'params_and_state_come_back_without_a_target',
     ema(CountsItsCalls): 'the_same_call_gives_the_same_program',
     ema(CachesItsCodebook): 'the_same_call_gives_the_same_program',
     ema(DrawsFromNumPy): 'the_same_call_gives_the_same_program',

@@ -16,7 +16,10 @@ import numpy as np
 import scipy.special
 from jax import Array
 
+from vqjax.ops.serialization import exported
 
+
+@exported
 class Interval(NamedTuple):
     """A mean with the low and high end of its 95% interval."""
 
@@ -25,14 +28,16 @@ class Interval(NamedTuple):
     high: float
 
 
+@exported
 class Reliability(NamedTuple):
     """Mean confidence, accuracy and examples of each confidence bin, float32 [num_bins] each."""
 
     confidence: Array
     accuracy: Array
-    count: Array
+    count: Array  # type: ignore[assignment]
 
 
+@exported
 class UniformBaseline(NamedTuple):
     """What a uniform source shows: expected usage (0 to 1) and perplexity (1 to K)."""
 
@@ -232,12 +237,12 @@ def bootstrap_interval(values: Sequence[float], num_samples: int = 10_000) -> In
     Raises:
         ValueError: no values.
     """
-    values = np.asarray(values, np.float64)
-    if values.size == 0:
+    numbers = np.asarray(values, np.float64)
+    if numbers.size == 0:
         raise ValueError('values is empty: an interval needs at least one seed')
-    draws = np.random.default_rng(0).integers(0, values.size, (num_samples, values.size))
-    low, high = np.quantile(values[draws].mean(-1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    draws = np.random.default_rng(0).integers(0, numbers.size, (num_samples, numbers.size))
+    low, high = np.quantile(numbers[draws].mean(-1), [0.025, 0.975])
+    return Interval(float(numbers.mean()), float(low), float(high))
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:

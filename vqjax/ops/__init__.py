@@ -65,6 +65,7 @@ from vqjax.ops.rows import (
 )
 from vqjax.ops.schedules import Schedule
 from vqjax.ops.scores import DISTANCES, METRICS, normalize
+from vqjax.ops.serialization import exported
 from vqjax.ops.statistics import (
     AxisName,
     code_counts,
@@ -122,6 +123,7 @@ __all__ = [
     'diversity',
     'entropy',
     'error_rows',
+    'exported',
     'flat_rows',
     'function_name',
     'graft',

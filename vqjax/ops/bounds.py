@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vqjax.ops.compiling import compiled_once
 
 # A bound of the user's own is inverted by halving an interval of this reach, so many times.
 _REACH, _HALVINGS = 1e4, 60
@@ -28,7 +31,10 @@ def ifsq(x: jax.Array) -> jax.Array:
 
 # What a spec may name.
 BOUNDS = {f.__name__: f for f in (tanh, ifsq)}
-_INVERSES = {tanh: lambda y: _arctanh(y), ifsq: lambda y: _arctanh(y) / 0.8}
+_INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
+    tanh: lambda y: _arctanh(y),
+    ifsq: lambda y: _arctanh(y) / 0.8,
+}
 
 
 def _arctanh(y):
@@ -36,6 +42,7 @@ def _arctanh(y):
     return (np if isinstance(y, np.ndarray) else jnp).arctanh(y)
 
 
+@compiled_once
 def inverse_bound(bound: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
     """x with bound(x) = y: in closed form for those here, by halving for any rising function.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,9 @@ def dropout_of(value: StageDropout | str | None, num_stages: int) -> StageDropou
     Raises:
       ValueError: for anything else, and for one that the number of stages does not fit.
     """
-    dropout = StageDropout(value) if isinstance(value, str) and value in UNITS else value
+    dropout: Any = value
+    if isinstance(value, str) and value in UNITS:
+        dropout = StageDropout(value)
     need = f'one of {UNITS}, a StageDropout or None'
     check(dropout is None or isinstance(dropout, StageDropout), 'dropout', value, need)
     if dropout is not None:

@@ -21,6 +21,7 @@ from vqjax.quantizers.base import (
     check_flag,
     check_positive,
     check_weight,
+    checked,
     hide,
     only_codes,
 )
@@ -105,7 +106,7 @@ class LFQ(Base):
         check_flag('spherical', self.spherical)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """2^num_bits."""
         return 2**self.num_bits
 
@@ -113,12 +114,18 @@ class LFQ(Base):
     def _scale(self) -> np.float32:
         return np.float32(1 / math.sqrt(self.num_bits) if self.spherical else 1.0)
 
+    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+        """() and ()."""
+        return (), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., num_bits]."""
         del key, mask, axis_name
         check_features(z, self.num_bits, f'num_bits={self.num_bits}')
         return (), ()
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -159,6 +166,7 @@ class LFQ(Base):
         )
         return {'per_sample_entropy': single, 'batch_entropy': batch}
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Signs float32 [..., num_bits] of codes [...]; zeros for -1."""
         del params, state

@@ -11,18 +11,22 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     Base,
     PyTree,
     Quantized,
     Quantizer,
+    array_shape,
     check_count,
     check_flag,
     check_inner,
     check_start,
+    checked,
 )
 
 
+@exported
 class ProjectedParams(NamedTuple):
     """Kernels float32 [D, dim] and [dim, D], and the inner quantizer's params."""
 
@@ -58,17 +62,17 @@ class Projected(Base):
         check_flag('normalize', self.normalize)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The inner's."""
         return self.inner.num_codes
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's."""
         return self.inner.code_shape
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's."""
         return self.inner.grid
 
@@ -82,7 +86,7 @@ class Projected(Base):
         return self.inner.bits
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 
@@ -94,6 +98,13 @@ class Projected(Base):
         x = jnp.where(finite, x, jnp.nan)
         return ops.normalize(x) if self.normalize else x
 
+    def shapes(self, dim: int) -> tuple[ProjectedParams, PyTree]:
+        """The kernels, and the inner's."""
+        params, state = self.inner.shapes(self.dim)
+        kernels = array_shape(dim, self.dim), array_shape(self.dim, dim)
+        return ProjectedParams(*kernels, params), state
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(ProjectedParams, inner state); the inner starts from the projected z [..., D]."""
         check_start(self, z, mask)
@@ -102,6 +113,7 @@ class Projected(Base):
         params, state = self.inner.init(second, self._project(kernel, z), mask, axis_name)
         return ProjectedParams(kernel, kernel.T, params), state
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -110,6 +122,7 @@ class Projected(Base):
         out = self.inner.quantize(params.inner, state, x, key, mask, axis_name)
         return out._replace(z_q=self._back(params, out.z_q).astype(z.dtype))
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -117,6 +130,7 @@ class Projected(Base):
         x = self._project(params.kernel_in, lax.stop_gradient(z))
         return self.inner.update(params.inner, state, x, codes, key, mask, axis_name, weights)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """The inner's vectors of codes, projected back: float32 [..., D]."""
         return self._back(params, self.inner.decode(params.inner, state, codes))

@@ -12,13 +12,15 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     Base,
     Quantized,
+    array_shape,
     check_count,
     check_start,
     check_weight,
-    compiled_once,
+    checked,
     look_up,
     only_codes,
 )
@@ -29,6 +31,7 @@ _TILE = 2**20
 _CODES = 256
 
 
+@exported
 class QINCoParams(NamedTuple):
     """Base codebooks float32 [S, K, D], and the network of every stage but the first.
 
@@ -88,7 +91,7 @@ class QINCo(Base):
         check_weight('partial_sums', self.partial_sums)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """A code a stage."""
         return (self.num_stages,)
 
@@ -97,6 +100,19 @@ class QINCo(Base):
         """The stages' bits together."""
         return self.num_stages * math.log2(self.num_codes)
 
+    def shapes(self, dim: int) -> tuple[QINCoParams, tuple]:
+        """Codebooks and networks, and ()."""
+        later, inside = self.num_stages - 1, (self.num_stages - 1, self.blocks)
+        return QINCoParams(
+            array_shape(self.num_stages, self.num_codes, dim),
+            from_code=array_shape(later, dim, dim),
+            from_sum=array_shape(later, dim, dim),
+            bias=array_shape(later, dim),
+            down=array_shape(*inside, dim, self.hidden),
+            up=array_shape(*inside, self.hidden, dim),
+        ), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[QINCoParams, tuple]:
         """(QINCoParams, ()): k-means of z [..., D], then of what each stage left of it.
 
@@ -129,7 +145,7 @@ class QINCo(Base):
             up=normal(small[1], self.blocks, hidden, dim),
         ), ()
 
-    @compiled_once
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -212,7 +228,7 @@ class QINCo(Base):
         _, others = lax.scan(stage, first, (_later(params), codes[1:]))
         return jnp.concatenate([first[None], others])
 
-    @compiled_once
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         del state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
+from vqjax.ops.compiling import compiled_once
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
     Quantizer,
     check,
@@ -23,7 +26,8 @@ from vqjax.quantizers.base import (
     check_inner,
     check_start,
     check_weight,
-    compiled_once,
+    checked,
+    stacked,
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
@@ -62,7 +66,7 @@ class Residual(Base):
     """
 
     inner: Quantizer | tuple[Quantizer, ...]
-    num_stages: int | None = None
+    num_stages: int = cast(int, None)  # then told by the tuple
     shared: bool = False
     dropout: StageDropout | str | None = None
     beam: int = 1
@@ -98,15 +102,16 @@ class Residual(Base):
 
     @property
     def _by_stage(self) -> tuple[Quantizer, ...]:
-        return self.inner if isinstance(self.inner, tuple) else (self.inner,) * self.num_stages
+        inners = self._inners
+        return inners if isinstance(self.inner, tuple) else inners * self.num_stages
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of a stage (the largest where they differ)."""
         return max(inner.num_codes for inner in self._inners)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and S."""
         return (*self._inners[0].code_shape, self.num_stages)
 
@@ -116,14 +121,14 @@ class Residual(Base):
         return sum(inner.bits for inner in self._by_stage)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any stage's init reads the values of z."""
         return any(inner.starts_from_data for inner in self._inners)
 
     @property
     def _scales(self):
         """What each stage's vectors are multiplied by, float32 [S] or [S, D]."""
-        scales = [np.float32(1)]
+        scales: list[Any] = [np.float32(1)]
         for inner in self._by_stage[:-1]:
             scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
         if len({scale.size for scale in scales if scale.ndim}) > 1:
@@ -137,7 +142,7 @@ class Residual(Base):
             check_features(z, scales.shape[1], f'inner={self.inner!r}')
         return scales
 
-    def _stages(self, body, carry, *xs, params=None, state=None):
+    def _stages(self, body, carry, *xs, params: Any = None, state: Any = None) -> Any:
         """(carry, outputs) of body(inner, carry, params, state, *x) run over the stages."""
         if isinstance(self.inner, tuple):
             outputs = []
@@ -151,6 +156,15 @@ class Residual(Base):
             return lax.scan(lambda c, x: body(self.inner, c, params, state, *x), carry, xs)
         return lax.scan(lambda c, x: body(self.inner, c, *x), carry, (params, state, *xs))
 
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
+        """The inner's, stacked unless shared; tuples for a tuple."""
+        if isinstance(self.inner, tuple):
+            params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
+            return params, state
+        trees = self.inner.shapes(dim)
+        return trees if self.shared else stacked(self.num_stages, trees)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, state): each stage starts from what the ones before it left of z [..., D].
 
@@ -160,7 +174,16 @@ class Residual(Base):
         check_start(self, z, mask)
         z = z.astype(jnp.float32)
         if self.shared:
-            return self.inner.init(key, z, mask, axis_name)
+            return self._inners[0].init(key, z, mask, axis_name)
+
+        keys, scales = jax.random.split(key, self.num_stages), self._scales_for(z)
+        if isinstance(self.inner, tuple):
+            started = self._started(keys, z, scales, mask, axis_name)
+            return tuple(p for p, _ in started), tuple(s for _, s in started)
+        return compiled_once(Residual._started)(self, keys, z, scales, mask, axis_name)
+
+    def _started(self, keys, z, scales, mask, axis_name):
+        """(params, state) of each stage."""
 
         def start(inner, residual, params, state, key, scale):
             del params, state
@@ -170,13 +193,9 @@ class Residual(Base):
             residual -= inner.decode(params, state, codes) * scale
             return residual, (params, state)
 
-        keys = jax.random.split(key, self.num_stages)
-        _, started = self._stages(start, z, keys, self._scales_for(z))
-        if isinstance(self.inner, tuple):
-            return tuple(p for p, _ in started), tuple(s for _, s in started)
-        return started
+        return self._stages(start, z, keys, scales)[1]
 
-    @compiled_once
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -227,9 +246,11 @@ class Residual(Base):
         if key is None or self.dropout is None:
             return None if mask is None else jnp.stack([mask] * self.num_stages)
         key = jax.random.fold_in(key, self.num_stages)
-        return self.dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
+        dropout = dropout_of(self.dropout, self.num_stages)
+        assert dropout is not None
+        return dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -258,9 +279,10 @@ class Residual(Base):
             for x in (mask, weights)
         )
         rows, codes = jnp.moveaxis(outputs, 0, -2), jnp.moveaxis(codes, 0, z.ndim - 1)
-        return self.inner.update(params, state, rows, codes, key, mask, axis_name, weights)
+        inner = self._inners[0]
+        return inner.update(params, state, rows, codes, key, mask, axis_name, weights)
 
-    @compiled_once
+    @checked
     def stage_vectors(self, params, state, codes) -> jax.Array:
         """What each stage adds, float32 [S, ..., D], of codes [..., S]; zeros for -1.
 
@@ -275,7 +297,7 @@ class Residual(Base):
         _, vectors = self._stages(stage, None, *xs, params=params, state=state)
         return jnp.stack(vectors) if isinstance(vectors, tuple) else vectors
 
-    @compiled_once
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         codes = jnp.moveaxis(codes, -1, 0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +11,24 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
-from vqjax.quantizers.base import Quantized, blank, check_flag, check_start, check_weight, look_up
+from vqjax.ops.serialization import exported
+from vqjax.quantizers.arguments import argument, frozen
+from vqjax.quantizers.base import (
+    STEP,
+    PyTree,
+    Quantized,
+    array_shape,
+    blank,
+    check_flag,
+    check_start,
+    check_weight,
+    checked,
+    look_up,
+)
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
+@exported
 class VQState(NamedTuple):
     """Revival's part of the codebook [K, D], moving counts [K], training steps int32 []."""
 
@@ -25,6 +37,7 @@ class VQState(NamedTuple):
     step: jax.Array
 
 
+@exported
 class Affine(NamedTuple):
     """Params with `affine`: codebook [K, D], and scale and offset [D] shared by all codes."""
 
@@ -33,7 +46,7 @@ class Affine(NamedTuple):
     offset: jax.Array
 
 
-@dataclass(frozen=True, repr=False)
+@frozen
 class VQ(Codebook):
     """VQ-VAE's codebook as a parameter (arXiv:1711.00937 eq. 3).
 
@@ -60,7 +73,7 @@ class VQ(Codebook):
     commitment: float = 0.25
     codebook: float = 1.0
     metric: str = 'euclidean'
-    init: InitVar[Callable | str] = None  # its default is the method below
+    start: Any = argument(default=ops.kmeans, alias='init')
     revival: Revival | None = Revival()
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     temperature: float = 0.0
@@ -70,15 +83,21 @@ class VQ(Codebook):
     sync_nu: float = 0.0
     affine: bool = False
     assignment: Callable = ops.nearest_assignment
-    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
-    def __post_init__(self, init):
+    def __post_init__(self, init=None):
         check_codebook_fields(self, init)
         for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
+    def shapes(self, dim: int) -> tuple[PyTree, VQState]:
+        """A codebook, or Affine, and VQState."""
+        codebook = array_shape(self.num_codes, dim)
+        params = Affine(codebook, array_shape(dim), array_shape(dim)) if self.affine else codebook
+        return params, VQState(codebook, array_shape(self.num_codes), STEP)
+
+    @checked
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(codebook or Affine, VQState) from what `start` makes of z [..., D].
 
         Raises:
@@ -124,9 +143,10 @@ class VQ(Codebook):
         z_q = self.gradient(x, vectors)
         if self.sync_nu:
             z_q = ops.graft(z_q, z_q + self.sync_nu * vectors)
-        loss = sum(getattr(self, name) * term for name, term in losses.items())
+        loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
         return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> VQState:
