@@ -133,7 +133,10 @@ def _check_arguments(quantizer, name, given):
     if 'codes' in given:
         # What is quantized grid by grid has codes of a grid, not of a vector.
         rows = None if shape is None else shape[: len(shape) - len(grid_of(quantizer))]
-        given['codes'] = _codes(given['codes'], rows, quantizer.code_shape)
+        codes = given['codes']
+        if name == 'decode' and isinstance(codes, jax.Array | np.ndarray):
+            codes = quantizer.completed(codes)
+        given['codes'] = _codes(codes, rows, quantizer.code_shape_of(codes))
     if given.get('weights') is not None:
         given['weights'] = _weights(given['weights'], shape)
     if given.get('key') is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vqjax.ops import StageDropout
@@ -59,6 +60,19 @@ def dropout_of(value: StageDropout | str | None, num_stages: int) -> StageDropou
     if dropout is not None:
         dropout.depths(num_stages)
     return dropout
+
+
+def completed_to(codes: jax.Array, number: int) -> jax.Array:
+    """Codes [..., n] of the first n stages of `number`, with -1 for the others: [..., number].
+
+    As they came where there is no such axis, or more of them.
+    """
+    missing = number - codes.shape[-1] if codes.ndim else 0
+    if missing <= 0 or missing == number or codes.dtype.kind not in 'iu':
+        return codes
+    if codes.dtype.kind == 'u':  # which has no -1
+        codes = jnp.minimum(codes, np.iinfo(np.int32).max).astype(jnp.int32)
+    return jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)], constant_values=-1)
 
 
 def merge_losses(losses: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:

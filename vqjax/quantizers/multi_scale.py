@@ -120,6 +120,15 @@ class MultiScale(Base):
         return self.inner.by_codebook(jnp.moveaxis(codes, -1, 0))
 
     @property
+    def code_sizes(self) -> np.ndarray:
+        """The inner's at every place, int32 [*inner, L]."""
+        return np.stack([self.inner.code_sizes] * self.code_shape[-1], axis=-1)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """Which vectors are real by the finest scale that has a code, bool [..., H, W]."""
+        return self._alive(self._cut(codes))
+
+    @property
     def bits(self) -> float:
         """Bits that the codes of one grid take."""
         return self.code_shape[-1] * self.inner.bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,9 @@ from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
+    Quantizer,
     check_count,
     check_start,
     check_weight,
@@ -22,6 +25,7 @@ from vqjax.quantizers.base import (
     look_up,
     only_codes,
 )
+from vqjax.quantizers.combining import completed_to
 
 # Numbers of hidden features that the search holds at once: 4 MB.
 _TILE = 2**20
@@ -91,6 +95,24 @@ class QINCo(Base):
     def code_shape(self) -> tuple[int, ...]:
         """A code a stage."""
         return (self.num_stages,)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., n] of the first n stages with -1 for the others: [..., S]."""
+        return completed_to(codes, self.num_stages)
+
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """(QINCo, params, state) of the first `num` stages, at least 2: see `Base.first_stages`.
+
+        Raises:
+          ValueError: for a number that is not from 2 to S.
+        """
+        check_count('num', num, 2, self.num_stages)
+        others = jax.tree.map(lambda x: x[: num - 1], params)
+        return (
+            dataclasses.replace(self, num_stages=num),
+            others._replace(codebooks=params.codebooks[:num]),
+            state,
+        )
 
     @property
     def bits(self) -> float:

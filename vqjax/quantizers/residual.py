@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
     Quantizer,
     check,
@@ -27,7 +30,7 @@ from vqjax.quantizers.base import (
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
-from vqjax.quantizers.combining import dropout_of, merge_losses, quantize_detached
+from vqjax.quantizers.combining import completed_to, dropout_of, merge_losses, quantize_detached
 from vqjax.quantizers.summing import Sums, with_slope, without_slope
 
 
@@ -114,6 +117,41 @@ class Residual(Base):
     def bits(self) -> float:
         """The stages' bits together."""
         return sum(inner.bits for inner in self._by_stage)
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """K of each stage's codes, int32 [*inner, S]."""
+        return np.stack([inner.code_sizes for inner in self._by_stage], axis=-1)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., *inner, n] of the first n stages with -1 for the others: [..., *inner, S]."""
+        return completed_to(codes, self.num_stages)
+
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """(Residual, params, state) of the first `num` stages, see `Base.first_stages`.
+
+        Raises:
+          ValueError: for a number that is not from 1 to S.
+        """
+        check_count('num', num, most=self.num_stages)
+        fields: dict[str, Any] = {'num_stages': num}
+        if isinstance(self.inner, tuple):
+            fields['inner'] = self.inner[:num]
+        if num == 1:
+            fields['similarity'] = 0.0
+        if self.dropout is not None:
+            multiple = 1 if num % self.dropout.multiple else self.dropout.multiple
+            least = min(self.dropout.least, num)
+            fields['dropout'] = dataclasses.replace(self.dropout, least=least, multiple=multiple)
+
+        def cut(tree):
+            if self.shared:
+                return tree
+            if isinstance(self.inner, tuple):
+                return tree[:num]
+            return jax.tree.map(lambda x: x[:num], tree)
+
+        return dataclasses.replace(self, **fields), cut(params), cut(state)
 
     @property
     def starts_from_data(self) -> bool:

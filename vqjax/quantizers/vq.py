@@ -13,7 +13,15 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
-from vqjax.quantizers.base import Quantized, blank, check_flag, check_start, check_weight, look_up
+from vqjax.quantizers.base import (
+    Quantized,
+    blank,
+    check,
+    check_flag,
+    check_start,
+    check_weight,
+    look_up,
+)
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
@@ -50,6 +58,8 @@ class VQ(Codebook):
       sync_nu: share of z_q's gradient that the codebook receives too (arXiv:2305.08842 sec. 4.2).
       affine: all codes share a learned scale and offset, so unused ones move along
         (arXiv:2305.08842 sec. 4.1).
+      unit_values: False with the cosine metric: vectors and codes have unit length in the search
+        alone, and their own in z_q and the losses (DAC, arXiv:2306.06546).
 
     Params codebook float32 [K, D] (or `Affine`), state `VQState`. Raises ValueError for a field
     out of range.
@@ -70,6 +80,7 @@ class VQ(Codebook):
     sync_nu: float = 0.0
     affine: bool = False
     assignment: Callable = ops.nearest_assignment
+    unit_values: bool = True
     start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
     def __post_init__(self, init):
@@ -77,6 +88,9 @@ class VQ(Codebook):
         for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
+        check_flag('unit_values', self.unit_values)
+        need = "True unless metric='cosine', the only one that brings vectors to unit length"
+        check(self.unit_values or self.metric == 'cosine', 'unit_values', self.unit_values, need)
 
     def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
         """(codebook or Affine, VQState) from what `start` makes of z [..., D].
@@ -96,14 +110,14 @@ class VQ(Codebook):
     def read_codebook(self, params, state) -> jax.Array:
         """Params + shift, float32 [K, D], differentiable in params.
 
-        Scaled and moved if affine; of unit length for the cosine metric.
+        Scaled and moved if affine; of unit length for the cosine metric, but for `unit_values`.
         """
         shift = lax.stop_gradient(state.shift)
         if self.affine:
             vectors = ops.rounded((params.codebook + shift) * params.scale) + params.offset
         else:
             vectors = params + shift
-        return ops.unit_rows(vectors) if self.metric == 'cosine' else vectors
+        return ops.unit_rows(vectors) if self.unit_length else vectors
 
     def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""

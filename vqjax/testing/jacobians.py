@@ -23,7 +23,16 @@ from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.testing.choices import BOUNDS, grid, logits
-from vqjax.testing.parts import Leaf, codebook_of, levels_of, parts, real_by_codes, take_apart, unit
+from vqjax.testing.parts import (
+    Leaf,
+    codebook_of,
+    levels_of,
+    parts,
+    projected,
+    real_by_codes,
+    take_apart,
+    unit,
+)
 
 
 @functools.singledispatch
@@ -37,7 +46,7 @@ def jacobian(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
 
 @jacobian.register
 def _(q: Codebook, leaf: Leaf):
-    return _estimated(q.gradient, getattr(q, 'metric', 'euclidean') == 'cosine', leaf)
+    return _estimated(q.gradient, q.unit_length, leaf)
 
 
 @jacobian.register
@@ -104,13 +113,18 @@ def _(q: Residual, leaf: Leaf):
 @jacobian.register
 def _(q: Projected, leaf: Leaf):
     before, after = (np.asarray(x, np.float64).T for x in leaf.params[:2])
-    x = leaf.z @ before.T
-    within = leaf._replace(q=q.inner, params=leaf.params.inner, z=unit(x) if q.normalize else x)
-    found = jacobian(q.inner, within)
+    steps = projected(q, leaf)
+    found = jacobian(q.inner, leaf._replace(q=q.inner, params=leaf.params.inner, z=steps[-1]))
     if found is None:
         return None
-    x = x.reshape(-1, x.shape[-1])
-    return after @ found @ (_unit_slope(x) @ before if q.normalize else before)
+    steps = [x.reshape(-1, x.shape[-1]) for x in steps]
+    slope = np.broadcast_to(before, (len(steps[0]), *before.shape))
+    if q.layer_norm:
+        scale = np.asarray(leaf.params.scale, np.float64)
+        slope = scale[:, None] * (_standard_slope(steps[0]) @ slope)
+    if q.normalize:
+        slope = _unit_slope(steps[-2]) @ slope
+    return after @ found @ slope
 
 
 @jacobian.register
@@ -191,3 +205,12 @@ def _unit_slope(x):
     """d unit(x) / dx, float64 [n, D, D]."""
     u, length = unit(x), np.linalg.norm(x, axis=-1)[:, None, None]
     return (np.eye(x.shape[-1]) - u[:, :, None] * u[:, None]) / length
+
+
+def _standard_slope(x):
+    """d (x - mean) / sqrt(var + 1e-5) / dx, float64 [n, D, D]."""
+    dim = x.shape[-1]
+    centred = x - x.mean(-1, keepdims=True)
+    width = np.sqrt(x.var(-1) + 1e-5)[:, None, None]
+    centre = np.eye(dim) - 1 / dim
+    return (centre - centred[:, :, None] * centred[:, None] / (dim * width**2)) / width

@@ -108,7 +108,7 @@ def _(q: MultiScale):
 def squared_errors(leaf: Leaf) -> dict[str, float]:
     """What the terms that are squared errors must be: the mean over features and real vectors."""
     names = {'commitment', 'codebook', 'index'} & (weights(leaf.q) or {}).keys()
-    normalised = getattr(leaf.q, 'metric', '') == 'cosine' or getattr(leaf.q, 'spherical', False)
+    normalised = getattr(leaf.q, 'unit_length', False) or getattr(leaf.q, 'spherical', False)
     x = unit(leaf.z) if normalised else leaf.z
     real = np.any(leaf.codes.reshape(len(x), -1) >= 0, axis=-1)
     if not names:
@@ -229,4 +229,7 @@ def _(q: Projected, term, params):
     if found is None:
         return None
     # What reaches the projected z reaches what projected it.
-    return found[0], ProjectedParams(found[0], term == 'task', found[1])
+    before, after = found[0], term == 'task'
+    biases = (before, after) if q.bias else ((), ())
+    norm = (before, before) if q.layer_norm else ((), ())
+    return before, ProjectedParams(before, after, found[1], *biases, *norm)

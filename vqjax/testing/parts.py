@@ -96,11 +96,25 @@ def _(q: Wrapped, whole: Leaf):
 
 @parts.register
 def _(q: Projected, whole: Leaf):
-    x = whole.z @ np.asarray(whole.params.kernel_in, np.float64)
-    x = unit(x) if q.normalize else x
-    inner = whole._replace(q=q.inner, params=whole.params.inner, z=x)
+    inner = whole._replace(q=q.inner, params=whole.params.inner, z=projected(q, whole)[-1])
     leaves, vectors = parts(q.inner, inner)
-    return leaves, vectors @ np.asarray(whole.params.kernel_out, np.float64)
+    vectors = vectors @ np.asarray(whole.params.kernel_out, np.float64)
+    if q.bias:
+        some = np.asarray(q.inner.coded(jnp.asarray(whole.codes)))[..., None]
+        vectors = some * (vectors + np.asarray(whole.params.bias_out, np.float64))
+    return leaves, vectors
+
+
+def projected(q: Projected, whole: Leaf) -> list[np.ndarray]:
+    """z after each of a Projected's steps in, float64 [n, ..., dim]: map, layer norm, length 1."""
+    x = whole.z @ np.asarray(whole.params.kernel_in, np.float64)
+    steps = [x + np.asarray(whole.params.bias_in, np.float64) if q.bias else x]
+    if q.layer_norm:
+        scale, offset = (np.asarray(v, np.float64) for v in whole.params[5:7])
+        x = steps[-1]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        steps.append(x * scale + offset)
+    return [*steps, unit(steps[-1])] if q.normalize else steps
 
 
 @parts.register
