@@ -280,12 +280,12 @@ def check_inner(outer: str, inner: Any) -> None:
             f'inner={inner!r} cannot stand in {outer}: its z_q is not in the space of z; '
             'use it alone, on targets'
         )
-    if inner.grid and outer != 'Projected':
+    if inner.grid and outer not in ('Projected', 'Clamped'):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: it quantizes whole grids; put {outer} in '
             'its place, around its inner quantizer'
         )
-    if outer in ('Residual', 'MultiScale') and not getattr(inner, 'hard', True):
+    if outer in ('Residual', 'MultiScale', 'Strided') and not getattr(inner, 'hard', True):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: with hard=False z_q is no code, so the '
             'next stage would not see what decode leaves; use hard=True'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,59 @@ from jax import lax
 
 from vqjax.ops import StageDropout
 from vqjax.ops.dropping import UNITS
-from vqjax.quantizers.base import Quantized, check, hide
+from vqjax.quantizers.base import Base, Quantized, check, hide
+
+
+class Around(Base):
+    """A combinator around one quantizer, `inner`, whose codes are its codes."""
+
+    inner: Any
+
+    @property
+    def num_codes(self) -> int:
+        """The inner's."""
+        return self.inner.num_codes
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The inner's."""
+        return self.inner.code_shape
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The inner's."""
+        return self.inner.grid
+
+    @property
+    def bits(self) -> float:
+        """The inner's."""
+        return self.inner.bits
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """The inner's."""
+        return self.inner.code_sizes
+
+    @property
+    def starts_from_data(self) -> bool:
+        """The inner's."""
+        return self.inner.starts_from_data
+
+    def by_codebook(self, codes: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.by_codebook(codes)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.coded(codes)
+
+    def code_shape_of(self, codes: jax.Array) -> tuple[int, ...]:
+        """The inner's."""
+        return self.inner.code_shape_of(codes)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.completed(codes)
 
 
 def quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:

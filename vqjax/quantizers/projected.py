@@ -8,13 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
-    Base,
     PyTree,
     Quantized,
     Quantizer,
@@ -23,6 +21,7 @@ from vqjax.quantizers.base import (
     check_inner,
     check_start,
 )
+from vqjax.quantizers.combining import Around
 
 
 class ProjectedParams(NamedTuple):
@@ -46,7 +45,7 @@ _VARIANCE_EPS = 1e-5
 
 
 @dataclass(frozen=True, repr=False)
-class Projected(Base):
+class Projected(Around):
     """A quantizer behind a learned projection D -> dim and before one back.
 
     With normalize, vectors have unit length between the two: with a cosine codebook the
@@ -78,48 +77,6 @@ class Projected(Base):
         check_flag('normalize', self.normalize)
         check_flag('bias', self.bias)
         check_flag('layer_norm', self.layer_norm)
-
-    @property
-    def num_codes(self) -> int:
-        """The inner's."""
-        return self.inner.num_codes
-
-    @property
-    def code_shape(self) -> tuple[int, ...]:
-        """The inner's."""
-        return self.inner.code_shape
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """The inner's."""
-        return self.inner.grid
-
-    def by_codebook(self, codes: jax.Array) -> jax.Array:
-        """The inner's."""
-        return self.inner.by_codebook(codes)
-
-    @property
-    def bits(self) -> float:
-        """The inner's."""
-        return self.inner.bits
-
-    @property
-    def starts_from_data(self) -> bool:
-        """The inner's."""
-        return self.inner.starts_from_data
-
-    def coded(self, codes: jax.Array) -> jax.Array:
-        """The inner's."""
-        return self.inner.coded(codes)
-
-    def completed(self, codes: jax.Array) -> jax.Array:
-        """The inner's."""
-        return self.inner.completed(codes)
-
-    @property
-    def code_sizes(self) -> np.ndarray:
-        """The inner's."""
-        return self.inner.code_sizes
 
     def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
         """The inner's first stages between the same projections, see `Base.first_stages`."""

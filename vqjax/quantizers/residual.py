@@ -24,6 +24,7 @@ from vqjax.quantizers.base import (
     check_features,
     check_flag,
     check_inner,
+    check_positive,
     check_start,
     check_weight,
     compiled_once,
@@ -56,6 +57,9 @@ class Residual(Base):
         stage before (ERVQ, arXiv:2410.12359); its gradient goes to what the vectors are made of
         and straight through each to z. They are then all held, S N D numbers.
 
+      scale: what a stage's input and vectors are scaled by more than those of the stage before: one
+        number or one a feature; None: the inner's `stage_scale`.
+
     Params and state are the inner's with leading axis [S], the inner's own if shared, tuples for a
     tuple. Codes get a trailing axis [S], losses a leading one.
 
@@ -70,6 +74,7 @@ class Residual(Base):
     dropout: StageDropout | str | None = None
     beam: int = 1
     similarity: float = 0.0
+    scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self):
         check_flag('shared', self.shared)
@@ -92,6 +97,13 @@ class Residual(Base):
         need = '1 where an inner quantizer has no explicit codebook'
         check(self.beam == 1 or explicit, 'beam', self.beam, need)
         check_weight('similarity', self.similarity)
+        given = (
+            self.scale
+            if isinstance(self.scale, tuple)
+            else (self.scale,) * (self.scale is not None)
+        )
+        for number in given:
+            check_positive('scale', number)
         need = '0 where there is one stage alone'
         check(not self.similarity or self.num_stages > 1, 'similarity', self.similarity, need)
 
@@ -161,6 +173,9 @@ class Residual(Base):
     @property
     def _scales(self):
         """What each stage's vectors are multiplied by, float32 [S] or [S, D]."""
+        if self.scale is not None:
+            powers = np.arange(self.num_stages).reshape(-1, *[1] * isinstance(self.scale, tuple))
+            return (np.asarray(self.scale, np.float64) ** powers).astype(np.float32)
         scales = [np.float32(1)]
         for inner in self._by_stage[:-1]:
             scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
@@ -172,7 +187,7 @@ class Residual(Base):
         """`_scales`, which z [..., D] must fit."""
         scales = self._scales
         if scales.ndim > 1:
-            check_features(z, scales.shape[1], f'inner={self.inner!r}')
+            check_features(z, scales.shape[1], f'inner={self.inner!r}, scale={self.scale!r}')
         return scales
 
     def _stages(self, body, carry, *xs, params=None, state=None):

@@ -9,6 +9,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
@@ -17,19 +18,23 @@ from vqjax.quantizers.latent_quantization import LatentQuantization
 from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.multi_scale import MultiScale
+from vqjax.quantizers.parallel import Parallel
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.strided import Strided
 from vqjax.testing.choices import BOUNDS, grid, logits
 from vqjax.testing.parts import (
     Leaf,
+    branches_of,
     codebook_of,
     levels_of,
     parts,
     projected,
     real_by_codes,
+    real_in_windows,
     take_apart,
     unit,
 )
@@ -133,6 +138,30 @@ def _(q: MultiScale, leaf: Leaf):
     z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
     slope = _estimator_slope(getattr(q.inner, 'gradient', ops.straight_through), z, vectors)
     real = real_by_codes(q, leaf.codes).reshape(-1, 1, 1)
+    return None if slope is None else np.where(real, slope, 0)
+
+
+@jacobian.register
+def _(q: Clamped, leaf: Leaf):
+    limit = np.asarray(q.limit, np.float64)
+    x = np.tanh(leaf.z / limit)
+    found = jacobian(q.inner, leaf._replace(q=q.inner, z=limit * x))
+    return None if found is None else found * (1 - x**2).reshape(-1, 1, x.shape[-1])
+
+
+@jacobian.register
+def _(q: Parallel, leaf: Leaf):
+    # Each branch hands on its own.
+    found = [jacobian(branch.q, branch) for branch in branches_of(q, leaf)]
+    return None if any(part is None for part in found) else sum(found)
+
+
+@jacobian.register
+def _(q: Strided, leaf: Leaf):
+    # As of Residual, around the sum of all stages.
+    z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
+    slope = _estimator_slope(getattr(q.inner[0], 'gradient', ops.straight_through), z, vectors)
+    real = real_in_windows(q, leaf.codes).reshape(-1, 1, 1)
     return None if slope is None else np.where(real, slope, 0)
 
 
