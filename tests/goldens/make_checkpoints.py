@@ -6,9 +6,9 @@ Run in an environment of its own; the tests read the arrays and need none of thi
         snac==1.2.1 descript-audio-codec==1.0.0 diffusers
     python tests/goldens/make_checkpoints.py
 
-Each case has `state/NAME` (the state dict, in its order), `z` [B, T, D], what the library makes of it
-(`codes`, `z_q`), and where it trains by averages `train_z` and the same two after a training step on
-it (`after_codes`, `after_z_q`). `told` is what `read` is told, as JSON.
+Each case has `state/NAME` (the state dict, in its order), `z` [B, T, D], what the library makes of
+it (`codes`, `z_q`), and where it trains by averages `train_z` and the same two after a training
+step on it (`after_codes`, `after_z_q`). `told` is what `read` is told, as JSON.
 """
 
 import json
@@ -94,7 +94,7 @@ def vector_quantize_pytorch():
     ema = {'trains': True}
     levels = [5, 5, 3, 3]
     save(
-        'vector_quantize_pytorch',
+        'vector_quantize',
         {
             'vq': case(lambda: vq(**base, kmeans_init=True), {'decay': 0.8}, **ema),
             'vq_decay': case(lambda: vq(**base, decay=0.95), {'decay': 0.95}, **ema),
@@ -130,6 +130,11 @@ def vector_quantize_pytorch():
                 ),
                 {'learnable': True}, gradient=True,
             ),
+        },
+    )  # fmt: skip
+    save(
+        'residual_vq',
+        {
             'rvq': case(lambda: rvq(**stages, kmeans_init=True), **ema),
             'rvq_cosine': case(
                 lambda: rvq(**stages, use_cosine_sim=True), {'metric': 'cosine'}, **ema
@@ -149,6 +154,11 @@ def vector_quantize_pytorch():
             'grouped_rvq_codebook_dim': case(
                 lambda: peer.GroupedResidualVQ(**{**stages, 'groups': 2}, codebook_dim=3), **ema
             ),
+        },
+    )  # fmt: skip
+    save(
+        'grids',
+        {
             'fsq': case(lambda: peer.FSQ(levels), {'levels': levels}, dim=4),
             'fsq_symmetric': case(
                 lambda: peer.FSQ(levels, preserve_symmetry=True),
@@ -182,7 +192,9 @@ def vector_quantize_pytorch():
             'lfq_spherical': case(
                 lambda: peer.LFQ(codebook_size=256, spherical=True), {'spherical': True}
             ),
-            'lfq_codebooks': case(lambda: peer.LFQ(codebook_size=16, dim=6, num_codebooks=2), dim=6),
+            'lfq_codebooks': case(
+                lambda: peer.LFQ(codebook_size=16, dim=6, num_codebooks=2), dim=6
+            ),
             'residual_lfq': case(
                 lambda: peer.ResidualLFQ(dim=D, codebook_size=256, num_quantizers=3)
             ),
@@ -247,8 +259,8 @@ def transformers():
         model = DacModel(config).eval()
         for i, stage in enumerate(model.quantizer.quantizers):
             stage.codebook.weight.data = vectors(i, SMALL, K)[0]
-            stage.in_proj.bias.data.normal_()
-            stage.out_proj.bias.data.normal_()
+            for part in (*stage.in_proj.parameters(), *stage.out_proj.parameters()):
+                part.normal_(std=0.5)
         z = vectors(6)
         z_q, codes, _, commitment, codebook = model.quantizer(z.movedim(-1, 1))
         two = model.quantizer(z.movedim(-1, 1), n_quantizers=2)[0]
@@ -370,7 +382,48 @@ def images():
         state, {'legacy': False}, z=z.movedim(1, -1), z_q=z_q.movedim(1, -1),
         codes=codes.reshape(2, 4, 4),
     )  # fmt: skip
-    save('images', {'vqgan': vqgan})
+    with torch.enable_grad():
+        found = var()
+    save('images', {'vqgan': vqgan, 'var': found})
+
+
+def var():
+    """PyTorch's interpolate and conv2d in the order of FoundationVision/VAR's VectorQuantizer2."""
+    import torch.nn.functional as F
+
+    torch.manual_seed(0)
+    scales, ratio, beta = (1, 2, 3, 5), 0.5, 0.25
+    codebook = torch.randn(K, D, requires_grad=True)
+    phis = [torch.nn.Conv2d(D, D, 3, padding=1) for _ in range(2)]
+    z = torch.randn(2, D, 5, 5, requires_grad=True)
+    fixed, left, total, loss, codes = z.detach(), z.detach().clone(), 0.0, 0.0, []
+    for k, size in enumerate(scales):
+        means = F.interpolate(left, size=(size, size), mode='area') if size < 5 else left
+        found = torch.cdist(means.permute(0, 2, 3, 1).reshape(1, -1, D), codebook[None]).argmin(-1)
+        codes.append(found.reshape(2, -1))
+        grown = F.embedding(found.reshape(2, size, size), codebook).permute(0, 3, 1, 2)
+        if size < 5:
+            grown = F.interpolate(grown, size=(5, 5), mode='bicubic')
+        ticks = np.linspace(1 / 2 / len(phis), 1 - 1 / 2 / len(phis), len(phis))
+        phi = phis[np.argmin(np.abs(ticks - k / (len(scales) - 1)))]
+        grown = grown * (1 - ratio) + phi(grown) * ratio
+        total = total + grown
+        left = left - grown.detach()
+        loss = loss + beta * F.mse_loss(total.detach(), z) + F.mse_loss(total, fixed)
+    loss = loss / len(scales)
+    grads = torch.autograd.grad(loss, [codebook, z, phis[0].weight])
+    state = {
+        'quantize.embedding.weight': codebook,
+        'quantize.ema_vocab_hit_SV': torch.zeros(len(scales), K),
+    }
+    for i, phi in enumerate(phis):
+        for name, value in phi.state_dict().items():
+            state[f'quantize.quant_resi.qresi_ls.{i}.{name}'] = value
+    return entry(
+        state, {'scales': scales}, z=z.movedim(1, -1), z_q=total.movedim(1, -1),
+        codes=torch.cat(codes, -1), loss=loss, codebook_grad=grads[0],
+        z_grad=grads[1].movedim(1, -1), phi_grad=grads[2],
+    )  # fmt: skip
 
 
 if __name__ == '__main__':
