@@ -238,7 +238,7 @@ def table():
         FSQ((8, 5, 4, 3, 3, 3, 4, 3), bound=ops.ifsq),
         FSQ((3,) * 8, bound=ops.short_tanh),
         LFQ(8),
-        LFQ(8, spherical=True, gamma=0.5),
+        LFQ(8, spherical=True, gamma=0.5, first_bit='least'),
         LatentQuantization((5,) * 8),
         LatentQuantization((5, 4, 3, 2, 5, 4, 3, 2)),
         GumbelSoftmax(8, diversity=0.1),

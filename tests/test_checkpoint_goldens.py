@@ -18,7 +18,12 @@ from vqjax.importers import read
 
 FOLDER = pathlib.Path(__file__).parent / 'goldens' / 'checkpoints'
 # Of groups of codes the last axis here and the first there; one code a feature here.
-GROUPED = {'grouped_rvq', 'grouped_rvq_codebook_dim', 'grouped_residual_fsq', 'grouped_residual_lfq'}
+GROUPED = {
+    'grouped_rvq',
+    'grouped_rvq_codebook_dim',
+    'grouped_residual_fsq',
+    'grouped_residual_lfq',
+}
 JOINT = {'latent', 'latent_projected'}
 
 

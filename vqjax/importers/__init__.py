@@ -83,6 +83,8 @@ def _found(entries, layout, told) -> Found:
         chosen = named(layout)
         return Found(chosen, _prefix_of(entries, chosen))
     found = recognise(entries)
+    if told.get('levels') is not None:  # of what has levels, whatever else a model holds
+        found = [f for f in found if 'levels' in told_names(f.layout.build)]
     if len(found) > 1:
         places = [f'{f.prefix!r} ({f.layout.name})' for f in found]
         raise ValueError(f'there are several quantizers, at {listed(places)}: tell prefix')
@@ -119,17 +121,15 @@ def _prefix_of(entries, layout):
 
 def _build(entries, found, before, told) -> Imported:
     layout, prefix = found
-    names = told_names(layout.build)
+    within = Entries(_as_told(entries, before), before + prefix, layout.roots)
     try:
-        return layout.build(
-            Entries(_as_told(entries, before), before + prefix, layout.roots), **told
-        )
+        return layout.build(within, **told)
     except TypeError as error:
         if 'unexpected keyword argument' not in str(error):
             raise
         raise ValueError(
             f'layout {layout.name!r}: {str(error).split("() ")[-1]}; what can be told is '
-            f'{names}, and fields of the quantizer'
+            f'{told_names(layout.build)}, and fields of the quantizer'
         ) from None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,15 +24,9 @@ class Book:
 
         A count below `floor` (eps where None is given) and not above 0 is that.
         """
-        of_counts, of_codebook, of_sums = entries
+        check_shapes(entries)
+        of_counts, of_codebook, _ = entries
         counts, codebook, sums = (finite(key, value) for key, value in entries.items())
-        if codebook.ndim < 2 or codebook.shape != sums.shape or counts.shape != sums.shape[:-1]:
-            raise ValueError(
-                f'{of_counts} {counts.shape}, {of_codebook} {codebook.shape} and {of_sums} '
-                f'{sums.shape} do not fit together: need [..., K] and twice [..., K, D]'
-            )
-        if not codebook.size:
-            raise ValueError(f'{of_codebook} is empty: its shape is {codebook.shape}')
         if (counts < 0).any():
             raise ValueError(f'{of_counts} holds {counts.min()}: it counts, and is never below 0')
         # What the codebook is derived from must be within float32 too.
@@ -70,6 +64,19 @@ class Book:
         """VQEMAState, with as many steps as leading axes have entries."""
         step = jnp.zeros(self.counts.shape[:-1], jnp.int32)
         return VQEMAState(jnp.asarray(self.counts), jnp.asarray(self.sums), step)
+
+
+def check_shapes(entries: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless counts, codebook and sums, in this order by key, fit together."""
+    of_counts, of_codebook, of_sums = entries
+    counts, codebook, sums = (value.shape for value in entries.values())
+    if len(codebook) < 2 or codebook != sums or counts != sums[:-1]:
+        raise ValueError(
+            f'{of_counts} {counts}, {of_codebook} {codebook} and {of_sums} {sums} do not fit '
+            'together: need [..., K] and twice [..., K, D]'
+        )
+    if 0 in codebook:
+        raise ValueError(f'{of_codebook} is empty: its shape is {codebook}')
 
 
 def numbers(key: str, value: Any) -> np.ndarray:

@@ -74,25 +74,21 @@ class Entries:
         return part
 
     def stems(self, *patterns: str) -> list[str]:
-        """The beginnings of names that match one of the patterns, numbered from 0.
+        """The beginnings of names that match one of the patterns.
 
-        `stems(r'layers\\.(\\d+)\\.')` is ['layers.0.', 'layers.1.'].
-
-        Raises:
-          ValueError: where a number is left out.
+        `stems(r'layers\\.(\\d+)\\.')` is ['layers.0.', 'layers.1.']: as many as there are, numbered
+        from 0, so that `expect` names what is missing between them.
         """
         found = {}
         for name in self._arrays:
             for pattern in patterns:
                 if match := re.match(pattern, name):
-                    found[int(match[1])] = match[0]
-        missing = [i for i in range(max(found, default=-1)) if i not in found]
-        if missing:
-            raise ValueError(
-                f'{self.prefix}{found[max(found)]} is there, but number {missing[0]} is missing: '
-                f'found {listed(self.names)}'
-            )
-        return [found[i] for i in sorted(found)]
+                    before, after = match[0][: match.start(1)], match[0][match.end(1) :]
+                    found[int(match[1])] = before, after
+        if not found:
+            return []
+        before, after = found[min(found)]
+        return [f'{before}{i}{after}' for i in range(len(found))]
 
     def expect(self, required: Iterable[str], optional: Iterable[str] = ()) -> None:
         """Raise ValueError, listing both sides, unless these names are there and no others."""

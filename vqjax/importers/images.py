@@ -22,7 +22,7 @@ from vqjax.importers.building import (
 )
 from vqjax.importers.codecs import levels_of
 from vqjax.importers.entries import Entries
-from vqjax.quantizers import IBQ, MultiScale, MultiScaleParams
+from vqjax.quantizers import IBQ, LFQ, MultiScale, MultiScaleParams
 
 _CONVOLUTIONS = ('quant_conv', 'post_quant_conv')
 _COUNTERS = ('codebook_used', 'ema_vocab_hit_SV', 'used')
@@ -101,6 +101,19 @@ def ibq(
     check_codebook(entries.key(f'{book}weight'), codebook)
     quantizer = IBQ(len(codebook), codebook=beta, entropy=entropy, metric=metric, **leaf)
     return projected((quantizer, jnp.asarray(codebook), ()), entries, *_CONVOLUTIONS)
+
+
+def open_magvit2(
+    entries: Entries,
+    *,
+    num_bits: int = 18,
+    entropy: float = 0.1,
+    commitment: float = 0.25,
+    **leaf: Any,
+) -> Imported:
+    """Open-MAGVIT2's LFQ, which has no arrays: the first feature is the least significant bit."""
+    entries.expect(())
+    return LFQ(num_bits, entropy, commitment, first_bit='least', **leaf), (), ()
 
 
 # FoundationVision/VAR's v_patch_nums of 256 x 256 images.

@@ -25,6 +25,7 @@ class Layout(NamedTuple):
     roots: how the names of the quantizer begin, behind the prefix.
     example: names of the first stage, to name the nearest layout by where none fits.
     holds: whether the array under the anchor is what it must be.
+    beside: names that must stand beside the anchor's.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layout(NamedTuple):
     roots: tuple[str, ...]
     example: tuple[str, ...]
     holds: Callable[[Any], bool] = lambda value: True
+    beside: tuple[str, ...] = ()
 
 
 _PROJECTIONS = ('project_in.', 'project_out.')
@@ -59,7 +61,16 @@ _ENCODEC = ('inited', 'cluster_size', 'embed', 'embed_avg')
 _MIMI = ('initialized', 'cluster_usage', 'embed_sum')
 _QUANTIZE = r'(?:(?:quantize|quantizer|vq|vq_layer)\.)?'
 _VQGAN = ('quantize.embedding.weight', 'quant_conv.weight', 'post_quant_conv.weight')
-_VQGAN_ROOTS = ('quantize', 'vq', 'embedding.', 'quant_conv.', 'post_quant_conv.', 'codebook_used')
+_VQGAN_ROOTS = (
+    'quantize.',
+    'quantizer.',
+    'vq.',
+    'vq_layer.',
+    'embedding.',
+    'quant_conv.',
+    'post_quant_conv.',
+    'codebook_used',
+)
 
 # A row that claims the names of one below it comes first.
 LAYOUTS: tuple[Layout, ...] = (
@@ -213,10 +224,11 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         'VQ-VAE-2',
         images.vq_vae_2,
-        r'(?:quantize_t\.)?embed_avg',
+        r'(?<!codebook\.)(?:quantize_t\.)?embed',
         ('quantize_t.', 'quantize_b.', 'embed', 'cluster_size'),
         _first('quantize_t.', ('embed', 'cluster_size', 'embed_avg')),
         _is_codebook,
+        ('embed_avg', 'cluster_size'),
     ),
     Layout(
         'VQ-VAE',
@@ -233,6 +245,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _VQGAN,
     ),
     Layout('IBQ', images.ibq, '', _VQGAN_ROOTS, _VQGAN),
+    Layout('Open-MAGVIT2', images.open_magvit2, '', ('quantize.mask',), ('quantize.mask',)),
     Layout('haiku', haiku.haiku, r'(?:).*(?=\.embeddings)', ('.embeddings', '/'), ('embeddings',)),
 )
 BY_NAME = {layout.name.lower(): layout for layout in LAYOUTS}
@@ -271,10 +284,13 @@ def recognise(entries: Mapping[str, Any], among: tuple[Layout, ...] = LAYOUTS) -
         if layout.name == 'haiku':
             pattern = re.compile(r'^(?P<prefix>.*)\.embeddings$')
         else:
-            pattern = re.compile(rf'^(?P<prefix>(?:.*\.)?)(?:{layout.anchor})$')
+            pattern = re.compile(rf'^(?P<prefix>(?:.*?\.)??)(?:{layout.anchor})$')
         for key, value in entries.items():
             match = pattern.match(key)
             if match is None or not layout.holds(value) or _claimed(key, found):
+                continue
+            stem = key[: key.rfind('.') + 1]
+            if any(stem + name not in entries for name in layout.beside):
                 continue
             candidate = Found(layout, match['prefix'])
             if candidate not in found:
@@ -295,16 +311,20 @@ def nearest(entries: Mapping[str, Any]) -> str:
     keys = [key for key in entries if isinstance(key, str)]
     tails = {re.sub(r'\d+', '0', key) for key in keys}
 
-    def matched(layout):
-        return [name for name in layout.example if any(_ends(key, name) for key in tails)]
+    def likeness(name):
+        return max((_ratio(name, key) for key in tails), default=0.0)
 
-    def likeness(layout):
-        whole = len(matched(layout)) / len(layout.example)
-        alike = [max((_ratio(name, key) for key in tails), default=0.0) for name in layout.example]
-        return whole, sum(alike) / len(alike)
+    def score(layout):
+        # What a module calls its arrays says more than what a model calls its modules.
+        ends = ['.'.join(name.split('.')[-2:]) for name in layout.example]
+        found = [any(('.' + key).endswith('.' + end) for key in tails) for end in ends]
+        alike = [likeness(name) for name in layout.example]
+        return sum(found) / len(found), sum(alike) / len(alike)
 
-    best = max(LAYOUTS, key=likeness)
-    missing = [name for name in best.example if name not in matched(best)] or list(best.example)
+    best = max((layout for layout in LAYOUTS if layout.anchor), key=score)
+    whole = {'.' + key for key in tails}
+    missing = [n for n in best.example if not any(key.endswith('.' + n) for key in whole)]
+    missing = sorted(missing or best.example, key=likeness, reverse=True)
     near = difflib.get_close_matches(missing[0], keys, 3, 0.0)
     return (
         f'the nearest known layout is {best.name!r}, which has {listed(missing[:3])} where this '
@@ -312,17 +332,13 @@ def nearest(entries: Mapping[str, Any]) -> str:
     )
 
 
-def _ends(key, name):
-    return key == name or key.endswith('.' + name)
-
-
 def _ratio(name, key):
     """How alike a name and the end of a key are, from 0 to 1."""
     return difflib.SequenceMatcher(None, name, key[-len(name) :]).ratio()
 
 
-def told_names(build: Callable[..., Imported]) -> list[str] | None:
-    """What may be told to a layout: its keywords, and those of the quantizer it makes."""
+def told_names(build: Callable[..., Imported] | None) -> list[str]:
+    """What may be told to a layout, beside fields of the quantizer that it becomes."""
     names: list[str] = []
     while build is not None:
         parameters = inspect.signature(build).parameters.values()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax import ops
-from vqjax.importers.arrays import Book
+from vqjax.importers.arrays import Book, check_shapes
 from vqjax.importers.building import (
     Imported,
     averages,
@@ -75,6 +75,9 @@ def vector_quantize(
     """
     entries.expect(_NAMES, [*_AFFINE, *projection_names(entries)])
     fields = {'metric': metric, 'decay': decay, 'commitment': commitment, **leaf}
+    check_shapes(
+        {entries.key(f'_codebook.{name}'): entries[f'_codebook.{name}'] for name in _BUFFERS}
+    )
     shape = entries['_codebook.embed'].shape
     check_heads(entries, shape, heads)
     if heads is None:
@@ -113,7 +116,7 @@ def _codebook(entries, head, eps, learnable, fields) -> Imported:
             f'{entries.key("_codebook.initted")} is false: the codebook was never initialised'
         )
     arrays = {name: entries[f'_codebook.{name}'] for name in _BUFFERS}
-    if _was_learned(entries, arrays, learnable):
+    if _was_learned(entries, arrays, learnable, eps):
         fields = {'codebook': fields['commitment']} | fields
         counts = arrays['cluster_size'][head]
         return learned(entries.key('_codebook.embed'), arrays['embed'][head], counts, **fields)
@@ -124,17 +127,26 @@ def _codebook(entries, head, eps, learnable, fields) -> Imported:
     return averages(book.each(head), eps=eps, **fields)
 
 
-def _was_learned(entries, arrays, learnable):
+def _agree(codebook, sums, counts, eps):
+    """Whether the averages give this codebook, but for an optimizer's step."""
+    total = counts.sum(-1, keepdims=True)
+    smoothed = (counts + eps) / (total + counts.shape[-1] * eps) * total
+    found = sums / np.maximum(smoothed, 1e-30)[..., None]
+    return np.linalg.norm(found - codebook) < 0.02 * np.linalg.norm(codebook)
+
+
+def _was_learned(entries, arrays, learnable, eps):
     """Whether gradients moved the codebook and not the averages beside it."""
     if learnable is not None:
         return learnable
     names = [name for name in entries.names if name in _NAMES]
     # torch lists parameters before buffers; files with sorted names put `cluster_size` first.
     parameter = names[:1] == ['_codebook.embed']
-    counts, sums, codebook = (arrays[name] for name in _BUFFERS)
+    counts, codebook, sums = (arrays[name] for name in _BUFFERS)
     if (counts == 1).all() and (parameter or not np.array_equal(sums, codebook)):
         return True
-    if parameter:
+    # A regulariser makes a parameter of the codebook too, which the averages then keep in place.
+    if parameter and not _agree(codebook, sums, counts, eps):
         raise ValueError(
             f'{entries.key("_codebook.embed")} was a parameter, and its averages moved too: tell '
             'learnable=True if gradients moved the codebook (learnable_codebook=True, '
