@@ -1,10 +1,12 @@
 """Layouts whose packages are not on any index, by the formulas of their code; and bad input."""
 
+import pathlib
 import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_checkpoint_goldens
 
 from vqjax import (
     FSQ,
@@ -414,3 +416,13 @@ def test_hierarchical_vq_is_refused():
     with pytest.raises(ValueError, match='the numbers would differ'):
         read(model)
     assert isinstance(read(model, prefix='vq.')[0], VQEMA)
+
+
+def test_every_row_of_the_table_names_its_test():
+    page = (pathlib.Path(__file__).parents[1] / 'docs' / 'moving.md').read_text()
+    table = page[page.index('| you have |') : page.index('[^affine]: ')]
+    named = re.findall(r'\| `([\w-]+)` \|$', table, re.MULTILINE)
+    rows = [line for line in table.splitlines() if line.startswith('| ')][1:]
+    assert len(named) == len(rows) > 30
+    here = {*globals(), *vars(test_checkpoint_goldens), *test_checkpoint_goldens.ALL}
+    assert set(named) <= here
