@@ -14,7 +14,20 @@ import wrong_grids
 from jax import lax
 from support import SHIPPED, on_two_devices
 
-from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, ops, testing
+from vqjax import (
+    FSQ,
+    LFQ,
+    VQ,
+    VQEMA,
+    Clamped,
+    GumbelSoftmax,
+    Parallel,
+    Product,
+    Projected,
+    Residual,
+    ops,
+    testing,
+)
 from vqjax.quantizers.base import blank, hide, look_up
 
 EAGER = ops.Revival(below=0.9, every=1)
@@ -620,6 +633,69 @@ class TakesItsOwnTupleOnly(Wrong):
     decode.is_checked = True
 
 
+# --- Quantizers of the same vectors, clamps, biases.
+
+
+class QuantizesWhatIsLeft(Parallel):
+    """A residual quantizer: the second branch sees what the first one left of z."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        first = self.inner[0].decode((), state[0], self.cut(out.codes)[0])
+        second = super().quantize(params, state, z - first, key, mask, axis_name)
+        return out._replace(codes=out.codes.at[..., 1].set(second.codes[..., 1]))
+
+
+class AveragesItsBranches(Parallel):
+    """The mean in the place of the sum, in decode too."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=out.z_q / len(self.inner))
+
+    def decode(self, params, state, codes):
+        return super().decode(params, state, codes) / len(self.inner)
+
+
+class HandsOnOneGradient(Parallel):
+    """1, as of a residual quantizer, where every branch has its own."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=ops.graft(out.z_q, out.z_q / len(self.inner)))
+
+
+class HandsTheClampThrough(Clamped):
+    """The gradient of z, not of the clamp."""
+
+    def bounded(self, z):
+        return ops.graft(super().bounded(z), z.astype(jnp.float32))
+
+
+class AddsTheBiasToNothing(Projected):
+    """A vector without a code is the bias."""
+
+    def decode(self, params, state, codes):
+        vectors = self.inner.decode(params.inner, state, codes)
+        return vectors @ params.kernel_out + params.bias_out
+
+
+class ForgetsTheBias(Projected):
+    """In decode and quantize alike: right before it is trained."""
+
+    def _back(self, params, vectors, codes):
+        bare = params._replace(bias_out=jnp.zeros_like(params.bias_out))
+        return super()._back(bare, vectors, codes)
+
+
+class SearchesByDistance(VQ):
+    """Cosine in name alone: the lengths of codes decide."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        codes = ops.nearest_codes(z, self.read_codebook(params, state))
+        return self.read(params, state, z, hide(codes, mask), mask, axis_name)
+
+
 def ema(kind, **fields):
     return kind(8, decay=0.8, revival=EAGER, **fields)
 
@@ -689,6 +765,13 @@ BITES = {
     SwapsItsGroups(INNER, 2): 'vectors_are_those_of_the_parts',
     SumsItsGroups(INNER, 2): 'loss_is_the_weighted_sum_of_losses',
     ProjectsBackByTheWayIn(INNER, 4): 'vectors_are_those_of_the_parts',
+    QuantizesWhatIsLeft((INNER, INNER)): 'codes_are_the_nearest',
+    AveragesItsBranches((INNER, INNER)): 'vectors_are_those_of_the_parts',
+    HandsOnOneGradient((INNER, INNER)): 'the_task_s_gradient_is_the_estimator_s',
+    HandsTheClampThrough(INNER, 1.5): 'the_task_s_gradient_is_the_estimator_s',
+    AddsTheBiasToNothing(INNER, 4, bias=True): 'masked_vectors_count_nowhere',
+    ForgetsTheBias(INNER, 4, bias=True): 'vectors_are_those_of_the_parts',
+    SearchesByDistance(8, metric='cosine', unit_values=False): 'codes_are_the_nearest',
     RoundsWithoutABound((5,) * 8): 'the_task_s_gradient_is_the_estimator_s',
     RoundsDown((5,) * 8): 'codes_are_the_nearest',
     ForgetsTheTemperature(8, temperature=0.5): 'the_task_s_gradient_is_the_estimator_s',

@@ -2,7 +2,7 @@
 
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
 from vqjax.ops.balance import code_balance, log_mean_assignment
-from vqjax.ops.bounds import BOUNDS, check_bound, ifsq, inverse_bound, tanh
+from vqjax.ops.bounds import BOUNDS, check_bound, clamp, ifsq, inverse_bound, short_tanh, tanh
 from vqjax.ops.bridges import BRIDGES, Bridge, Linear, LowRank, VQBridge
 from vqjax.ops.candidates import (
     Assignments,
@@ -113,6 +113,7 @@ __all__ = [
     'check_bound',
     'check_distinct',
     'check_room',
+    'clamp',
     'choose_by_logits',
     'code_balance',
     'code_counts',
@@ -155,6 +156,7 @@ __all__ = [
     'rows_spec',
     'row_places',
     'sample_codes',
+    'short_tanh',
     'smallest',
     'smoothed',
     'soft_assignments',

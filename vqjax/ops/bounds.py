@@ -29,11 +29,26 @@ def ifsq(x: jax.Array) -> jax.Array:
     return jnp.tanh(0.8 * x)
 
 
+def clamp(x: jax.Array) -> jax.Array:
+    """x cut off at -1 and 1, beyond which it has no gradient: for features bounded already."""
+    return jnp.clip(x, -1.0, 1.0)
+
+
+def short_tanh(x: jax.Array) -> jax.Array:
+    """tanh x times 0.999 / 1.001: plain FSQ with three levels rounds 0.999 tanh x (CosyVoice 2)."""
+    return _SHORT * jnp.tanh(x)
+
+
+# The float32 that CosyVoice multiplies by, and FSQ's own margin taken off.
+_SHORT = 0.9990000128746033 / 1.001
 # What a spec may name.
-BOUNDS = {f.__name__: f for f in (tanh, ifsq)}
+BOUNDS = {f.__name__: f for f in (tanh, ifsq, clamp, short_tanh)}
 _INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
     tanh: lambda y: _arctanh(y),
     ifsq: lambda y: _arctanh(y) / 0.8,
+    clamp: lambda y: y,
+    # Of what it reaches: a value beyond comes from far out.
+    short_tanh: lambda y: _arctanh((y / _SHORT).clip(-0.9999, 0.9999)),
 }
 
 

@@ -95,8 +95,34 @@ class Base:
 
     @property
     def code_sizes(self) -> np.ndarray:
-        """K of each code of a leaf's vector, int32 [*code_shape]."""
+        """K of each code of a vector (or grid), int32 [*code_shape]."""
         return np.full(self.code_shape, self.num_codes, np.int32)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """Which vectors have a code: codes int32 [..., *code_shape] -> bool [..., *grid]."""
+        return jnp.any(codes >= 0, axis=tuple(range(-len(self.code_shape), 0)))
+
+    def code_shape_of(self, codes: jax.Array) -> tuple[int, ...]:
+        """The trailing axes that codes must have: `code_shape`, where no length is left open."""
+        del codes
+        return self.code_shape
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes with -1 for the last stages that they lack: what `decode` does with codes."""
+        return codes
+
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
+        """(quantizer, params, state) of the first `num` stages alone, trained ones included.
+
+        Its codes are the first `num` of each vector, and cost no search of the stages left out.
+
+        Raises:
+          ValueError: for a number out of range, and of a quantizer without stages.
+        """
+        del num, params, state
+        raise ValueError(f'{self!r} has no stages of which some could be left out')
 
     def unbound(self, z: jax.Array) -> jax.Array:
         """What to quantize instead of z so that a fixed grid meets it without its bound.
@@ -151,12 +177,12 @@ def check_inner(outer: str, inner: Any) -> None:
             f'inner={inner!r} cannot stand in {outer}: its z_q is not in the space of z; '
             'use it alone, on targets'
         )
-    if inner.grid and outer != 'Projected':
+    if inner.grid and outer not in ('Projected', 'Clamped'):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: it quantizes whole grids; put {outer} in '
             'its place, around its inner quantizer'
         )
-    if outer in ('Residual', 'MultiScale') and not getattr(inner, 'hard', True):
+    if outer in ('Residual', 'MultiScale', 'Strided') and not getattr(inner, 'hard', True):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: with hard=False z_q is no code, so the '
             'next stage would not see what decode leaves; use hard=True'

@@ -100,7 +100,7 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             return run(*args, **kwargs)
         given = dict(signature.bind(*args, **kwargs).arguments)
         quantizer = given.pop(next(iter(signature.parameters)))
-        _check_arguments(quantizer, given)
+        _check_arguments(quantizer, name, given)
         arrays = {k: v for k, v in given.items() if k in _ARRAYS or isinstance(v, jax.Array)}
         others = tuple((k, v) for k, v in given.items() if k not in arrays)
         # A start may read values; and where jit is at work already, there is nothing to compile.
@@ -184,7 +184,7 @@ def _without_weights(update):
 # --- What a method is given
 
 
-def _check_arguments(quantizer, given):
+def _check_arguments(quantizer, name, given):
     """Check what a method is given, by name, and put arrays in the place of what can be one."""
     check_axis(given.get('axis_name'))
     z, shape = None, None
@@ -202,7 +202,10 @@ def _check_arguments(quantizer, given):
     if 'codes' in given:
         # What is quantized grid by grid has codes of a grid, not of a vector.
         rows = None if shape is None else shape[: len(shape) - len(quantizer.grid)]
-        given['codes'] = _codes(given['codes'], rows, quantizer.code_shape)
+        codes = given['codes']
+        if name == 'decode' and isinstance(codes, jax.Array | np.ndarray):
+            codes = quantizer.completed(codes)
+        given['codes'] = _codes(codes, rows, quantizer.code_shape_of(codes))
     if given.get('weights') is not None:
         given['weights'] = _weights(given['weights'], shape)
     if given.get('key') is not None:

@@ -30,6 +30,7 @@ class Codebook(Base):
     """
 
     metric: str = 'euclidean'
+    unit_values: bool = True
     temperature: float = 0.0
     assignment: Callable[..., jax.Array] = staticmethod(ops.nearest_assignment)
     balance: float = 0.0
@@ -51,10 +52,15 @@ class Codebook(Base):
         """What quantize returns for z [..., D] once the codes [...] are chosen."""
         raise NotImplementedError
 
+    @property
+    def unit_length(self) -> bool:
+        """Whether vectors and codes are brought to unit length, not for the search alone."""
+        return self.metric == 'cosine' and self.unit_values
+
     def prepare(self, z: jax.Array) -> jax.Array:
         """z as it is compared: float32, of unit length for the cosine metric."""
         z = z.astype(jnp.float32)
-        return ops.normalize(z) if self.metric == 'cosine' else z
+        return ops.normalize(z) if self.unit_length else z
 
     def balance_losses(self, x, codebook, mask=None, axis_name=None) -> dict[str, jax.Array]:
         """`ops.code_balance` of prepared x [..., D], as the term of a loss; {} at weight 0."""
@@ -133,6 +139,11 @@ class Wrapped(Codebook):
     def metric(self) -> str:  # type: ignore[override]
         """The inner's."""
         return self.inner.metric
+
+    @property
+    def unit_values(self) -> bool:
+        """The inner's."""
+        return self.inner.unit_values
 
     @property
     def gradient(self):

@@ -45,7 +45,8 @@ class FSQ(Base):
       noise: with a key, uniform noise of this width in levels is added before rounding; codes
         stay in range.
       bound: b, from any number into (-1, 1): `ops.tanh`, or `ops.ifsq` (arXiv:2601.17124), which
-        keeps normal z apart where tanh crowds them at the ends.
+        keeps normal z apart where tanh crowds them at the ends; `ops.clamp` for features that are
+        bounded already; `ops.short_tanh`.
 
     Params (), state (). Raises ValueError for a field out of range.
     """

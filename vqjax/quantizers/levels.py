@@ -77,6 +77,16 @@ class Levels(Base):
         return (*self.inner[0].code_shape, *self.grid)
 
     @property
+    def code_sizes(self) -> np.ndarray:
+        """The levels', int32 [*inner, L]."""
+        levels = zip(self.inner, self.sizes, strict=True)
+        return np.stack([inner.code_sizes for inner, size in levels for _ in range(size)], axis=-1)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """Which vectors have a code: codes int32 [..., *inner, L] -> bool [..., L]."""
+        return jnp.any(codes >= 0, axis=tuple(range(-len(self.code_shape), -1)))
+
+    @property
     def bits(self) -> float:
         """Bits that the codes of all L vectors take."""
         levels = zip(self.sizes, self.inner, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from vqjax.quantizers.base import (
     check_count,
     check_inner,
     check_start,
+    check_weight,
     checked,
 )
 from vqjax.quantizers.combining import dropout_of, quantize_detached
@@ -59,10 +60,12 @@ class MultiScale(Base):
     starts as the identity. Which scale has which phi is as in FoundationVision/VAR.
 
     `loss` is the mean over scales of the inner's, each on the means it quantizes, and with phi of
-    |sum so far - sg(z)|^2, the term that trains it. Gradients are those of `Residual`: one
-    estimator around the whole (the inner's, else straight-through), so dz_q/dz is 1; phi and the
-    inner's params learn from z_q too. A fixed grid (FSQ, LFQ) takes its input unbounded and is as
-    wide at every scale.
+    |f_k - sg(z)|^2 (the term `phi`), f_k being the sum so far: it trains phi and what the inner's
+    params make of codes. With `commitment` also of commitment |sg(f_k) - z|^2; VAR's loss is these
+    two alone: MultiScale(VQ(K, commitment=0, codebook=0), scales, phi, commitment=0.25). Gradients
+    are those of `Residual`: one estimator around the whole (the inner's, else straight-through), so
+    dz_q/dz is 1; z_q's reaches phi, and the inner's params where the inner's estimator hands them
+    one. A fixed grid (FSQ, LFQ) takes its input unbounded and is as wide at every scale.
 
     A vector is real where mask [..., H, W] is True and it is finite. A coarse place is real if any
     of its area is, and its mean is that of the real ones; other codes are -1 and add nothing.
@@ -76,6 +79,8 @@ class MultiScale(Base):
         arXiv:2410.01756): the codes of the others are -1. They decode to a coarse picture, also
         of the vectors that a mask hides from z_q. 'sample' draws n for each entry of z's first
         axis, of a single grid z [H, W, D] once.
+      commitment: weight of |sg(f_k) - z|^2 (the term `sum_commitment`); where it is not 0, the term
+        `phi` is there without phi too.
 
     Params are `MultiScaleParams`, the inner's own without phi; the state is the inner's. Codes are
     [..., L], the scales one after the other, row by row: L = sum h w. (An inner with code axes of
@@ -90,6 +95,7 @@ class MultiScale(Base):
     scales: tuple[int | Size, ...]
     phi: tuple[float, ...] = ()
     dropout: StageDropout | str | None = None
+    commitment: float = 0.0
 
     def __post_init__(self):
         check_inner(type(self).__name__, self.inner)
@@ -97,6 +103,7 @@ class MultiScale(Base):
         number = len(self.scales)
         object.__setattr__(self, 'phi', phis.ratios_of(self.phi, number))
         object.__setattr__(self, 'dropout', dropout_of(self.dropout, number))
+        check_weight('commitment', self.commitment)
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -121,6 +128,15 @@ class MultiScale(Base):
     def by_codebook(self, codes: jax.Array) -> jax.Array:
         """The inner's: all places share its codebook."""
         return self.inner.by_codebook(jnp.moveaxis(codes, -1, 0))
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """The inner's at every place, int32 [*inner, L]."""
+        return np.stack([self.inner.code_sizes] * self.code_shape[-1], axis=-1)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """Which vectors are real by the finest scale that has a code, bool [..., H, W]."""
+        return self._alive(self._cut(codes))
 
     @property
     def bits(self) -> float:
@@ -214,6 +230,9 @@ class MultiScale(Base):
         grids: list[jax.Array] = []
         loss: Any = 0.0
         losses: Any = []
+        # The same sum as a function of phi and of the inner's params: an estimator hands the
+        # codebook no gradient.
+        trained = jnp.zeros_like(clean)
         for k, size in enumerate(self.sizes):
             here = real if used is None else real & used[k][..., None, None]
             means, some = ops.area_means(sums.residual, here, size)
@@ -223,11 +242,17 @@ class MultiScale(Base):
             grids.append(out.codes)
             losses.append(out.losses)
             loss += out.loss
-            if self.phi:
+            if self.phi or self.commitment:
+                vectors = self.inner.decode(self._inner(params), state, out.codes)
+                trained += self._grown(params, k, vectors, out.codes)
                 goal = lax.stop_gradient(clean)
-                error = ops.squared_error(cast(jax.Array, sums.carrier), goal, here, axis_name)
-                losses[-1] = losses[-1] | {'phi': error}
-                loss += error
+                own = {'phi': ops.squared_error(trained, goal, here, axis_name)}
+                loss += own['phi']
+                if self.commitment:
+                    error = ops.squared_error(clean, sums.total, here, axis_name)
+                    own['sum_commitment'] = error
+                    loss += self.commitment * error
+                losses[-1] = losses[-1] | own
         # As a leaf's, the loss is not finite where z is not.
         bad = ~real if mask is None else ~real & mask
         loss = loss / len(self.scales) + jnp.where(jnp.any(bad), jnp.nan, 0.0)

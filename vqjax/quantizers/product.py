@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,31 @@ class Product(Base):
     def bits(self) -> float:
         """The groups' bits together."""
         return self.num_groups * self.inner.bits
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """The inner's in every group, int32 [*inner, G]."""
+        return np.stack([self.inner.code_sizes] * self.num_groups, axis=-1)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., *shorter, G] whose groups are completed as the inner does it."""
+        if codes.ndim < 1 + len(self.inner.code_shape) or codes.shape[-1] != self.num_groups:
+            return codes
+        groups = jnp.moveaxis(codes, -1, 0)
+        return jnp.moveaxis(self.inner.completed(groups), 0, -1)
+
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """The first stages of every group, see `Base.first_stages`."""
+        if self.shared:
+            inner, params, state = self.inner.first_stages(num, params, state)
+            return dataclasses.replace(self, inner=inner), params, state
+
+        def cut(params, state):
+            return self.inner.first_stages(num, params, state)[1:]
+
+        first = jax.tree.map(lambda x: x[0], (params, state))
+        inner = self.inner.first_stages(num, *first)[0]
+        return dataclasses.replace(self, inner=inner), *jax.vmap(cut)(params, state)
 
     @property
     def stage_scale(self) -> float | tuple[float, ...]:  # type: ignore[override]

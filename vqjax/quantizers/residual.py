@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +25,7 @@ from vqjax.quantizers.base import (
     check_features,
     check_flag,
     check_inner,
+    check_positive,
     check_start,
     check_weight,
     checked,
@@ -31,7 +33,7 @@ from vqjax.quantizers.base import (
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
-from vqjax.quantizers.combining import dropout_of, merge_losses, quantize_detached
+from vqjax.quantizers.combining import completed_to, dropout_of, merge_losses, quantize_detached
 from vqjax.quantizers.summing import Sums, with_slope, without_slope
 
 
@@ -57,6 +59,9 @@ class Residual(Base):
         stage before (ERVQ, arXiv:2410.12359); its gradient goes to what the vectors are made of
         and straight through each to z. They are then all held, S N D numbers.
 
+      scale: what a stage's input and vectors are scaled by more than those of the stage before: one
+        number or one a feature; None: the inner's `stage_scale`.
+
     Params and state are the inner's with leading axis [S], the inner's own if shared, tuples for a
     tuple. Codes get a trailing axis [S], losses a leading one.
 
@@ -71,6 +76,7 @@ class Residual(Base):
     dropout: StageDropout | str | None = None
     beam: int = 1
     similarity: float = 0.0
+    scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self):
         check_flag('shared', self.shared)
@@ -93,6 +99,13 @@ class Residual(Base):
         need = '1 where an inner quantizer has no explicit codebook'
         check(self.beam == 1 or explicit, 'beam', self.beam, need)
         check_weight('similarity', self.similarity)
+        given = (
+            self.scale
+            if isinstance(self.scale, tuple)
+            else (self.scale,) * (self.scale is not None)
+        )
+        for number in given:
+            check_positive('scale', number)
         need = '0 where there is one stage alone'
         check(not self.similarity or self.num_stages > 1, 'similarity', self.similarity, need)
 
@@ -121,6 +134,41 @@ class Residual(Base):
         return sum(inner.bits for inner in self._by_stage)
 
     @property
+    def code_sizes(self) -> np.ndarray:
+        """K of each stage's codes, int32 [*inner, S]."""
+        return np.stack([inner.code_sizes for inner in self._by_stage], axis=-1)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., *inner, n] of the first n stages with -1 for the others: [..., *inner, S]."""
+        return completed_to(codes, self.num_stages)
+
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """(Residual, params, state) of the first `num` stages, see `Base.first_stages`.
+
+        Raises:
+          ValueError: for a number that is not from 1 to S.
+        """
+        check_count('num', num, most=self.num_stages)
+        fields: dict[str, Any] = {'num_stages': num}
+        if isinstance(self.inner, tuple):
+            fields['inner'] = self.inner[:num]
+        if num == 1:
+            fields['similarity'] = 0.0
+        if self.dropout is not None:
+            multiple = 1 if num % self.dropout.multiple else self.dropout.multiple
+            least = min(self.dropout.least, num)
+            fields['dropout'] = dataclasses.replace(self.dropout, least=least, multiple=multiple)
+
+        def cut(tree):
+            if self.shared:
+                return tree
+            if isinstance(self.inner, tuple):
+                return tree[:num]
+            return jax.tree.map(lambda x: x[:num], tree)
+
+        return dataclasses.replace(self, **fields), cut(params), cut(state)
+
+    @property
     def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any stage's init reads the values of z."""
         return any(inner.starts_from_data for inner in self._inners)
@@ -128,6 +176,9 @@ class Residual(Base):
     @property
     def _scales(self):
         """What each stage's vectors are multiplied by, float32 [S] or [S, D]."""
+        if self.scale is not None:
+            powers = np.arange(self.num_stages).reshape(-1, *[1] * isinstance(self.scale, tuple))
+            return (np.asarray(self.scale, np.float64) ** powers).astype(np.float32)
         scales: list[Any] = [np.float32(1)]
         for inner in self._by_stage[:-1]:
             scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
@@ -139,7 +190,7 @@ class Residual(Base):
         """`_scales`, which z [..., D] must fit."""
         scales = self._scales
         if scales.ndim > 1:
-            check_features(z, scales.shape[1], f'inner={self.inner!r}')
+            check_features(z, scales.shape[1], f'inner={self.inner!r}, scale={self.scale!r}')
         return scales
 
     def _stages(self, body, carry, *xs, params: Any = None, state: Any = None) -> Any:

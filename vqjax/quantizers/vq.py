@@ -19,6 +19,7 @@ from vqjax.quantizers.base import (
     Quantized,
     array_shape,
     blank,
+    check,
     check_flag,
     check_start,
     check_weight,
@@ -63,6 +64,8 @@ class VQ(Codebook):
       sync_nu: share of z_q's gradient that the codebook receives too (arXiv:2305.08842 sec. 4.2).
       affine: all codes share a learned scale and offset, so unused ones move along
         (arXiv:2305.08842 sec. 4.1).
+      unit_values: False with the cosine metric: vectors and codes have unit length in the search
+        alone, and their own in z_q and the losses (DAC, arXiv:2306.06546).
 
     Params codebook float32 [K, D] (or `Affine`), state `VQState`. Raises ValueError for a field
     out of range.
@@ -83,12 +86,16 @@ class VQ(Codebook):
     sync_nu: float = 0.0
     affine: bool = False
     assignment: Callable = ops.nearest_assignment
+    unit_values: bool = True
 
     def __post_init__(self, init=None):
         check_codebook_fields(self, init)
         for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
+        check_flag('unit_values', self.unit_values)
+        need = "True unless metric='cosine', the only one that brings vectors to unit length"
+        check(self.unit_values or self.metric == 'cosine', 'unit_values', self.unit_values, need)
 
     def shapes(self, dim: int) -> tuple[PyTree, VQState]:
         """A codebook, or Affine, and VQState."""
@@ -115,14 +122,14 @@ class VQ(Codebook):
     def read_codebook(self, params, state) -> jax.Array:
         """Params + shift, float32 [K, D], differentiable in params.
 
-        Scaled and moved if affine; of unit length for the cosine metric.
+        Scaled and moved if affine; of unit length for the cosine metric, but for `unit_values`.
         """
         shift = lax.stop_gradient(state.shift)
         if self.affine:
             vectors = ops.rounded((params.codebook + shift) * params.scale) + params.offset
         else:
             vectors = params + shift
-        return ops.unit_rows(vectors) if self.metric == 'cosine' else vectors
+        return ops.unit_rows(vectors) if self.unit_length else vectors
 
     def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
