@@ -181,7 +181,8 @@ def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None
         own = sets.open_own(name, where or None, settings.image_size or None, given)
         sets.check_digest(name, settings.data_digest, own.digest)
     said = {'dataset': own.name, 'data_digest': own.digest}
-    return dataclasses.replace(settings, **said, config=settings.config | said), own
+    changed: dict[str, Any] = said | {'config': settings.config | said}
+    return dataclasses.replace(settings, **changed), own
 
 
 def _folds(settings: Settings, own: sets.Own | None) -> Callable[[int], records.Dataset]:

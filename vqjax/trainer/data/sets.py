@@ -243,10 +243,10 @@ def _split_already(dataset: Dataset) -> Own:
                 f'dataset={dataset.info.name!r} is split and cut already: leave folds, window, hop '
                 'and pad at their defaults'
             )
-        return whole
+        return kept
 
     digest = dataset.digest or sources.digest_of(dataset.splits)
-    whole = dataclasses.replace(dataset, digest=digest)
+    kept = dataclasses.replace(dataset, digest=digest)
     return Own(dataset.info.name, at, digest)
 
 
