@@ -10,13 +10,16 @@ import base64
 import hashlib
 import io
 import pathlib
+import re
 import sys
+import tempfile
 
 import nbclient
 import nbformat
 from PIL import Image
 
 FOLDER = pathlib.Path(__file__).parent
+TEXTS = ('text/plain', 'text/html')
 WIDTH, COLOURS = 720, 48  # of a stored picture: pixels, and entries of its palette
 
 
@@ -47,6 +50,11 @@ def small(picture: str) -> str:
     return base64.b64encode(stored.getvalue()).decode()
 
 
+def anywhere(text: str) -> str:
+    """The text with FOLDER for every folder that was made to be thrown away."""
+    return re.sub(re.escape(tempfile.gettempdir()) + r'/\w+', 'FOLDER', text)
+
+
 def store(path: pathlib.Path) -> None:
     """Runs a notebook and writes it back with its outputs, without warnings and timestamps."""
     notebook = nbformat.read(path, as_version=4)
@@ -56,6 +64,8 @@ def store(path: pathlib.Path) -> None:
         for output in cell.get('outputs', []):
             if 'image/png' in output.get('data', {}):
                 output.data = {'image/png': small(output.data['image/png'])}
+            for part in (output, output.get('data', {})):
+                part |= {k: anywhere(part[k]) for k in ('text', *TEXTS) if k in part}
         if cell.cell_type == 'code':
             cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
     notebook.metadata['stored'] = digest(notebook)

@@ -14,6 +14,7 @@ nbclient = pytest.importorskip('nbclient')
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'colabs'
 PICTURES = {'autopsy': 1, 'behaviour': 1, 'compare': 3, 'quickstart': 5, 'tokens': 3}
+TEXTS = ('text', 'text/plain', 'text/html')
 NAMES = sorted(path.stem for path in FOLDER.glob('*.ipynb'))
 
 
@@ -54,7 +55,8 @@ def test_stored_pictures_are_of_this_code_and_small(name, monkeypatch):
     assert path.stat().st_size < 300e3
     outputs = [o for cell in notebook.cells for o in cell.get('outputs', [])]
     assert sum('image/png' in o.get('data', {}) for o in outputs) == PICTURES[name]
-    shown = ''.join(o.get('text', '') for o in outputs)
+    texts = [part.get(k, '') for o in outputs for part in (o, o.get('data', {})) for k in TEXTS]
+    shown = ''.join(texts)
     # Nothing of the machine they were made on.
     assert not re.search(r'/(tmp|home|root|Users|var)/', shown)
     sys.modules.pop('store')

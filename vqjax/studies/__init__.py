@@ -31,7 +31,8 @@ def run(config: dict[str, Any], workdir: str, dataset: Any = None) -> dict[str, 
         to these; or a `trainer.data.Dataset`.
 
     Returns:
-      The content of results.json.
+      The content of results.json; `vqjax.results.records.Results.read` makes of it what reports and
+      plots take.
 
     Raises:
       RunError: there is no such study, or what the study and `experiment.run` refuse.
