@@ -1,5 +1,6 @@
 """The study of behaviours: its sessions, its figures over folds, and a whole run in small."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -14,7 +15,7 @@ pytest.importorskip('aeon')
 
 from vqjax import FSQ, VQEMA, Product, Projected, Residual, studies
 from vqjax.studies.behaviour import report, sessions
-from vqjax.studies.behaviour.outcome import Behaviours
+from vqjax.studies.behaviour.outcome import Behaviours, SequenceModels
 from vqjax.trainer.data.recordings import Recording
 from vqjax.trainer.errors import RunError
 
@@ -123,7 +124,8 @@ def fold(method, f1, accuracy, perplexity):
 
 
 def behaviours(folds):
-    return Behaviours.of(read_results({'folds': folds, 'sequence_models': {'states': 12}}))
+    own = dataclasses.asdict(SequenceModels())
+    return Behaviours.of(read_results({'folds': folds, 'sequence_models': own}))
 
 
 def test_conclusions_follow_from_the_figures():

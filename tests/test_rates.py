@@ -296,7 +296,14 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(config, tm
 
 
 @pytest.mark.parametrize(
-    'part', ['rates', 'rates/longer', 'cifar10', 'cifar10/finetune', 'cifar10/finetune/longer']
+    'part',
+    [
+        'rates',
+        'rates/longer',
+        pytest.param('cifar10', marks=pytest.mark.slow),
+        'cifar10/finetune',
+        'cifar10/finetune/longer',
+    ],
 )
 def test_a_committed_report_is_that_of_its_committed_results(part):
     folder = ROOT / 'docs' / part

@@ -38,7 +38,7 @@ def read_run(
         if config['guard']:
             quantizer = guard_codebooks(quantizer, least=float(record.images.num_classes))
         like = dict(zip(('params', 'state'), structure(quantizer, config['features']), strict=True))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f'config.json in {workdir} does not fit the run {method} with seed {seed} ({error}): '
             'restore both from a copy, or train with another --workdir'

@@ -35,8 +35,11 @@ class ImageStatistics:
         Raises:
           ValueError: a part is missing or damaged.
         """
+        shape = part(plain, 'shape', list)
+        if len(shape) != 3 or not all(type(size) is int for size in shape):
+            raise ValueError(f'shape is {shape!r:.40}, not three whole numbers')
         return cls(
-            shape=tuple(int(x) for x in numbers(plain, 'shape')),
+            shape=tuple(shape),
             mean=numbers(plain, 'mean'),
             std=numbers(plain, 'std'),
             num_classes=part(plain, 'num_classes', int),

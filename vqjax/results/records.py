@@ -408,10 +408,13 @@ def read_counts(result: Mapping[str, Any]) -> np.ndarray | None:
     try:
         if not isinstance(kept, Mapping):
             return np.asarray(kept, np.float64)
+        codes, uses = np.asarray(kept['codes'], int), np.asarray(kept['uses'], np.float64)
+        if codes.shape != uses.shape:
+            raise ValueError(f'{codes.size} codes and {uses.size} uses')
         counts = np.zeros(kept['shape'])
-        counts.reshape(-1)[np.asarray(kept['codes'], int)] = kept['uses']
+        counts.reshape(-1)[codes] = uses
         return counts
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
         raise ValueError(
             f'counts of seed {result.get("seed")} are damaged: {type(error).__name__}, {error}'
         ) from error

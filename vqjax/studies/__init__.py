@@ -53,7 +53,7 @@ def run(config: dict[str, Any], workdir: str, dataset: Any = None) -> dict[str, 
         )
     study = importlib.import_module(f'vqjax.studies.{name}.study').prepare(config)
     parts = study.parts._replace(dataset=dataset)
-    results = study.run(study.config, workdir, study.conclude, parts)
+    results = study.run(study.config, workdir, conclude=study.conclude, parts=parts)
     report = pathlib.Path(workdir) / 'report.md'
     if results and report.is_file():
         show(f'Report: {report}')

@@ -102,10 +102,10 @@ def _incompatible(deals: Excerpt, trained: Mapping[str, Results], behaviour: Res
         bad.append(gone > 0 or found.high < -MARGIN)
         figures.append(f'{where}: `{best}` {points(found)}, {gone} of {runs} runs collapsed')
     return Verdict(
-        'VQ-EMA is fundamentally incompatible with classification',
-        0,
-        _of(all(bad), all(fine)),
-        tuple(figures),
+        sentence='VQ-EMA is fundamentally incompatible with classification',
+        source=0,
+        verdict=_of(all(bad), all(fine)),
+        figures=tuple(figures),
     )
 
 
@@ -123,7 +123,12 @@ def _fsq_collapses(studies: Mapping[str, Results]) -> Verdict:
                         f'perplexity {lowest:.3g}'
                     )
     figures = (f'{runs} runs with FSQ in {len(studies)} studies', *(gone or ['none collapsed']))
-    return Verdict('FSQ cannot collapse by design', 3, OVERTURNED if gone else UPHELD, figures)
+    return Verdict(
+        sentence='FSQ cannot collapse by design',
+        source=3,
+        verdict=OVERTURNED if gone else UPHELD,
+        figures=figures,
+    )
 
 
 def _in_use(cifar10: Results) -> Verdict:
@@ -136,7 +141,12 @@ def _in_use(cifar10: Results) -> Verdict:
             f'CIFAR-10, {place}: the stage with the fewest uses {mean:.1f}% ({low:.1f}, {high:.1f})'
         )
     verdict = _of(all(x.low > IN_USE for x in least), all(x.high < IN_USE for x in least))
-    return Verdict('RVQ: more than 90% of the codes in use in all layers', 3, verdict, (*figures,))
+    return Verdict(
+        sentence='RVQ: more than 90% of the codes in use in all layers',
+        source=3,
+        verdict=verdict,
+        figures=(*figures,),
+    )
 
 
 def _small_codebooks(cifar10: Results) -> Verdict:
@@ -145,7 +155,12 @@ def _small_codebooks(cifar10: Results) -> Verdict:
         for place, end in PLACES.items()
     }
     figures = tuple(f'CIFAR-10, {place}: {points(x)}' for place, x in found.items())
-    return Verdict('4 x 256 codes rather than 1 x 1,024', 3, _gain([found]), figures)
+    return Verdict(
+        sentence='4 x 256 codes rather than 1 x 1,024',
+        source=3,
+        verdict=_gain([found]),
+        figures=figures,
+    )
 
 
 def _projections(cifar10: Results) -> Verdict:
@@ -161,7 +176,9 @@ def _projections(cifar10: Results) -> Verdict:
         for dim, by_place in zip((32, 64), found, strict=True)
         for place, x in by_place.items()
     )
-    return Verdict('Project 128 features to 32 or 64', 3, _gain(found), figures)
+    return Verdict(
+        sentence='Project 128 features to 32 or 64', source=3, verdict=_gain(found), figures=figures
+    )
 
 
 def _two_stages(cifar10: Results) -> Verdict:
@@ -171,7 +188,12 @@ def _two_stages(cifar10: Results) -> Verdict:
         figures += [f'CIFAR-10, {place}: `{name}` {points(x)}' for name, x in found.items()]
         fine.append(all(x.low > -MARGIN for x in found.values()))
         bad.append(all(x.high < -MARGIN for x in found.values()))
-    return Verdict('Two stages keep the accuracy', 3, _of(all(fine), all(bad)), tuple(figures))
+    return Verdict(
+        sentence='Two stages keep the accuracy',
+        source=3,
+        verdict=_of(all(fine), all(bad)),
+        figures=tuple(figures),
+    )
 
 
 def _gain(options: Sequence[Mapping[str, Interval]]) -> str:

@@ -21,7 +21,7 @@ class Study(NamedTuple):
       conclude: (results, folder) -> results, when all runs are finished: writes the reports, prints
         them and returns the results with what it finds.
       parts: what it puts in place of the library's own parts.
-      run: (config, workdir, conclude, parts) -> the content of results.json.
+      run: (config, workdir, *, conclude, parts) -> the content of results.json.
     """
 
     config: dict[str, Any]

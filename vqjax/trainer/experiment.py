@@ -100,7 +100,7 @@ def execute(
             for name, seeds in wanted.items()
         }
         for name in settings.methods:
-            _check_method(settings, name, dataset, form)
+            _check_method(settings, name, dataset=dataset, form=form)
     except (ValueError, OSError) as error:
         raise RunError(' '.join(str(error).split())) from error
     writes = jax.process_index() == 0
@@ -260,7 +260,7 @@ def _check_method(settings: Settings, name: str, dataset: records.Dataset, form:
             'classification_weight to 0 and reconstruction_weight above it'
         )
     if memory.may_be_large(own):
-        task = make_task(settings, name, dataset, form)
+        task = make_task(settings, name, dataset, form=form)
         memory.check_memory(own, task, dataset.info.image_shape)
 
 
@@ -301,12 +301,12 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
         schedule = plan(own.settings.methods[method], own.dataset)
         if schedule not in compiled:
             compiled[schedule] = _stages(own, method, schedule.switch > 0)
-        Run.start(own, method, seed, compiled[schedule]).finish()
+        Run.start(own, method, seed=seed, stages=compiled[schedule]).finish()
     starts.forget_programs()
 
 
 def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
-    whole = make_task(context.settings, method, context.dataset, context.form)
+    whole = make_task(context.settings, method, context.dataset, form=context.form)
     own = context.settings.methods[method]
     whole = encoded.reading(whole, encoded.may_stand_in(own, context.dataset))
     stages = {}
@@ -365,9 +365,9 @@ def findings(
         for seed in seeds:
             diagnosed = health.diagnose(
                 folder.history(name, seed),
-                method.quantizer.num_codes,
-                classes,
-                parts.spec(method.quantizer),
+                num_codes=method.quantizer.num_codes,
+                num_classes=classes,
+                spec=parts.spec(method.quantizer),
             )
             found += [RunFinding(*finding, method=name, seed=seed) for finding in diagnosed]
     return tuple(found)

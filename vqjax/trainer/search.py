@@ -113,8 +113,8 @@ def run(
     try:
         opened = _agree(lambda: _opened(path))
         if opened is None:
-            found = _search(searched, trials, path / 'search', parts)
-            opened = _agree(lambda: _open(folder, settings, trials, found))
+            found = _search(searched, trials, path=path / 'search', parts=parts)
+            opened = _agree(lambda: _open(folder, settings, trials=trials, results=found))
         results = _final(
             settings,
             trials,
@@ -310,7 +310,7 @@ def _final(
             for name, seeds in wanted.items()
             for seed in seeds
         }
-        together = _merged(settings, results, finals, runs)
+        together = _merged(settings, results, finals=finals, runs=runs)
         tuning = dataclasses.replace(opened.tuning, test_opened=opened.time)
         together = dataclasses.replace(together, tuning=tuning)
         together = conclude(together, Outcome(path, runs))

@@ -54,18 +54,23 @@ def prepare(config: dict[str, Any]) -> Study:
         raise RunError(f'quantizers lacks {", ".join(missing)}, which the cases need')
     plain['methods'] = ','.join(methods) or 'all'
     report = functools.partial(conclude, names=names)
-    return Study(plain, report, faults.PARTS, experiment.run if methods else _run_untrained)
+    return Study(
+        config=plain,
+        conclude=report,
+        parts=faults.PARTS,
+        run=experiment.run if methods else _run_untrained,
+    )
 
 
 def _run_untrained(
-    config: dict[str, Any], workdir: str, report: Conclude, parts: settings.Parts
+    config: dict[str, Any], workdir: str, conclude: Conclude, parts: settings.Parts
 ) -> dict[str, Any]:
     """Cases of the averages alone: nothing to train."""
     settings.check(config, parts)
     _load(config)  # before a folder is made for it
     folder = Workdir(workdir, config)
     results = Results(config=config, environment=environment.environment(), methods={})
-    plain = report(results, folder).plain()
+    plain = conclude(results, folder).plain()
     folder.write_json('results.json', plain)
     folder.close()
     return plain
@@ -80,12 +85,15 @@ def _load(config: Mapping[str, Any]) -> Any:
 def conclude(results: Results, folder: Workdir, names: list[str]) -> Results:
     """Measures the cases of finished runs, and writes and prints the reports."""
     dataset = _load(results.config)
-    charts = {method: _chart(method, results, folder, dataset) for method in results.methods}
+    charts = {
+        method: _chart(method, results, folder=folder, dataset=dataset)
+        for method in results.methods
+    }
     cases = {}
     for name in names:
-        record = _case(CASES[name], charts, results, dataset)
+        record = _case(CASES[name], charts, results=results, dataset=dataset)
         cases[name] = record.case.plain()
-        plots.write(folder.path / f'{name}.png', name, CASES[name], record)
+        plots.write(folder.path / f'{name}.png', name=name, case=CASES[name], record=record)
     results = dataclasses.replace(shorten(results), added={**results.added, ENTRY: cases})
     replace_file(folder.path / 'report.md', markdown(results))
     show(table(results))
@@ -95,12 +103,14 @@ def conclude(results: Results, folder: Workdir, names: list[str]) -> Results:
 def _chart(method: str, results: Results, folder: Workdir, dataset: Any) -> Chart:
     def restore() -> tuple[Task, dict[str, Any]]:
         checked = settings.check(dict(results.config), faults.PARTS)
-        return finished.trained(checked, method, 0, folder.path, dataset)
+        return finished.trained(checked, method, seed=0, workdir=folder.path, dataset=dataset)
 
     entry = results.methods[method]
     seed = entry.seeds[0]
     final = {**seed.figures, 'bits': float(entry.bits)}
-    return Chart(folder.history(method, 0), final, _uses(seed.counts), restore)
+    return Chart(
+        history=folder.history(method, 0), final=final, counts=_uses(seed.counts), restore=restore
+    )
 
 
 def _case(case: Case, charts: Mapping[str, Chart], results: Results, dataset: Any) -> CaseRecord:

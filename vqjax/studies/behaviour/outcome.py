@@ -8,12 +8,64 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vqjax.ops.fields import check_count
 from vqjax.results.plain import is_number, mappings, optional, part, within
 from vqjax.results.records import Results
 from vqjax.studies.behaviour.sessions import Sessions
 from vqjax.trainer.data.recordings import RecordingSet
 
 Figures = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceModels:
+    """The fields of the study beside those of a run.
+
+    Fields:
+      rounds: how often every recording occurs in the sessions.
+      session: recordings of a session.
+      states: at most, where their number is found.
+      phases, duration_s: of a negative binomial duration, and its expectation in seconds.
+      lag_s: seconds after a place from which the filter reads codes.
+      tokens: centroids of k-means, where nothing is quantized.
+      restarts: starts of a fit with a given number of states.
+
+    Raises:
+      ValueError: a count below 1, or seconds that are not above 0.
+    """
+
+    rounds: int = 3
+    session: int = 8
+    states: int = 12
+    phases: int = 4
+    duration_s: float = 8.0
+    lag_s: float = 2.0
+    tokens: int = 64
+    restarts: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not name.endswith('_s'):
+                check_count(name, value)
+            elif not is_number(value) or not 0 < value < float('inf'):
+                raise ValueError(f'{name} must be seconds above 0, got {value!r}')
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Of the fields."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> SequenceModels:
+        """Of the entry `sequence_models`.
+
+        Raises:
+          ValueError: a field is missing or wrong.
+        """
+        missing = [name for name in cls.names() if name not in plain]
+        if missing:
+            raise ValueError(f'it has no {missing[0]}')
+        return cls(**{name: plain[name] for name in cls.names()})
 
 
 def _figures(plain: Mapping[str, Any], name: str) -> dict[str, Figures]:
@@ -123,11 +175,11 @@ class Behaviours:
     """What the study adds.
 
     Fields:
-      own: the fields of the sequence models, `study.OWN`.
+      own: the fields of the study.
       folds: in order.
     """
 
-    own: Mapping[str, Any]
+    own: SequenceModels
     folds: tuple[FoldResult, ...]
 
     @classmethod
@@ -143,12 +195,14 @@ class Behaviours:
                 folds.append(FoldResult.read(fold))
         if not folds:
             raise ValueError('folds is empty')
-        return cls(part(results.added, 'sequence_models', dict), tuple(folds))
+        with within('sequence_models'):
+            own = SequenceModels.read(part(results.added, 'sequence_models', dict))
+        return cls(own, tuple(folds))
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         folds = [fold.plain() for fold in self.folds]
-        return {'sequence_models': dict(self.own), 'folds': folds}
+        return {'sequence_models': dataclasses.asdict(self.own), 'folds': folds}
 
 
 class Picture(NamedTuple):

@@ -49,7 +49,7 @@ def figure(picture: Picture) -> Figure:
     axes[0].set_ylabel('sensors', rotation=0, ha='right', va='center')
     colours = [to_rgb(c) for c in plots.COLOURS] * (1 + len(dataset.labels) // len(plots.COLOURS))
     for axis, (name, states, coded) in zip(axes[1:], strips, strict=True):
-        row = _coloured(states[:steps], labels[:steps], colours, coded)
+        row = _coloured(states[:steps], labels[:steps], colours=colours, coded=coded)
         axis.imshow(row[None], aspect='auto', extent=(0, seconds, 0, 1), interpolation='nearest')
         axis.set(yticks=[])
         axis.grid(visible=False)

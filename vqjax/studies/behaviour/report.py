@@ -105,7 +105,11 @@ def model_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
     yield ('codes of', 'then', *SHOWN.values())
     for method in methods_of(found):
         for model in models_of(found, method):
-            yield (method, model, *(_cell(n, of_model(found, method, model, n)) for n in SHOWN))
+            yield (
+                method,
+                model,
+                *(_cell(n, of_model(found, method, model=model, name=n)) for n in SHOWN),
+            )
     for peer in peers_of(found):
         yield (peer, '', *(_cell(name, of_peer(found, peer, name)) for name in SHOWN))
 
@@ -156,7 +160,7 @@ def conclusions(found: Behaviours) -> list[str]:
         ('HSMM', 'sticky HMM', 'Explicit durations in place of geometric ones'),
         ('HSMM', 'HMM', 'Durations and stickiness together'),
     ):
-        said.append(f'{name} {_raises(found, methods, better, worse)}.')
+        said.append(f'{name} {_raises(found, methods, better=better, worse=worse)}.')
     said.append(_found(found, methods))
     said += [_against(found, methods, peer) for peer in peers_of(found)]
     return said
@@ -166,7 +170,7 @@ def _raises(found: Behaviours, methods: Sequence[str], better: str, worse: str) 
     """What a model does to boundary F1 over another one, the methods by verdict."""
     by_verdict: dict[str, list[str]] = {}
     for method in methods:
-        a, b = (of_model(found, method, m, 'boundary_f1') for m in (better, worse))
+        a, b = (of_model(found, method, model=m, name='boundary_f1') for m in (better, worse))
         apart = _difference(a, b)
         if apart is None:
             continue
@@ -184,15 +188,15 @@ def _raises(found: Behaviours, methods: Sequence[str], better: str, worse: str) 
 def _found(found: Behaviours, methods: Sequence[str]) -> str:
     parts = []
     for method in methods:
-        values = of_model(found, method, 'HSMM, states found', 'states_found')
+        values = of_model(found, method, model='HSMM, states found', name='states_found')
         parts.append(f'{np.mean(values):.1f} on codes of {method}')
-    return f'States found, at most {found.own["states"]}: {", ".join(parts)}.'
+    return f'States found, at most {found.own.states}: {", ".join(parts)}.'
 
 
 def _against(found: Behaviours, methods: Sequence[str], peer: str) -> str:
     parts = []
     for method in methods:
-        ours = of_model(found, method, 'HSMM', 'adjusted_rand_index')
+        ours = of_model(found, method, model='HSMM', name='adjusted_rand_index')
         apart = _difference(ours, of_peer(found, peer, 'adjusted_rand_index'))
         if apart is not None:
             parts.append(f'{method} {apart.mean:+.2f} ({apart.low:+.2f} to {apart.high:+.2f})')
@@ -222,16 +226,16 @@ def text(results: Results) -> str:
         f'{config["seeds"] // len(folds)} seed each; in brackets the 95% interval over folds, '
         'corrected for training sets that overlap '
         '(Nadeau and Bengio 2003). A network is trained on labelled windows of '
-        f'{config["window"]} steps. Then every recording occurs {own["rounds"]} times, in random '
-        f'order, {own["session"]} to a session; two neighbours of one label are one stretch. The '
+        f'{config["window"]} steps. Then every recording occurs {own.rounds} times, in random '
+        f'order, {own.session} to a session; two neighbours of one label are one stretch. The '
         'sequence models are fitted to the codes of sessions of training recordings, without '
         'labels, and find the most likely states of held-out sessions. For `none` the codes are '
-        f'those of k-means with {own["tokens"]} centroids on the encoder\'s vectors, and '
+        f'those of k-means with {own.tokens} centroids on the encoder\'s vectors, and '
         '`classifier` is the class of the window around each place, which labels made. `codes` '
         'takes every code for a state. HMM, sticky HMM and HSMM are given the number of '
-        f'behaviours; "states found" looks for up to {own["states"]}. Durations are negative '
-        f'binomial with {own["phases"]} phases, {own["duration_s"]:g} s expected. "late": from '
-        f'codes up to {own["lag_s"]:g} s after each place, as in a stream. The estimate is that '
+        f'behaviours; "states found" looks for up to {own.states}. Durations are negative '
+        f'binomial with {own.phases} phases, {own.duration_s:g} s expected. "late": from '
+        f'codes up to {own.lag_s:g} s after each place, as in a stream. The estimate is that '
         'of the weak limit of a sticky HDP-HSMM by EM, no sample of its posterior; it ends in the '
         'best optimum of a few starts, which need not be the best there is.',
         'Frame accuracy: states matched one to one to labels so that most steps agree. Boundary '

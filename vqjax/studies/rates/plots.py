@@ -46,7 +46,7 @@ def figure(results: Results) -> Figure:
     drawn = plots.new_figure(1 + 5.2 * max(len(kinds), 1), 5.4)
     axes = drawn.subplots(1, max(len(kinds), 1), sharey=True, squeeze=False)[0]
     for kind, axis in zip(kinds, axes, strict=False):
-        _panel(axis, results, kind, styles, floor)
+        _panel(axis, results, kind=kind, styles=styles, floor=floor)
     axes[0].set_yscale('log')
     axes[0].invert_yaxis()
     axes[0].set_ylim(top=floor)  # a bar that ends there goes on to no error at all

@@ -31,7 +31,9 @@ def conclude(results: Results, folder: Workdir) -> Results:
     tell fewer images apart than there are classes.
     """
     methods = {
-        name: method if method.spec is None else _judged(method, method.spec, name, folder)
+        name: method
+        if method.spec is None
+        else _judged(method, method.spec, name=name, folder=folder)
         for name, method in results.methods.items()
     }
     results = shorten(dataclasses.replace(results, methods=methods))

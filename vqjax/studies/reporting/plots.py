@@ -336,7 +336,7 @@ def accuracy_against_bits(results: Results) -> Figure:
     axis.margins(x=0.15)
     axis.set_xlim(left=0)
     axis.set(xlabel='bits per image', ylabel='test accuracy (%)')
-    _label_points(figure, axis, points, colours, taken)
+    _label_points(figure, axis, points=points, colours=colours, taken=taken)
     return figure
 
 

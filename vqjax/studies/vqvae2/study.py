@@ -57,7 +57,9 @@ def conclude(results: Results, folder: Workdir) -> Results:
     for name, method in results.methods.items():
         seeds = []
         for seed in method.seeds:
-            task, variables = finished.trained(checked, name, seed.seed, folder.path, dataset)
+            task, variables = finished.trained(
+                checked, name, seed=seed.seed, workdir=folder.path, dataset=dataset
+            )
             errors, decoded = decode_apart(task, variables, dataset)
             if 0 in report.level_bits(method.spec):
                 # A level of one code tells nothing: the other alone is both.
@@ -138,4 +140,4 @@ def _means(
 
 
 def _batches(dataset: records.Dataset) -> Iterable[dict[str, np.ndarray]]:
-    return batches.eval_batches(dataset, 'test', BATCH, 0, 1)
+    return batches.eval_batches(dataset, 'test', batch_size=BATCH, process_index=0, process_count=1)

@@ -122,6 +122,8 @@ def read(
     task, variables = trained(given, method, seed, folder, dataset)
     with as_run_error():
         encoder = encoder_of(vars(own), record, variables)
+    if not isinstance(encoder, SensorEncoder):
+        raise RunError(f'config.json in {folder} names the encoder {own.encoder}, not sensor')
     codec = None
     if own.quantizer is not None:
         quantized = runfiles.quantizer_variables(variables)
