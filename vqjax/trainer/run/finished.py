@@ -122,6 +122,11 @@ def read(
     task, variables = trained(given, method, seed, folder, dataset)
     with as_run_error():
         encoder = encoder_of(vars(own), record, variables)
+    if not isinstance(encoder, SensorEncoder):
+        raise RunError(
+            f'{folder} is a run on recordings, and its config.json says encoder {own.encoder}: '
+            'restore it from a copy'
+        )
     codec = None
     if own.quantizer is not None:
         quantized = runfiles.quantizer_variables(variables)
