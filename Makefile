@@ -23,7 +23,7 @@ help:
 	@echo "make test-shipped  all tests, compiled with JAX's own settings; an hour or two"
 	@echo "make docs       the documentation, into site/; warnings are errors"
 	@echo "make tables     every table of README and docs, from committed results"
-	@echo "make lint       ruff, reading only"
+	@echo "make lint       ruff and mypy, reading only"
 	@echo "make format     ruff, mending what it can"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
 
@@ -54,6 +54,8 @@ lint: $(VENV)/.installed-test
 	@echo "== ruff check, ruff format --check"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
 
 format: $(VENV)/.installed-test
 	@$(BIN)/ruff check --fix .

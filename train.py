@@ -1,5 +1,6 @@
 """Compares quantizers on one classification task: `python train.py --help` lists the flags."""
 
+import logging as python_logging
 import os
 import pathlib
 import sys
@@ -12,7 +13,8 @@ from ml_collections import config_flags
 from vqjax import studies
 from vqjax.trainer import errors
 from vqjax.trainer.config import fields
-from vqjax.trainer.run import processes
+from vqjax.trainer.run import compilation, processes
+from vqjax.trainer.wording import nearest_path
 
 CONFIGS = pathlib.Path(__file__).absolute().parent / 'configs'
 DEFAULT = CONFIGS / 'digits.py'
@@ -24,6 +26,12 @@ COORDINATOR = flags.DEFINE_string(
     'coordinator_address', None, 'host:port of process 0; not needed on TPU pods or under Slurm.'
 )
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes take part.')
+COMPILATION_CACHE = flags.DEFINE_bool(
+    'compilation_cache',
+    True,
+    'Keep compiled programs in ~/.cache/vqjax (or the folder in JAX_COMPILATION_CACHE_DIR), so that '
+    'the next run does not compile them again.',
+)
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 
 
@@ -32,6 +40,8 @@ def main(_: list[str]) -> None:
     quieten()
     config = flags_win(flags.FLAGS.config.to_dict())
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+    if COMPILATION_CACHE.value:
+        compilation.cache_programs()
     try:
         processes.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         studies.run(config, WORKDIR.value or f'runs/{name}')
@@ -76,6 +86,8 @@ def quieten() -> None:
     Whatever fails there reaches us as an error, and is told in one line.
     """
     logging.set_verbosity(logging.WARNING)
+    # Without the time, the thread and the line of the source: warnings here are for the user.
+    logging.get_absl_handler().setFormatter(python_logging.Formatter('%(levelname)s: %(message)s'))
     logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
     before = sys.unraisablehook
 
@@ -133,6 +145,8 @@ def _nearby(argv: list[str]) -> str:
         file = CONFIGS / pathlib.Path(name.removeprefix('--config=')).name
         if file.suffix == '.py' and file.is_file():
             return f'; names are relative to the current folder: did you mean {file}?'
+        if name.endswith('.py') and (near := nearest_path(name.removeprefix('--config='))):
+            return near
     return ''
 
 

@@ -174,7 +174,7 @@ def settings(name, methods, folder, options):
 def summary(results, folder, method):
     """What one method came to on one set: test accuracies, else means over seeds."""
     seeds = results['methods'][method]['seeds']
-    histories = [folder.finished(method, seed['seed'])['history'] for seed in seeds]
+    histories = [folder.finished_run(method, seed['seed']).history for seed in seeds]
     end = histories[0][-1]['step']
     found = {'accuracy': [round(seed['accuracy'], 4) for seed in seeds]}
     for when, step in {'early': min(EARLY, end), 'halfway': end / 2, 'end': end}.items():

@@ -15,6 +15,8 @@ from pathlib import Path
 import benchmark_tables
 
 from vqjax.results import summaries
+from vqjax.results.excerpts import Excerpt
+from vqjax.results.records import Results
 from vqjax.studies import answer as answers
 from vqjax.studies.rates.report import enough_rows
 from vqjax.studies.remedies import verdicts
@@ -30,6 +32,7 @@ PAGES = (
     'docs/answer.md',
     'benchmarks/README.md',
 )
+EXCERPTS = ('docs/comparison/trials', 'docs/comparison/halves')  # made by excerpts.py
 
 
 # Comparison ----------------------------------------------------------------------------------
@@ -53,10 +56,6 @@ def _describe(name, spec):
     return f'{shown}, {spec["num_codes"]} codes'
 
 
-def _percent(mean, low, high, sign=''):
-    return f'{100 * mean:{sign}.1f} ({100 * low:{sign}.1f}, {100 * high:{sign}.1f})'
-
-
 def _three(value):
     """Three digits: 148, 87.7."""
     return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
@@ -64,28 +63,25 @@ def _three(value):
 
 def comparison(results):
     """The outcome of each method, one row a method, intervals in brackets."""
-    methods, rows = results['methods'], []
-    for name, method in methods.items():
-        summary = method['summary']
-        accuracy = summary['accuracy']
-        difference = perplexity = ''
-        if name != summaries.BASELINE:
-            others = methods[summaries.BASELINE]['seeds']
-            difference = summaries.paired_difference(method['seeds'], others, 'accuracy')
-            difference = answers.points(difference)
+    rows = []
+    for name, method in results.methods.items():
+        compared = summaries.compare(results, name)
+        perplexity = ''
+        if compared is not None:
             uniform = summaries.code_use(method).uniform.perplexity
-            stages = ' a stage' if 'num_stages' in method['spec'] else ''
-            perplexity = f'{_three(summary["perplexity"]["mean"])} [{_three(uniform)}]{stages}'
+            stages = ' a stage' if 'num_stages' in method.spec else ''
+            mean = method.summary['perplexity'].mean
+            perplexity = f'{_three(mean)} [{_three(uniform)}]{stages}'
         calibrated = summaries.mean_calibrated_error(method).mean
         rows.append(
             [
-                _describe(name, method['spec']),
-                _percent(accuracy['mean'], accuracy['low'], accuracy['high']),
-                difference,
-                f'{summary["ece"]["mean"]:.3f} [{calibrated:.3f}]',
+                _describe(name, method.spec),
+                _percent(method.accuracy),
+                '' if compared is None else answers.points(compared),
+                f'{method.summary["ece"].mean:.3f} [{calibrated:.3f}]',
                 perplexity,
-                f'{round(method["bits"]):,}',
-                f'{method["params"]:,}',
+                f'{round(method.bits):,}',
+                f'{method.params:,}',
             ]
         )
     header = ['method', 'accuracy %', 'compared with none', 'ECE [calibrated model]']
@@ -94,18 +90,19 @@ def comparison(results):
     )
 
 
-def _of(interval, sign=''):
-    return _percent(interval['mean'], interval['low'], interval['high'], sign)
+def _percent(interval, sign=''):
+    mean, low, high = (f'{100 * x:{sign}.1f}' for x in interval)
+    return f'{mean} ({low}, {high})'
 
 
-def settings(results):
+def settings(trials):
     """What the search chose for a configuration: the best on average over the folds."""
     rows = []
-    for name, said in results['tuning']['methods'].items():
-        trials = [{'mean': space.mean(t['accuracy'])} | t for t in said['trials']]
-        best, known = trials[said['together']], [t['mean'] for t in trials if t['mean'] is not None]
-        chosen = ', '.join(f'{k} {_short(v)}' for k, v in best['settings'].items())
-        scores = [best['mean'], statistics.median(known), min(known)]
+    for name, said in trials.tuning.methods.items():
+        means = [space.mean(trial.accuracy) for trial in said.trials]
+        best, known = said.trials[said.together], [x for x in means if x is not None]
+        chosen = ', '.join(f'{k} {_short(v)}' for k, v in best.settings.items())
+        scores = [means[said.together], statistics.median(known), min(known)]
         rows.append([_NAMES.get(name, name), chosen, *(f'{100 * x:.1f}' for x in scores)])
     header = ['method', 'best on average', 'validation %', 'median trial', 'worst']
     return benchmark_tables.table(header, rows)
@@ -122,27 +119,27 @@ def _short(value):
 def nested(trials, results):
     """Accuracy with each fold's own choice, beside that of the committed settings."""
     rows = []
-    for name, said in trials['outcome'].items():
-        own = results['methods'][name]['summary']['accuracy']
-        compared = _of(said['compared'], '+') if 'compared' in said else ''
-        rows.append([_NAMES.get(name, name), _of(said['accuracy']), compared, _of(own)])
+    for name, said in trials.outcome.items():
+        compared = '' if said.compared is None else _percent(said.compared, '+')
+        own = _percent(results.methods[name].accuracy)
+        rows.append([_NAMES.get(name, name), _percent(said.accuracy), compared, own])
     header = ['method', "each fold's own choice %", 'compared with none', 'committed settings %']
     return benchmark_tables.table(header, rows)
 
 
-def halves(results):
+def halves(deals):
     """Fifty runs a method: all, and the two halves of the deals."""
     rows = []
-    for name, said in results['halves'].items():
-        whole = results['outcome'][name]
+    for name, said in deals.halves.items():
+        whole = deals.outcome[name]
         rows.append(
             [
                 _NAMES.get(name, name),
-                _of(whole['accuracy']),
-                *(_of(half) for half in said['accuracy']),
-                'yes' if said['overlap'] else 'no',
-                _of(whole['compared'], '+') if 'compared' in whole else '',
-                whole.get('verdict', ''),
+                _percent(whole.accuracy),
+                *map(_percent, said.accuracy),
+                'yes' if said.overlap else 'no',
+                '' if whole.compared is None else _percent(whole.compared, '+'),
+                whole.verdict or '',
             ]
         )
     header = ['method', 'all %', 'first half %', 'second half %', 'overlap', 'compared with none']
@@ -155,12 +152,12 @@ def halves(results):
 def remedies(digits, mnist):
     """Which remedies prevent the collapse, on both sets or on one, and what the guard is worth."""
     sets = {'digits': digits, 'MNIST': mnist}
-    names = [n for n in verdicts.by_accuracy(digits) if n in mnist['methods']]
-    names = [n for n in names if n not in (verdicts.WEAK, summaries.NONE)]
+    names = [n for n in verdicts.by_accuracy(digits) if n in mnist.methods]
+    names = [n for n in names if n not in (verdicts.WEAK, summaries.BASELINE)]
     members = {'both': [], 'digits': [], 'MNIST': [], 'neither': []}
     for name in names:
         good = [s for s, results in sets.items() if verdicts.prevents(name, results)]
-        gains = [verdicts.difference(r, name, verdicts.WEAK) for r in sets.values()]
+        gains = [summaries.compare(r, name, verdicts.WEAK) for r in sets.values()]
         if good:
             members[good[0] if len(good) == 1 else 'both'].append(name)
         elif not any(gain.low > 0 for gain in gains):
@@ -178,7 +175,7 @@ def remedies(digits, mnist):
     ]
     for title, results in sets.items():
         weak, guard = (
-            verdicts.difference(results, name, verdicts.HEALTHY)
+            summaries.compare(results, name, verdicts.HEALTHY)
             for name in (verdicts.WEAK, verdicts.GUARD)
         )
         lines.append(
@@ -196,7 +193,12 @@ def answer(digits, deals, cifar10, finetuned, behaviour, *others):
     """The verdict on each sentence of the sources, with its figures."""
     names = ('rates', 'remedies on digits', 'remedies on MNIST', 'autopsy')
     found = answers.verdicts(
-        digits, deals, cifar10, finetuned, behaviour, dict(zip(names, others, strict=True))
+        digits=digits,
+        deals=deals,
+        cifar10=cifar10,
+        finetuned=finetuned,
+        behaviour=behaviour,
+        others=dict(zip(names, others, strict=True)),
     )
     rows = [
         [f'{i}. {v.sentence} (source {v.source})', f'**{v.verdict}**', '; '.join(v.figures)]
@@ -217,9 +219,12 @@ def enough_bits(results):
 # Pages -----------------------------------------------------------------------------------------
 
 
-def _results(name):
-    path = name if '/' in name else f'benchmarks/results/{name}'
-    return json.loads((ROOT / f'{path}.json').read_text())
+def _read(name):
+    """Results or an excerpt of them; of a benchmark, without a path, its plain data."""
+    if '/' not in name:
+        return json.loads((ROOT / f'benchmarks/results/{name}.json').read_text())
+    kind = Excerpt if name in EXCERPTS else Results
+    return kind.load(ROOT / f'{name}.json')
 
 
 def render(text: str) -> str:
@@ -227,7 +232,7 @@ def render(text: str) -> str:
 
     def fill(match):
         make = globals().get(match[2]) or getattr(benchmark_tables, match[2])
-        found = make(*map(_results, match[1].split(',')))
+        found = make(*map(_read, match[1].split(',')))
         return f'{match[0].splitlines()[0]}\n{found}\n<!-- end -->'
 
     return re.sub(r'<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)

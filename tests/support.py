@@ -39,6 +39,31 @@ def shared(*parts: str) -> pathlib.Path:
     return path
 
 
+def read_results(plain):
+    """`Results` of plain data; what a test leaves out of them is filled in."""
+    from vqjax.results.records import Results
+
+    method = {'spec': None, 'bits': 8.0, 'params': 1, 'seconds': 1.0, 'summary': {}, 'seeds': []}
+    methods = {}
+    for name, found in plain.get('methods', {}).items():
+        methods[name] = method | found
+        methods[name]['seeds'] = [{'seed': i} | s for i, s in enumerate(methods[name]['seeds'])]
+    whole = {'schema': 1, 'config': {}, 'environment': {}} | plain | {'methods': methods}
+    return Results.read(whole)
+
+
+def seeds_of(plain):
+    """The seeds of a method in plain data."""
+    return read_results({'methods': {'one': {'seeds': plain}}}).methods['one'].seeds
+
+
+def summary_of(plain):
+    """What results.json says of these seeds together."""
+    from vqjax.results.summaries import summarise
+
+    return {name: x._asdict() for name, x in summarise(seeds_of(plain)).items()}
+
+
 def flags_of(devices: int) -> str:
     """XLA_FLAGS of a process with that many CPU devices, which compiles as this one does."""
     return f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
@@ -210,10 +235,13 @@ def command(*flags: str, folder: pathlib.Path = ROOT) -> Said:
 
 
 def first_of_their_kind(entries):
-    """Entries with a class, of quantizers or of what they are given, that none before them has."""
+    """Entries with a kind of quantizer, as itself or inside, that none before them has."""
+    from vqjax.quantizers import REGISTRY
+
+    quantizers = {kind.__name__ for kind in REGISTRY.values()}
     seen, first = set(), {}
     for name, q in entries.items():
-        kinds = set(re.findall(r'\w+(?=\()', name))
+        kinds = quantizers.intersection(re.findall(r'\w+(?=\()', name))
         if kinds - seen:
             first[name] = q
         seen |= kinds
@@ -240,17 +268,20 @@ def table():
         VQEMA,
         Banked,
         Bridged,
+        Clamped,
         Guarded,
         GumbelSoftmax,
         LatentQuantization,
         Levels,
         MultiScale,
+        Parallel,
         Product,
         Projected,
         QINCo,
         RandomProjection,
         Residual,
         SimVQ,
+        Strided,
         ops,
     )
 
@@ -268,6 +299,7 @@ def table():
         vq,
         VQ(8, metric='cosine', affine=True, gradient=ops.directional, revival=eager),
         VQ(8, orthogonality=0.1, diversity=0.1, sync_nu=0.5, revival=eager),
+        VQ(8, metric='cosine', unit_values=False, revival=eager),
         VQ(8, balance=0.1, revival=eager),
         VQEMA(8, metric='cosine', balance=0.1, revival=eager),
         SimVQ(8, gradient=ops.rotate),
@@ -280,13 +312,15 @@ def table():
         FSQ((8, 5, 4, 3, 3, 3, 4, 3)),
         FSQ((2, 3, 4, 5, 2, 2, 2, 2), symmetric=True, noise=1.0),
         FSQ((8, 5, 4, 3, 3, 3, 4, 3), bound=ops.ifsq),
+        FSQ((3,) * 8, bound=ops.short_tanh),
         LFQ(8),
-        LFQ(8, spherical=True, gamma=0.5),
+        LFQ(8, spherical=True, gamma=0.5, first_bit='least'),
         LatentQuantization((5,) * 8),
         LatentQuantization((5, 4, 3, 2, 5, 4, 3, 2)),
         GumbelSoftmax(8, diversity=0.1),
         RandomProjection(8, 4),
         QINCo(8, 3, hidden=16, blocks=2),
+        QINCo(8, 2, hidden=16, activation='silu', bias=True),
         # Bounds that make it re-fit at once.
         Guarded(ema, least=8.0, cooldown=1),
         Product(Guarded(vq, least=8.0, cooldown=1), 2),
@@ -305,11 +339,18 @@ def table():
         Product(vq, 2, shared=True),
         Projected(FSQ((8, 5, 5)), 3),
         Projected(VQEMA(8, metric='cosine', revival=eager), 4, normalize=True),
+        Projected(VQ(8, metric='cosine', unit_values=False), 4, bias=True, layer_norm=True),
+        Parallel((Projected(Residual(ema, 1), 4), Projected(Residual(ema, 2), 4, bias=True))),
+        Parallel((Residual(FSQ((3,) * 8), 2), vq)),
+        Clamped(Residual(FSQ((5,) * 8, symmetric=True, bound=ops.clamp), 3, scale=0.2), 1.25),
+        Strided(ema, (4, 2, 1)),
+        Strided((Projected(vq, 4, bias=True), FSQ((3,) * 8), VQ(4)), (6, 2, 1)),
         Levels((ema, VQ(4), FSQ((3,) * 8)), (8, 1, 15)),
         Levels((Product(SimVQ(8), 2),), (24,)),
         MultiScale(ema, (1, (2, 3), (4, 6))),
         MultiScale(vq, (1, (3, 4), (4, 6)), phi=(0.5, 0.25)),
         MultiScale(FSQ((5,) * 8, noise=1.0), ((2, 3), (4, 6)), phi=(1.0,)),
+        MultiScale(VQ(8, commitment=0, codebook=0), (1, (4, 6)), phi=(0.5,), commitment=0.25),
         MultiScale(Product(vq, 2), (1, (2, 3), (4, 6)), phi=(0.5,), dropout='sample'),
         # Nestings of two combinators.
         Residual(Residual(ema, 2), 2),
@@ -322,6 +363,7 @@ def table():
         Projected(Residual(GumbelSoftmax(4), 2), 4),
         Projected(Product(SimVQ(4), 2, shared=True), 4),
         Projected(Projected(ema, 4), 4),
-        Projected(MultiScale(SimVQ(8), ((2, 3), (4, 6)), phi=(0.5,)), 4),
+        Projected(MultiScale(SimVQ(8), ((2, 3), (4, 6)), phi=(0.5,)), 4, bias=True),
+        Projected(Clamped(Strided(ema, (2, 1)), 2.0), 8),
     ]
     return {repr(q).replace('num_codes=', ''): q for q in entries}

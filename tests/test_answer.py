@@ -3,9 +3,10 @@
 import copy
 
 import pytest
+from support import read_results, summary_of
 
+from vqjax.results.excerpts import Excerpt, Outcome
 from vqjax.results.records import pack_correct
-from vqjax.results.summaries import summarise
 from vqjax.studies import answer
 
 VQ = {'name': 'vq_ema', 'num_codes': 256}
@@ -23,7 +24,7 @@ def method(accuracy, spec=None, perplexity=100.0, **more):
         | more
         for s in range(SEEDS)
     ]
-    return {'spec': spec, 'seeds': seeds, 'summary': summarise(seeds)}
+    return {'spec': spec, 'seeds': seeds, 'summary': summary_of(seeds)}
 
 
 @pytest.fixture
@@ -45,12 +46,16 @@ def studies():
 
 def verdicts(studies):
     """With the outcome of the deals as docs/excerpts.py makes it."""
-    digits, *own, other = studies
-    methods = digits['methods']
-    lost = answer.compare(digits, 'vq_ema', 'none')
-    lowest = min(seed['perplexity'] for seed in methods['vq_ema']['seeds'])
-    said = {'runs': 5, 'compared': lost._asdict(), 'lowest_perplexity': lowest}
-    return answer.verdicts(digits, {'outcome': {'vq_ema': said}}, *own, {'other': other})
+    digits, cifar10, finetuned, behaviour, other = map(read_results, studies)
+    deals = Excerpt('', {}, {'vq_ema': Outcome.of(digits, 'vq_ema')})
+    return answer.verdicts(
+        digits=digits,
+        deals=deals,
+        cifar10=cifar10,
+        finetuned=finetuned,
+        behaviour=behaviour,
+        others={'other': other},
+    )
 
 
 def said(studies):

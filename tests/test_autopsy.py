@@ -8,7 +8,7 @@ import pytest
 from support import configuration
 
 from vqjax import health, studies
-from vqjax.studies.autopsy import cases, faults, plots
+from vqjax.studies.autopsy import cases, faults, outcome, plots
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches
 from vqjax.trainer.errors import RunError
@@ -94,12 +94,19 @@ def test_every_method_of_a_case_is_configured_and_trains_alike():
 def drawn(name, history=None, counts=None, **figures):
     """The axes of a case's plot, of records and figures given for (faulty, cured)."""
 
-    sides = ('faulty', 'cured')
-    record = {
-        'case': {s: {k: v[i] for k, v in figures.items()} for i, s in enumerate(sides)},
-        'history': {s: [dict(r) for r in (history or ([], []))[i]] for i, s in enumerate(sides)},
-        'counts': dict(zip(sides, counts or (None, None), strict=True)),
-    }
+    sides = outcome.SIDES
+    result = outcome.CaseResult(
+        claim='',
+        source='',
+        seen='',
+        findings={},
+        figures={s: {k: v[i] for k, v in figures.items()} for i, s in enumerate(sides)},
+    )
+    record = outcome.CaseRecord(
+        case=result,
+        history={s: [dict(r) for r in (history or ([], []))[i]] for i, s in enumerate(sides)},
+        counts=dict(zip(sides, counts or (None, None), strict=True)),
+    )
     return plots.figure(name, cases.CASES[name], record).axes
 
 

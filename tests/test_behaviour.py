@@ -1,5 +1,6 @@
 """The study of behaviours: its sessions, its figures over folds, and a whole run in small."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from support import read_results
 
 pytest.importorskip('aeon')
 
 from vqjax import FSQ, VQEMA, Product, Projected, Residual, studies
 from vqjax.studies.behaviour import report, sessions
+from vqjax.studies.behaviour.outcome import Behaviours, SequenceModels
 from vqjax.trainer.data.recordings import Recording
 from vqjax.trainer.errors import RunError
 
@@ -116,18 +119,23 @@ def fold(method, f1, accuracy, perplexity):
             method: {'seeds': [other], 'spec': {'name': 'vq_ema'}, 'bits': 6},
         },
         'peers': {'0': {'peer': {'adjusted_rand_index': 0.1}}},
+        'recordings': {},
     }
+
+
+def behaviours(folds):
+    own = dataclasses.asdict(SequenceModels())
+    return Behaviours.of(read_results({'folds': folds, 'sequence_models': own}))
 
 
 def test_conclusions_follow_from_the_figures():
     folds = [fold('good', 0.6, 0.95, 20.0), fold('good', 0.7, 0.94, 30.0)]
-    results = {'folds': folds, 'sequence_models': {'states': 12}}
-    said = '\n'.join(report.conclusions(results))
+    said = '\n'.join(report.conclusions(behaviours(folds)))
     assert 'within 2 points; collapsed to one code in 0 of 2 folds' in said
     assert 'Sticky states raise boundary F1 on codes of none (+0.10' in said
     assert 'good +0.55' in said
     folds = [fold('bad', 0.6, 0.3, 1.0), fold('bad', 0.7, 0.25, 9.0)]
-    said = '\n'.join(report.conclusions(results | {'folds': folds}))
+    said = '\n'.join(report.conclusions(behaviours(folds)))
     assert 'not within 2 points; collapsed to one code in 1 of 2 folds' in said
 
 

@@ -82,6 +82,7 @@ def test_quantizers_and_training(run):
         assert _is_png(plot)
 
 
+@pytest.mark.slow
 def test_fit_errors_are_those_of_faiss_to_a_few_percent(run):
     pytest.importorskip('faiss')
     results, _ = run('fit')
@@ -90,6 +91,7 @@ def test_fit_errors_are_those_of_faiss_to_a_few_percent(run):
         assert row['speedup'] > 0
 
 
+@pytest.mark.slow
 def test_the_sequence_model_has_the_likelihood_of_hmmlearn(run):
     pytest.importorskip('hmmlearn')
     results, _ = run('hsmm')
@@ -261,6 +263,7 @@ def test_gpu_mistakes_are_one_line(gpu, flags, said, capsys):
     assert capsys.readouterr() == ('', '')
 
 
+@pytest.mark.slow
 def test_gpu_search_and_steps(gpu, tmp_path, capsys):
     command = ['--quick', '--parts', 'search,steps', '--out', str(tmp_path)]
     gpu[0].main(command)

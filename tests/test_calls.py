@@ -1,5 +1,7 @@
 """What a call is refused for, in a sentence and before it is traced; what is taken as it is."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from support import every_entry
 
 from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, SimVQ, ops
-from vqjax.quantizers import forms
+from vqjax.quantizers import REGISTRY, checking
 
 KEY = jax.random.key(0)
 Z = jax.random.normal(KEY, (64, 8))
@@ -74,7 +76,6 @@ REFUSED = {
         STATE.sums, STATE, Z
     ),
     r'state.counts is nothing where float32\[32\] is needed': lambda: quantize(state=()),
-    r'right arrays in other containers.*VQEMAState': lambda: quantize(state=STATE._asdict()),
     r'state.counts is bfloat16\[32\]': lambda: quantize(
         state=jax.tree.map(lambda x: x.astype(jnp.bfloat16), STATE)
     ),
@@ -156,27 +157,56 @@ def test_params_may_be_kept_in_half_precision(q):
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_the_check_neither_computes_nor_traces_twice(monkeypatch):
-    """A quantizer is traced once for its form, and never where its init ran in this process."""
+def test_the_check_neither_computes_nor_traces_a_start():
+    """The form of params and state is told: a decode in a new process does not trace k-means."""
     traced = []
-    monkeypatch.setattr(forms, '_made', {})
 
     def start(key, z, k, mask=None, axis_name=None):
         traced.append(z.shape)
         return ops.normal(key, z, k, mask, axis_name)
 
-    q = Residual(VQEMA(4, init=start), 2)
-    params, state = q.init(KEY, Z)
-    assert len(traced) == 1
+    q = Residual(Product(VQEMA(4, init=start), 2), 2)
+    params, state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), q.shapes(8))
     codes = q.quantize(params, state, Z).codes
-    q.decode(params, state, codes)
-    assert len(traced) == 1
-    forms._made.clear()
-    for _ in range(2):
-        q.decode(params, state, codes)
-        q.quantize(params, state, Z)
-    # Only codes are known to the first: it may try sizes that do not fit before the one that does.
-    assert len(traced) == 2
+    q.update(params, state, Z, codes)
+    assert q.decode(params, state, codes).shape == Z.shape
+    assert traced == []
     program = jax.jit(lambda s, z: EMA.quantize((), s, z).codes).lower(STATE, Z).as_text()
     bare = jax.jit(lambda s, z: ops.nearest_codes(z, EMA.read_codebook((), s)))
     assert program.count('\n') == bare.lower(STATE, Z).as_text().count('\n')
+
+
+def test_every_method_of_the_library_says_that_it_is_checked():
+    """Where it is written: what `Base` adds is for quantizers of one's own."""
+    for kind in {base for q in REGISTRY.values() for base in q.__mro__}:
+        source = inspect.getsource(kind) if kind.__module__.startswith('vqjax') else ''
+        for name in checking.OUT_SPECS.keys() & vars(kind).keys():
+            if source:
+                assert f'    @checked\n    def {name}(' in source, (kind, name)
+
+
+class Own(VQEMA):
+    """As someone may write one: nothing is decorated, and its params are not VQEMA's."""
+
+    def init(self, key, z, mask=None, axis_name=None):
+        return {'scale': jnp.ones(z.shape[-1])}, super().init(key, z, mask, axis_name)[1]
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        return super().quantize((), state, z * params['scale'], key, mask, axis_name)
+
+    def update(self, params, state, z, codes, key=None, mask=None, axis_name=None):
+        return super().update((), state, z * params['scale'], codes, key, mask, axis_name)
+
+
+def test_a_quantizer_of_one_s_own_is_checked_as_the_library_s():
+    q = Own(32, init=ops.batch_rows)
+    params, state = q.init(KEY, Z)
+    out = q.quantize(params, state, Z, mask=jnp.arange(64) < 9)
+    assert (np.asarray(out.codes[9:]) == -1).all()
+    assert q.decode(params, state, out.codes).shape == Z.shape
+    with pytest.raises(ValueError, match=r'params.scale is nothing where float32\[8\] is needed'):
+        q.quantize((), state, Z)
+    with pytest.raises(ValueError, match='mask must be bool'):
+        q.quantize(params, state, Z, mask=jnp.ones((64, 1), bool))
+    with pytest.raises(ValueError, match='weights must be None'):
+        q.update(params, state, Z, out.codes, weights=jnp.ones(64))

@@ -57,6 +57,7 @@ def residual():
     return fit(Residual(VQEMA(256), 4), KEY, vectors(), steps=0)
 
 
+@pytest.mark.slow
 def test_product_is_as_good_as_faiss(product):
     faiss = pytest.importorskip('faiss')
     z = vectors()
@@ -68,6 +69,7 @@ def test_product_is_as_good_as_faiss(product):
     assert product.info['relative_error'] == pytest.approx(product.error(z) / z.var(0).mean())
 
 
+@pytest.mark.slow
 def test_a_wider_beam_and_whole_vectors_are_better(product, residual):
     def error(beam):
         quantizer = dataclasses.replace(residual.quantizer, beam=beam)
@@ -260,11 +262,13 @@ def workdir(tmp_path_factory):
     }
     config.methods, config.seeds, config.epochs, config.batch_size = 'rvq', 1, 2, 512
     config.features, config.ema_decay, config.warmup_epochs, config.guard = 8, 0.5, 0.0, True
+    config.width = 8
     folder = tmp_path_factory.mktemp('runs') / 'digits'
     experiment.run(config.to_dict(), str(folder))
     return folder
 
 
+@pytest.mark.slow
 def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     from vqjax.results.records import read_counts
     from vqjax.trainer.data import batches, sets
@@ -287,6 +291,7 @@ def test_the_codec_of_a_run_gives_the_codes_the_run_counted(workdir, tmp_path):
     assert np.array_equal(after.decode(codes), images.decode(codes))
 
 
+@pytest.mark.slow
 def test_what_a_workdir_cannot_give(workdir, tmp_path):
     for arguments, message in (
         ((tmp_path, 'rvq'), 'no workdir of train.py'),

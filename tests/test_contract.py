@@ -12,7 +12,7 @@ from support import SHIPPED, every_entry, first_of_their_kind, on_two_devices, t
 
 import vqjax
 from vqjax import ops, testing
-from vqjax.testing import claimed, properties
+from vqjax.testing import claimed, properties, tools
 
 KINDS = first_of_their_kind(table()).values()
 
@@ -82,6 +82,22 @@ def test_the_same_call_gives_the_same_program(trial):
 
 def test_replicas_agree_with_one_device(trial):
     properties.replicas_agree_with_one_device(trial)
+
+
+def test_calls_outside_jit_are_compiled_once(trial):
+    tools.calls_outside_jit_are_compiled_once(trial)
+
+
+def test_programs_take_any_batch_and_come_from_a_file(trial):
+    tools.programs_take_any_batch_and_come_from_a_file(trial)
+
+
+def test_a_start_may_be_donated(trial):
+    tools.a_start_may_be_donated(trial)
+
+
+def test_params_and_state_come_back_without_a_target(trial):
+    tools.params_and_state_come_back_without_a_target(trial)
 
 
 def test_codes_are_the_nearest(trial):

@@ -14,7 +14,20 @@ import wrong_grids
 from jax import lax
 from support import SHIPPED, on_two_devices
 
-from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, ops, testing
+from vqjax import (
+    FSQ,
+    LFQ,
+    VQ,
+    VQEMA,
+    Clamped,
+    GumbelSoftmax,
+    Parallel,
+    Product,
+    Projected,
+    Residual,
+    ops,
+    testing,
+)
 from vqjax.quantizers.base import blank, hide, look_up
 
 EAGER = ops.Revival(below=0.9, every=1)
@@ -581,6 +594,108 @@ class ForgetsTheTemperature(GumbelSoftmax):
         return 1.0
 
 
+# --- JAX's own tools. Here a method says that it is checked, and is not.
+
+
+class CountsRowsInPython(Wrong):
+    """A batch whose size is a number."""
+
+    def spoil(self, out, params, state, z, key, mask):
+        return out._replace(loss=out.loss + 0 * int(z.shape[0]))
+
+
+class CompilesAtEveryCall(Wrong):
+    """A function made anew, which jit takes for another one."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        run = jax.jit(lambda z: VQEMA.quantize(self, params, state, z, key, mask, axis_name))
+        return run(z)
+
+    quantize.is_checked = True
+
+
+class StartsFromOneArrayTwice(VQ):
+    """The shift is the codebook itself."""
+
+    def init(self, key, z, mask=None, axis_name=None):
+        params, state = VQ.init(self, key, z, mask, axis_name)
+        return params, state._replace(shift=params)
+
+    init.is_checked = True
+
+
+class TakesItsOwnTupleOnly(Wrong):
+    """A state restored as a dict is refused."""
+
+    def decode(self, params, state, codes):
+        return look_up(state.sums / ops.smoothed(state.counts, self.eps)[:, None], codes)
+
+    decode.is_checked = True
+
+
+# --- Quantizers of the same vectors, clamps, biases.
+
+
+class QuantizesWhatIsLeft(Parallel):
+    """A residual quantizer: the second branch sees what the first one left of z."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        first = self.inner[0].decode((), state[0], self.cut(out.codes)[0])
+        second = super().quantize(params, state, z - first, key, mask, axis_name)
+        return out._replace(codes=out.codes.at[..., 1].set(second.codes[..., 1]))
+
+
+class AveragesItsBranches(Parallel):
+    """The mean in the place of the sum, in decode too."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=out.z_q / len(self.inner))
+
+    def decode(self, params, state, codes):
+        return super().decode(params, state, codes) / len(self.inner)
+
+
+class HandsOnOneGradient(Parallel):
+    """1, as of a residual quantizer, where every branch has its own."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=ops.graft(out.z_q, out.z_q / len(self.inner)))
+
+
+class HandsTheClampThrough(Clamped):
+    """The gradient of z, not of the clamp."""
+
+    def bounded(self, z):
+        return ops.graft(super().bounded(z), z.astype(jnp.float32))
+
+
+class AddsTheBiasToNothing(Projected):
+    """A vector without a code is the bias."""
+
+    def decode(self, params, state, codes):
+        vectors = self.inner.decode(params.inner, state, codes)
+        return vectors @ params.kernel_out + params.bias_out
+
+
+class ForgetsTheBias(Projected):
+    """In decode and quantize alike: right before it is trained."""
+
+    def _back(self, params, vectors, codes):
+        bare = params._replace(bias_out=jnp.zeros_like(params.bias_out))
+        return super()._back(bare, vectors, codes)
+
+
+class SearchesByDistance(VQ):
+    """Cosine in name alone: the lengths of codes decide."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        codes = ops.nearest_codes(z, self.read_codebook(params, state))
+        return self.read(params, state, z, hide(codes, mask), mask, axis_name)
+
+
 def ema(kind, **fields):
     return kind(8, decay=0.8, revival=EAGER, **fields)
 
@@ -637,6 +752,10 @@ BITES = {
     ema(DrawsUnasked): 'codes_depend_on_the_key_as_claimed',
     ema(RevivesWithAKeyOfItsOwn): 'only_a_key_draws',
     ema(RevivesTheSameAlways): 'revival_draws_with_the_key',
+    ema(CountsRowsInPython): 'programs_take_any_batch_and_come_from_a_file',
+    ema(CompilesAtEveryCall): 'calls_outside_jit_are_compiled_once',
+    StartsFromOneArrayTwice(8): 'a_start_may_be_donated',
+    ema(TakesItsOwnTupleOnly): 'params_and_state_come_back_without_a_target',
     ema(CountsItsCalls): 'the_same_call_gives_the_same_program',
     ema(CachesItsCodebook): 'the_same_call_gives_the_same_program',
     ema(DrawsFromNumPy): 'the_same_call_gives_the_same_program',
@@ -646,6 +765,13 @@ BITES = {
     SwapsItsGroups(INNER, 2): 'vectors_are_those_of_the_parts',
     SumsItsGroups(INNER, 2): 'loss_is_the_weighted_sum_of_losses',
     ProjectsBackByTheWayIn(INNER, 4): 'vectors_are_those_of_the_parts',
+    QuantizesWhatIsLeft((INNER, INNER)): 'codes_are_the_nearest',
+    AveragesItsBranches((INNER, INNER)): 'vectors_are_those_of_the_parts',
+    HandsOnOneGradient((INNER, INNER)): 'the_task_s_gradient_is_the_estimator_s',
+    HandsTheClampThrough(INNER, 1.5): 'the_task_s_gradient_is_the_estimator_s',
+    AddsTheBiasToNothing(INNER, 4, bias=True): 'masked_vectors_count_nowhere',
+    ForgetsTheBias(INNER, 4, bias=True): 'vectors_are_those_of_the_parts',
+    SearchesByDistance(8, metric='cosine', unit_values=False): 'codes_are_the_nearest',
     RoundsWithoutABound((5,) * 8): 'the_task_s_gradient_is_the_estimator_s',
     RoundsDown((5,) * 8): 'codes_are_the_nearest',
     ForgetsTheTemperature(8, temperature=0.5): 'the_task_s_gradient_is_the_estimator_s',

@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from support import configuration
+from support import configuration, read_results
 
 from vqjax.results.summaries import RISE, rise, still_rising
 from vqjax.trainer.config import settings
@@ -64,7 +64,7 @@ def test_what_cannot_be_told_is_not():
 def test_only_methods_above_the_bound_are_named():
     rises = {'a': 0.5, 'b': RISE, 'c': -0.5, 'd': None}
     methods = {name: {'rise': x} for name, x in rises.items()} | {'before': {}}
-    assert still_rising({'methods': methods}) == {'a': 0.5}
+    assert still_rising(read_results({'methods': methods})) == {'a': 0.5}
 
 
 @pytest.mark.parametrize(

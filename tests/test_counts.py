@@ -32,6 +32,8 @@ def test_only_used_codes_take_room():
         {'shape': [-4], 'codes': [1], 'uses': [1]},
         {'shape': [4], 'codes': [4], 'uses': [1]},
         {'shape': [4], 'codes': [1, 2], 'uses': [1, 2, 3]},
+        {'shape': [4], 'codes': [1, 2], 'uses': [1]},
+        {'shape': [10**15], 'codes': [1], 'uses': [1]},
         [[1, 2], [3]],
     ],
 )

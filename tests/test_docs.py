@@ -22,9 +22,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCK = re.compile(r'^```python\n(.*?)^```', re.MULTILINE | re.DOTALL)
 WITH_CODE = [path for path in PAGES if BLOCK.search(path.read_text())]
+# Pages whose examples take seconds.
+SLOW = ('quantizers.md', 'recordings.md', 'parallel.md', 'behaviour.md', 'nnx.md')
 
 
-@pytest.mark.parametrize('path', WITH_CODE, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(path, id=path.name, marks=pytest.mark.slow if path.name in SLOW else ())
+        for path in WITH_CODE
+    ],
+)
 def test_examples_run(path, tmp_path, monkeypatch):
     text = path.read_text()
     if 'codec.save' in text:
@@ -128,6 +136,7 @@ def test_every_remedy_of_the_collapse_page_names_something_that_exists():
                 found = getattr(found, part)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip('mkdocs')
     pytest.importorskip('material')

@@ -11,7 +11,7 @@ from support import small_config as config
 
 from vqjax import studies
 from vqjax.results import environment
-from vqjax.results.records import read_correct, read_counts
+from vqjax.results.records import Results, read_correct, read_counts
 from vqjax.studies.comparison import report
 from vqjax.trainer import errors, experiment
 from vqjax.trainer.config import fields, settings
@@ -243,7 +243,7 @@ def test_a_configuration_states_only_what_it_varies():
 
 
 def test_report_reads_what_was_written(done):
-    assert report.table(done[1]).row_count >= 2
+    assert report.table(Results.read(done[1])).row_count >= 2
 
 
 def test_the_command_is_told_without_folders_of_the_machine():

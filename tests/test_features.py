@@ -56,7 +56,7 @@ def calls_of_the_encoder():
         yield found
 
 
-@pytest.mark.parametrize('bottleneck', ['vector', 'grid'])
+@pytest.mark.parametrize('bottleneck', ['vector', pytest.param('grid', marks=pytest.mark.slow)])
 def test_features_give_the_figures_that_images_give(source, tmp_path, bottleneck):
     changed = second(source, bottleneck=bottleneck)
     with calls_of_the_encoder() as traced:
@@ -73,6 +73,7 @@ def test_features_give_the_figures_that_images_give(source, tmp_path, bottleneck
     assert read['methods']['frozen']['params'] == anew['methods']['frozen']['params']
 
 
+@pytest.mark.slow
 def test_a_run_on_features_that_was_stopped_ends_with_the_same_figures(source, tmp_path):
     whole = experiment.run(second(source), str(tmp_path / 'whole'))
     folder = str(tmp_path / 'parts')

@@ -11,6 +11,7 @@ from test_data import needs_shared
 
 from vqjax import intervals, studies
 from vqjax.results import summaries
+from vqjax.results.records import Results
 from vqjax.trainer import errors, experiment
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import sets, tfds
@@ -104,7 +105,7 @@ def test_a_comparison_over_folds_compiles_once_and_goes_on_where_it_stopped(tmp_
     apart = [a['accuracy'] - b['accuracy'] for a, b in zip(vq, none, strict=True)]
     ratio = 599 / none[0]['fold']['train']
     expected = intervals.corrected_t(apart, ratio)
-    assert summaries.paired_difference(vq, none, 'accuracy') == pytest.approx(expected)
+    assert summaries.compare(Results.read(results), 'vq_ema') == pytest.approx(expected)
     text = (tmp_path / 'run' / 'report.md').read_text()
     assert '2 methods, 3 folds each' in text and 'Nadeau and Bengio 2003' in text
 

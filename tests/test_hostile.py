@@ -12,6 +12,7 @@ import pytest
 from support import refuse, small_config
 
 from vqjax import atomic, runfiles
+from vqjax.results.finished import FinishedRun
 from vqjax.results.records import pack_counts
 from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
@@ -139,11 +140,13 @@ def test_not_a_number_is_equal_to_itself_where_configurations_are_compared():
 # Folders.
 
 RESULT = {
-    'seed': 0, 'accuracy': 0.5, 'nll': 1.0, 'seconds': 1.0, 'reliability': {},
+    'seed': 0, 'accuracy': 0.5, 'nll': 1.0, 'seconds': 1.0,
+    'reliability': {'confidence': [0.5], 'accuracy': [0.5], 'count': [4.0]},
     'counts': pack_counts(np.array([3, 0, 1])),
 }  # fmt: skip
 FINISHED = {
-    'result': RESULT, 'history': [{'step': 1}], 'bits': 2.0, 'params': 3, 'images': {},
+    'result': RESULT, 'history': [{'step': 1}], 'bits': 2.0, 'params': 3,
+    'images': {'shape': [8, 8, 1], 'mean': [0.5], 'std': [0.25], 'num_classes': 10},
 }  # fmt: skip
 
 
@@ -151,7 +154,7 @@ FINISHED = {
 def folder(tmp_path):
     """The folder of one finished run."""
     found = Workdir(tmp_path, small_config(record=True))
-    found.finish('none', 0, FINISHED)
+    found.finish('none', 0, FinishedRun.read(FINISHED))
     yield found
     found.close()
 
@@ -175,7 +178,7 @@ def content(path):
     ids=range(15),
 )  # fmt: skip
 def test_a_damaged_finished_run_is_named_and_left_alone(folder, damage):
-    assert folder.finished('none', 0) == FINISHED and folder.finished('none', 1) is None
+    assert folder.finished('none', 0).plain() == FINISHED and folder.finished('none', 1) is None
     file = folder.path / 'finished' / 'none' / 'seed_0.json'
     file.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
     before = content(folder.path)

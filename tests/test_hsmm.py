@@ -103,7 +103,7 @@ def session(seed, missing=True):
     return codes
 
 
-CASES = [(2, 1), (2, 3), (3, 1), (3, 2)]
+CASES = [(2, 1), (3, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in [(2, 3), (3, 1)])]
 
 
 @pytest.mark.parametrize('states, phases', CASES)
@@ -217,7 +217,7 @@ def test_old_segments_lose_little_where_viterbi_does_not_keep_them_all():
     assert scores[300] == exact and scores[64] > exact - 1 and scores[16] > exact - 4
 
 
-@pytest.mark.parametrize('phases', [1, 3])
+@pytest.mark.parametrize('phases', [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_padding_and_other_sessions_change_nothing(phases):
     m = model(3, phases)
     params = draw(m)
@@ -333,6 +333,7 @@ def test_samples_are_of_the_model():
     np.testing.assert_allclose(follows / follows.sum(1, keepdims=True), p.move, atol=0.03)
 
 
+@pytest.mark.slow
 def test_float32_follows_float64_over_a_long_session():
     m = HSMM(6, 16, phases=4, duration=30.0)
     params = draw(m)

@@ -35,9 +35,13 @@ def matched(true, found):
     return table[scipy.optimize.linear_sum_assignment(-table)].sum() / table.sum()
 
 
-@settings(max_examples=5, deadline=None)
-@given(st.data())
-def test_no_step_of_em_lowers_the_objective(data):
+# Every example compiles a model of its own.
+@pytest.mark.parametrize('number', [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_no_step_of_em_lowers_the_objective(number):
+    settings(max_examples=number, deadline=None)(given(st.data())(check_em))()
+
+
+def check_em(data):
     estimate = data.draw(st.sampled_from(priors.ESTIMATES))
     phases = data.draw(st.sampled_from([1, 2]))
     positive = st.floats(0.05, 20.0)
@@ -161,6 +165,7 @@ def four():
     return world()
 
 
+@pytest.mark.slow
 def test_the_number_of_behaviours_is_found(four):
     _, states, codes = four
     m = HSMM(12, 24, phases=6, duration=30.0)
@@ -189,6 +194,7 @@ def test_known_parameters_come_back(four):
     np.testing.assert_allclose(mean[np.array(order)], 36.0, rtol=0.3)
 
 
+@pytest.mark.slow
 def test_it_is_all_of_one_behaviour():
     codes = np.random.default_rng(0).integers(0, 8, (3, 200))
     m = HSMM(6, 8, phases=2, duration=20.0)
@@ -219,6 +225,7 @@ def test_start_and_fit_know_a_key_and_the_data():
     np.testing.assert_allclose(best.trace, max(each, key=lambda trace: trace[-1]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_axes_say_more_than_one():
     # Each axis alone tells two of four behaviours apart, both together all of them.
     rng = np.random.default_rng(0)

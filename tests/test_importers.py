@@ -149,24 +149,28 @@ def test_layers_of_one_codebook_become_a_shared_residual():
         residual = residual - codebook[codes]
 
 
-def test_projections_without_bias():
+def test_projections_with_and_without_bias():
     rng = np.random.default_rng(7)
     kernels = {
         'project_in.weight': rng.normal(size=(4, 10)).astype(np.float32),
         'project_out.weight': rng.normal(size=(10, 4)).astype(np.float32),
-        'project_in.bias': np.zeros(4, np.float32),
     }
-    q, params, state = from_vector_quantize_pytorch(kernels, levels=[8, 5, 5, 5])
-    assert q == Projected(FSQ((8, 5, 5, 5)), 4)
+    biases = {
+        'project_in.bias': rng.normal(size=4).astype(np.float32),
+        'project_out.bias': rng.normal(size=10).astype(np.float32),
+    }
     z = rng.normal(size=(30, 10)).astype(np.float32)
-    plain = FSQ((8, 5, 5, 5)).quantize((), (), jnp.asarray(z @ kernels['project_in.weight'].T))
-    out = q.quantize(params, state, jnp.asarray(z))
-    np.testing.assert_array_equal(out.codes, plain.codes)
-    expected = np.asarray(plain.z_q) @ kernels['project_out.weight'].T
-    np.testing.assert_allclose(out.z_q, expected, rtol=1e-5, atol=1e-6)
-    kernels['project_in.bias'][2] = 0.5
-    with pytest.raises(ValueError, match=r'project_in\.bias is not zero.*Dense'):
-        from_vector_quantize_pytorch(kernels, levels=[8, 5, 5, 5])
+    for entries in (kernels, kernels | biases):
+        q, params, state = from_vector_quantize_pytorch(entries, levels=[8, 5, 5, 5])
+        assert q == Projected(FSQ((8, 5, 5, 5)), 4, bias='project_in.bias' in entries)
+        before, after = (entries.get(f'project_{end}.bias', 0) for end in ('in', 'out'))
+        x = z @ kernels['project_in.weight'].T + before
+        plain = FSQ((8, 5, 5, 5)).quantize((), (), jnp.asarray(x))
+        out = q.quantize(params, state, jnp.asarray(z))
+        np.testing.assert_array_equal(out.codes, plain.codes)
+        expected = np.asarray(plain.z_q) @ kernels['project_out.weight'].T + after
+        np.testing.assert_allclose(out.z_q, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(q.decode(params, state, jnp.array([-1])), np.zeros((1, 10)))
 
 
 def test_encodec():
@@ -186,9 +190,10 @@ def test_encodec():
         total, residual = total + codebook[codes], residual - codebook[codes]
     np.testing.assert_allclose(out.z_q, total, atol=1e-6)
     # A lower bandwidth: the first two stages only.
-    two = jnp.concatenate([out.codes[..., :2], jnp.full((2, 20, 2), -1)], axis=-1)
     first = books[0][0][out.codes[..., 0]] + books[1][0][out.codes[..., 1]]
-    np.testing.assert_allclose(q.decode(params, state, two), first, atol=1e-6)
+    np.testing.assert_allclose(q.decode(params, state, out.codes[..., :2]), first, atol=1e-6)
+    two, few_params, few_state = q.first_stages(2, params, state)
+    np.testing.assert_allclose(two.quantize(few_params, few_state, z).z_q, first, atol=1e-6)
 
 
 def haiku_state(

@@ -31,8 +31,8 @@ def outcomes(rng, mean, of_seeds, of_examples, seeds, examples):
     'mean, of_seeds, of_examples, seeds, examples',
     [
         (0.80, 0.01, 0.18, 5, 200),  # the examples decide
-        (0.90, 0.06, 0.03, 5, 300),  # the seeds do
-        (0.95, 0.02, 0.02, 5, 300),
+        pytest.param(0.90, 0.06, 0.03, 5, 300, marks=pytest.mark.slow),  # the seeds do
+        pytest.param(0.95, 0.02, 0.02, 5, 300, marks=pytest.mark.slow),
     ],
 )
 def test_95_percent_of_crossed_intervals_hold_the_accuracy(
@@ -44,7 +44,9 @@ def test_95_percent_of_crossed_intervals_hold_the_accuracy(
     assert 0.93 <= share_held(found, mean) <= 0.97
 
 
-@pytest.mark.parametrize('of_seeds, gain', [(0.05, 0.0), (0.02, 0.03)])
+@pytest.mark.parametrize(
+    'of_seeds, gain', [pytest.param(0.05, 0.0, marks=pytest.mark.slow), (0.02, 0.03)]
+)
 def test_95_percent_of_crossed_intervals_hold_a_difference(of_seeds, gain):
     rng = np.random.default_rng(1)
     shape = (TRIALS, 1, 250)

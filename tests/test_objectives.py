@@ -47,16 +47,25 @@ def config(**changes):
     } | changes)  # fmt: skip
 
 
-@pytest.fixture(scope='module')
-def done(tmp_path_factory):
+def run(workdir, methods):
     """(folder, results, the state that each run started with)."""
-    workdir, states, real = tmp_path_factory.mktemp('done') / 'run', [], starts.init_state
+    states, real = [], starts.init_state
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             starts, 'init_state', lambda *a: states.append(jax.device_get(real(*a))) or states[-1]
         )
-        results = experiment.run(config(), str(workdir))
+        results = experiment.run(config(methods=methods), str(workdir))
     return workdir, results, dict(zip(results['methods'], states, strict=True))
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    return run(tmp_path_factory.mktemp('done') / 'run', 'weightless,uncommitted,tokenizer')
+
+
+@pytest.fixture(scope='module')
+def others(tmp_path_factory):
+    return run(tmp_path_factory.mktemp('others') / 'run', 'warmed_up,scales')
 
 
 def test_a_weight_of_zero_is_the_run_without_the_loss_of_the_quantizer(done):
@@ -67,14 +76,18 @@ def test_a_weight_of_zero_is_the_run_without_the_loss_of_the_quantizer(done):
             assert weightless[step][name] == pytest.approx(without[step][name], rel=1e-6)
 
 
-def test_a_schedule_weighs_the_quantizer_by_the_epoch_and_its_fractions(done):
-    for step, told in trained_steps(done[0], 'warmed_up').items():
+def test_a_schedule_is_by_the_epoch_and_its_fractions():
+    given = settings.check(config(quantizer_weight=WARM_UP)).methods['uncommitted']
+    assert given.quantizer_weight(1.25) == pytest.approx(1.25)
+
+
+@pytest.mark.slow
+def test_a_schedule_weighs_the_quantizer_at_every_step(others):
+    for step, told in trained_steps(others[0], 'warmed_up').items():
         weight = 2.0 * (step - 1) / PER_EPOCH / 2
         expected = told['task_loss'] + 0.5 * told['reconstruction_loss']
         expected += weight * told['quantizer_loss']
         assert told['loss'] == pytest.approx(expected, rel=1e-5), step
-    given = settings.check(config(quantizer_weight=WARM_UP)).methods['uncommitted']
-    assert given.quantizer_weight(1.25) == pytest.approx(1.25)
 
 
 def test_a_tokenizer_minimises_its_reconstruction_and_leaves_the_head_alone(done):
@@ -109,14 +122,15 @@ def test_the_codec_of_a_tokenizer_gives_the_codes_it_counted(done):
     np.testing.assert_array_equal(np.bincount(codes.ravel(), minlength=16), counted)
 
 
-def test_a_quantizer_of_grids_trains_and_its_codec_takes_images(done, tmp_path):
-    method = done[1]['methods']['scales']
+@pytest.mark.slow
+def test_a_quantizer_of_grids_trains_and_its_codec_takes_images(others, tmp_path):
+    method = others[1]['methods']['scales']
     [measured] = method['seeds']
     # One codebook, counted over all scales; the bits are those of a grid, which is an image.
     counts = read_counts(measured)
     assert counts.shape == (16,) and counts.sum() == 5 * 360
     assert method['bits'] == 5 * 4 and measured['tokens'] == 5 * 360
-    codec = Codec.from_workdir(done[0], 'scales')
+    codec = Codec.from_workdir(others[0], 'scales')
     images = sets.load('digits').splits['test'].read(np.arange(360))[0]
     codes = codec.encode(images)
     assert codes.shape == (360, 5)

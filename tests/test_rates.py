@@ -11,12 +11,11 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from support import ROOT, configuration
+from support import ROOT, configuration, read_results, summary_of
 
 from vqjax import health, make, metrics, quantizers, studies
 from vqjax.metrics import Interval
-from vqjax.results.records import read_counts
-from vqjax.results.summaries import summarise
+from vqjax.results.records import Results, read_counts
 from vqjax.studies.rates import curves, plots, report
 from vqjax.studies.rates.curves import Point, enough
 from vqjax.trainer import errors
@@ -144,7 +143,7 @@ def method(accuracies, bits=None, bottleneck='vector', evenness=0.5, collapsed=0
         spec = {'name': 'fsq', 'levels': (8, 6, 5) if bits % 1 else (4,) * int(bits / 2)}
         found = {'spec': spec, 'bits': image, 'bits_per_token': bits}
     overrides = {'bottleneck': bottleneck} if bottleneck != 'vector' else {}
-    return found | {'summary': summarise(seeds), 'seeds': seeds, 'overrides': overrides}
+    return found | {'summary': summary_of(seeds), 'seeds': seeds, 'overrides': overrides}
 
 
 @pytest.fixture
@@ -170,18 +169,18 @@ def results():
 
 
 def test_methods_are_compared_with_none_of_their_own_bottleneck(results):
-    vector, grid = (curves.curves(results, kind) for kind in ('vector', 'grid'))
+    vector, grid = (curves.curves(read_results(results), kind) for kind in ('vector', 'grid'))
     assert [p.name for p in vector['fsq']] == ['fsq-4', 'fsq-8']  # by bits
     assert [p.difference.mean for p in vector['fsq']] == pytest.approx([-0.3, -0.005])
     assert grid['vq_ema'][0].difference.mean == pytest.approx(0.001)
     assert grid['vq_ema'][0].image_bits == 16.0
     # The grid's own, or none at all.
     del results['methods']['none-grid']
-    assert curves.curves(results, 'grid')['vq_ema'][0].difference is None
+    assert curves.curves(read_results(results), 'grid')['vq_ema'][0].difference is None
 
 
 def test_the_table_of_what_is_enough_follows_from_the_differences(results):
-    assert list(report.enough_rows(results)) == [
+    assert list(report.enough_rows(read_results(results))) == [
         [
             'quantizer', 'vector, shown', 'vector, point estimate', 'grid, shown',
             'grid, point estimate',
@@ -192,23 +191,23 @@ def test_the_table_of_what_is_enough_follows_from_the_differences(results):
 
 
 def test_a_row_has_bits_accuracy_difference_use_and_collapses(results):
-    header, four, eight, *_ = report.point_rows(results, 'vector')
+    header, four, eight, *_ = report.point_rows(read_results(results), 'vector')
     assert len(header) == len(four) == 12
     assert four[:3] == ['FSQ', '16', '4'] and four[9] == '2 of 5' and eight[9] == '0 of 5'
     assert header[10:] == ['ECE', 'ECE at fitted T'] and four[10:] == ['0.020', '0.010']
     assert eight[1:5] == ['240', '7.91', '7.91', '97.1']
     assert eight[6:9] == ['-0.5', '-0.5 to -0.5', '50%']
     # Of 5 folds, one test image for three of training: t4 sqrt(1/5 + 1/3) s either way.
-    _, _, _, unsure, _ = report.point_rows(results, 'vector')
+    _, _, _, unsure, _ = report.point_rows(read_results(results), 'vector')
     s = np.std([0.02, -0.03, 0.02, -0.03, 0.0], ddof=1)
     half = 2.776445 * math.sqrt(1 / 5 + 1 / 3) * s
     assert unsure[7] == f'{100 * (-0.004 - half):+.1f} to {100 * (-0.004 + half):+.1f}'
-    grid = list(report.point_rows(results, 'grid'))
+    grid = list(report.point_rows(read_results(results), 'grid'))
     assert grid[1][:4] == ['VQ-EMA', '16', '4', '16'] and len(grid) == 2
 
 
 def test_the_findings_are_those_of_the_results(results):
-    said = report.findings(results)
+    said = report.findings(read_results(results))
     assert said[0] == (
         '**vector, 1 token an image**: without a quantizer 97.6% (95.3 to 99.9). Bits a token '
         'within 1 point of it, shown: FSQ (7.91). By the point estimate: VQ-EMA (4), FSQ (7.91).'
@@ -220,24 +219,24 @@ def test_the_findings_are_those_of_the_results(results):
     assert '25% (`vq_ema-4`) to 50%' in text and '2 of 20 runs collapsed (`fsq-4` 2)' in text
     # A family that is never near is named.
     results['methods']['vq_ema-4'] = method([0.2] * 5, 4.0)
-    assert 'Not at any rate: VQ-EMA.' in report.findings(results)[0]
+    assert 'Not at any rate: VQ-EMA.' in report.findings(read_results(results))[0]
 
 
 def test_a_point_that_has_not_converged_is_marked_wherever_it_stands(results):
-    assert '†' not in str(list(report.point_rows(results, 'vector')))
+    assert '†' not in str(list(report.point_rows(read_results(results), 'vector')))
     results['methods']['fsq-4']['rise'], results['methods']['fsq-8']['rise'] = 0.05, 0.009
     (_, four, eight, *_), text = (
-        report.point_rows(results, 'vector'), report.markdown(results),
+        report.point_rows(read_results(results), 'vector'), report.markdown(read_results(results)),
     )  # fmt: skip
     assert (four[4], eight[4]) == ('67.6†', '97.1')
     assert 'Not converged (†): fsq-4 +5.0 points of training accuracy' in text
-    axis = plots.figure(results).axes[0]
+    axis = plots.figure(read_results(results)).axes[0]
     hollow = [line.get_ydata() for line in axis.lines if line.get_markerfacecolor() == 'white']
     assert np.concatenate(hollow) == pytest.approx([32.4])
 
 
 def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns(results, tmp_path):
-    report.write(tmp_path, results)
+    report.write(tmp_path, read_results(results))
     text = (tmp_path / 'report.md').read_text()
     places = [text.index(f'\n## {part}') for part in ('What was found', 'Bits a token', 'Vector',
                                                       'Grid', 'How it was made')]  # fmt: skip
@@ -253,14 +252,16 @@ def test_the_report_and_the_picture_are_written_and_the_terminal_has_100_columns
     }
     wide = results | {'methods': results['methods'] | names}
     console = Console(width=200, file=io.StringIO())
-    console.print(report.table(wide))
+    console.print(report.table(read_results(wide)))
     printed = console.file.getvalue()
     assert max(len(line.rstrip()) for line in printed.splitlines()) < 100
     assert '…' not in printed and ' Gumbel-Softmax ' in printed
 
 
 def test_a_line_of_the_picture_has_the_errors_of_the_results(results):
-    left, right = (a for a in plots.figure(results).axes if a.get_xlabel() == 'bits a token')
+    left, right = (
+        a for a in plots.figure(read_results(results)).axes if a.get_xlabel() == 'bits a token'
+    )
     assert left.get_yscale() == 'log' and left.get_title(loc='left').startswith('digits: vector')
     drawn = [line.get_ydata() for c in left.containers for line in [c.lines[0]]]
     np.testing.assert_allclose(drawn[0], [32.4, 2.9], rtol=1e-6)  # FSQ at 4 and 8 bits
@@ -295,13 +296,20 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(config, tm
 
 
 @pytest.mark.parametrize(
-    'part', ['rates', 'rates/longer', 'cifar10', 'cifar10/finetune', 'cifar10/finetune/longer']
+    'part',
+    [
+        'rates',
+        'rates/longer',
+        pytest.param('cifar10', marks=pytest.mark.slow),
+        'cifar10/finetune',
+        'cifar10/finetune/longer',
+    ],
 )
 def test_a_committed_report_is_that_of_its_committed_results(part):
     folder = ROOT / 'docs' / part
-    results = json.loads((folder / 'results.json').read_text())
+    results = Results.load(folder / 'results.json')
     kept, made = (folder / 'report.md').read_text(), report.markdown(results)
-    if results['environment']['python'] == platform.python_version():
+    if results.environment['python'] == platform.python_version():
         assert kept == made
     # Elsewhere NumPy may add up in another order: a bound between two digits goes to either.
     number = re.compile(r'\d+\.\d+')
@@ -313,7 +321,7 @@ def test_a_committed_report_is_that_of_its_committed_results(part):
 @pytest.mark.parametrize('least, most', [(0.82, 0.85), (0.5, 0.85), (0.12, 0.99), (0.9, 1.0)])
 def test_whatever_the_accuracies_the_axis_names_some_and_ends_above_the_best(results, least, most):
     results['methods'] = {'none': method([most] * 5), 'fsq-8': method([least] * 5, 8.0)}
-    axis = plots.figure(results).axes[0]
+    axis = plots.figure(read_results(results)).axes[0]
     worst, best = axis.get_ylim()
     assert 3 <= sum(best <= tick <= worst for tick in axis.get_yticks()) <= 12
     if most < 1:  # else a log scale cannot show it

@@ -15,10 +15,19 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from support import SHARED, command, configuration, figures, flags_of, start, trained_steps
+from support import (
+    SHARED,
+    command,
+    configuration,
+    figures,
+    flags_of,
+    read_results,
+    start,
+    summary_of,
+    trained_steps,
+)
 
 from vqjax import VQEMA, Guarded, metrics, studies
-from vqjax.results.summaries import summarise
 from vqjax.studies.remedies import report, study, verdicts
 from vqjax.trainer.config import fields, settings
 from vqjax.trainer.data import sets
@@ -111,7 +120,7 @@ def method(accuracies, perplexity, **actions):
     ]
     collapses = len(seeds) if perplexity < 10 else 0
     return {
-        'summary': summarise(seeds),
+        'summary': summary_of(seeds),
         'seeds': seeds,
         'bits': 8.0,
         'spec': {'name': 'vq_ema'},
@@ -141,7 +150,7 @@ def results():
 
 
 def test_verdicts_follow_the_paired_intervals_and_name_the_collapses(results):
-    said = {name: verdicts.verdict(name, results) for name in results['methods']}
+    said = {name: verdicts.verdict(name, read_results(results)) for name in results['methods']}
     assert said['decay_95'] == 'helps, within 2 points of none'
     assert said['init_unit_sphere'].startswith('no effect shown, still')
     assert said['clipped_gradient'].startswith('harms') and '100%' in said['clipped_gradient']
@@ -150,17 +159,17 @@ def test_verdicts_follow_the_paired_intervals_and_name_the_collapses(results):
 
 
 def test_a_remedy_that_never_acted_is_not_said_to_have_no_effect(results):
-    assert verdicts.verdict('revival', results).startswith('never acted, still')
-    assert verdicts.holds('revival', results) == 'not tested'
-    assert verdicts.acted('revival', results) == 'never'
-    assert verdicts.IDLE + '**: revival.' in verdicts.choice(results)
+    assert verdicts.verdict('revival', read_results(results)).startswith('never acted, still')
+    assert verdicts.holds('revival', read_results(results)) == 'not tested'
+    assert verdicts.acted('revival', read_results(results)) == 'never'
+    assert verdicts.IDLE + '**: revival.' in verdicts.choice(read_results(results))
     results['methods']['revival']['seeds'][3]['revived'] = 50.0  # in a single run: it did act
-    assert verdicts.verdict('revival', results).startswith('no effect shown, still')
-    assert verdicts.acted('revival', results) == '5 codes revived per run, in 1 of 10'
+    assert verdicts.verdict('revival', read_results(results)).startswith('no effect shown, still')
+    assert verdicts.acted('revival', read_results(results)) == '5 codes revived per run, in 1 of 10'
 
 
 def test_the_report_says_how_often_a_remedy_acted(results):
-    said = {n: verdicts.acted(n, results) for n in ('reset_on_collapse', 'decay_95')}
+    said = {n: verdicts.acted(n, read_results(results)) for n in ('reset_on_collapse', 'decay_95')}
     assert said == {'reset_on_collapse': '1.5 re-fits per run', 'decay_95': '-'}
     changed = {
         'clipped_gradient': ({'clip_norm': 1.0}, '-'),  # of a run that did not count it
@@ -170,9 +179,9 @@ def test_the_report_says_how_often_a_remedy_acted(results):
     }
     for name, (overrides, expected) in changed.items():
         results['methods'][name] = results['methods']['decay_95'] | {'overrides': overrides}
-        assert verdicts.acted(name, results) == expected
+        assert verdicts.acted(name, read_results(results)) == expected
     results['methods']['clipped_gradient']['seeds'] = [{'clipped': 0.5}, {'clipped': 0.7}]
-    assert verdicts.acted('clipped_gradient', results) == '60% of the steps clipped'
+    assert verdicts.acted('clipped_gradient', read_results(results)) == '60% of the steps clipped'
 
 
 @pytest.mark.parametrize(
@@ -208,7 +217,7 @@ def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
     methods['revival_every_step'] = method(weak + 0.3 + rng.normal(0, 0.01, 10), 60.0)
     methods['reconstruction'] = method(weak, 5.0)  # said to be needed
     methods['none']['spec'] = None
-    said = {name: verdicts.holds(name, results) for name in (
+    said = {name: verdicts.holds(name, read_results(results)) for name in (
         'none', 'decay_95', 'init_kmeans', 'init_unit_sphere', 'clipped_gradient', 'l2_normalised',
         'revival', 'revival_every_step', 'reconstruction',
     )}  # fmt: skip
@@ -219,11 +228,11 @@ def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
         'reconstruction': 'fails: default, decay_95, reset_on_collapse do without',
     }  # fmt: skip
     del methods['weak']
-    assert verdicts.holds('decay_95', results) == ''
+    assert verdicts.holds('decay_95', read_results(results)) == ''
 
 
 def test_the_report_states_every_remedy_claim_and_interval(results, tmp_path):
-    report.write(tmp_path, results)
+    report.write(tmp_path, read_results(results))
     text = (tmp_path / 'report.md').read_text()
     claim = ['source 1', 'decay .95 adapts faster', 'holds', 'decay_95', 'helps, within 2 points']
     assert re.search(r' *\| '.join(claim), text)
@@ -240,7 +249,7 @@ def test_the_report_states_every_remedy_claim_and_interval(results, tmp_path):
 def test_the_terminal_shows_whole_names_in_120_columns(results):
     names = {name: results['methods']['weak'] for name in configuration('remedies')['quantizers']}
     console = Console(width=120, file=io.StringIO())
-    console.print(report.table(results | {'methods': results['methods'] | names}))
+    console.print(report.table(read_results(results | {'methods': results['methods'] | names})))
     text = console.file.getvalue()
     assert '…' not in text and all(f' {name} ' in text for name in names)
 

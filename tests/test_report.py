@@ -9,12 +9,13 @@ import sys
 import numpy as np
 import pytest
 from rich.console import Console
+from support import read_results, seeds_of, summary_of
 
 from vqjax import intervals, metrics
 from vqjax.results import summaries
-from vqjax.results.records import pack_correct, pack_counts, read_correct
+from vqjax.results.records import Reliability, pack_correct, pack_counts, read_correct
 from vqjax.studies.comparison import report, trials
-from vqjax.studies.reporting import codebook_plots, notes, tables
+from vqjax.studies.reporting import codebook_plots, notes, plots, tables
 
 TOKENS, CLASSES = 360, 10
 
@@ -54,7 +55,7 @@ def method_of(bits, params, **kwargs):
         'bits': bits,
         'params': params,
         'seconds': 21.4,
-        'summary': summaries.summarise(seeds),
+        'summary': summary_of(seeds),
         'seeds': seeds,
     }
 
@@ -104,7 +105,7 @@ def histories(results):
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, results, histories):
     folder = tmp_path_factory.mktemp('run')
-    report.write(folder, results, histories)
+    report.write(folder, read_results(results), histories)
     return folder
 
 
@@ -120,18 +121,17 @@ def cells(text, heading, first):
 
 def test_summary_has_every_number_with_its_interval():
     seeds = [{'seed': s, 'accuracy': a, 'counts': [1, 2]} for s, a in enumerate([0.9, 0.8, 1.0])]
-    found = summaries.summarise(seeds)
+    found = summaries.summarise(seeds_of(seeds))
     assert found.keys() == {'accuracy'}
-    assert found['accuracy']['mean'] == pytest.approx(0.9)
-    assert 0.8 <= found['accuracy']['low'] < 0.9 < found['accuracy']['high'] <= 1.0
-    assert json.loads(json.dumps(found)) == found
+    assert found['accuracy'].mean == pytest.approx(0.9)
+    assert 0.8 <= found['accuracy'].low < 0.9 < found['accuracy'].high <= 1.0
     with pytest.raises(ValueError, match='at least one seed'):
         summaries.summarise([])
 
 
 def test_difference_is_paired_by_seed_and_not_by_place():
-    base = [{'seed': s, 'accuracy': 0.1 * s} for s in range(8)]
-    other = [{'seed': s, 'accuracy': 0.1 * s + 0.02} for s in reversed(range(1, 9))]
+    base = seeds_of([{'seed': s, 'accuracy': 0.1 * s} for s in range(8)])
+    other = seeds_of([{'seed': s, 'accuracy': 0.1 * s + 0.02} for s in reversed(range(1, 9))])
     # Accuracies differ by .1 from seed to seed, yet each pair by .02 exactly.
     assert summaries.paired_difference(other, base, 'accuracy') == pytest.approx((0.02,) * 3)
     with pytest.raises(ValueError, match='no seed in common'):
@@ -150,7 +150,7 @@ def with_correct(results):
             correct = np.ones(TOKENS, bool)
             correct[hard[rng.permutation(2 * wrong)[:wrong]]] = False
             seeds.append(seed | {'correct': pack_correct(correct)})
-        methods[name] = method | {'seeds': seeds, 'summary': summaries.summarise(seeds)}
+        methods[name] = method | {'seeds': seeds, 'summary': summary_of(seeds)}
     return results | {'methods': methods}
 
 
@@ -162,7 +162,7 @@ def as_folds(results):
             s | {'fold': {'fold': i, 'repeat': 0, 'train': 1077, 'test': 360}}
             for i, s in enumerate(method['seeds'])
         ]
-        methods[name] = method | {'seeds': seeds, 'summary': summaries.summarise(seeds)}
+        methods[name] = method | {'seeds': seeds, 'summary': summary_of(seeds)}
     return results | {'methods': methods}
 
 
@@ -170,12 +170,13 @@ def test_intervals_are_those_that_the_results_allow(results):
     """Examples and seeds where each seed says what it told rightly, folds where they are folds."""
     now, folds = with_correct(results), as_folds(with_correct(results))
     before, after, parted = (
-        [r['methods'][name]['seeds'] for name in ('vq_ema', 'none')] for r in (results, now, folds)
+        [read_results(r).methods[name].seeds for name in ('vq_ema', 'none')]
+        for r in (results, now, folds)
     )
     assert [summaries.covers(*x) for x in (before, after, parted)] == ['seeds', 'examples', 'folds']
     assert summaries.covers(after[0], before[1]) == 'seeds'
-    correct = [np.stack([read_correct(s) for s in seeds]) for seeds in after]
-    apart = [s['accuracy'] - t['accuracy'] for s, t in zip(*before, strict=True)]
+    correct = [np.stack([s.correct for s in seeds]) for seeds in after]
+    apart = [s.accuracy - t.accuracy for s, t in zip(*before, strict=True)]
     expected = [
         metrics.bootstrap_interval(apart),
         intervals.crossed_bootstrap(*correct),
@@ -183,7 +184,7 @@ def test_intervals_are_those_that_the_results_allow(results):
     ]
     for seeds, interval in zip((before, after, parted), expected, strict=True):
         assert summaries.paired_difference(*seeds, 'accuracy') == pytest.approx(interval, abs=1e-6)
-    alone = after[0][0]['accuracy']
+    alone = after[0][0].accuracy
     accuracy = now['methods']['vq_ema']['summary']['accuracy']
     # Five seeds agree to half a point on what are 360 images and no more.
     assert accuracy['low'] < alone - notes.sampling_error(alone, TOKENS) * 0.7
@@ -200,11 +201,10 @@ def test_reports_name_what_their_intervals_cover(results):
         ),
         (as_folds(results), '(Nadeau and Bengio 2003). Seconds', 'folds'),
     ):
+        made = read_results(made)
         text = report.markdown(made)
-        assert (
-            f'95% interval: {summaries.METHODS[summaries.covers(made["methods"]["fsq"]["seeds"])]}'
-            in text
-        )
+        covered = summaries.covers(made.methods['fsq'].seeds)
+        assert f'95% interval: {summaries.METHODS[covered]}' in text
         assert words in text and f'5 {runs} each' in text
         assert f'{runs} better / equal / worse' in text and f'all {runs} together' in text
         assert f'5 {runs}' in report.table(made).title
@@ -214,19 +214,22 @@ def test_a_run_that_still_learns_is_no_comparison(results, capsys):
     words = 'Not converged: methods cannot be compared.'
     rises = {'none': 0.004, 'vq_ema': 0.031, 'fsq': None, 'rvq': 0.0102}
     methods = {n: m | {'rise': rises[n]} for n, m in results['methods'].items()}
-    text = report.markdown(results | {'methods': methods})
+    text = report.markdown(read_results(results | {'methods': methods}))
     assert f'**{words}' in text and 'vq_ema +3.1 points, rvq +1.0 points. Remedy' in text
-    report.print_findings(results | {'methods': methods})
+    report.print_findings(read_results(results | {'methods': methods}))
     assert words in ' '.join(capsys.readouterr().out.split())
-    assert words not in report.markdown(results)  # results of before tell nothing of it
+    assert words not in report.markdown(
+        read_results(results)
+    )  # results of before tell nothing of it
     still = {n: m | {'rise': 0.009} for n, m in results['methods'].items()}
-    assert words not in report.markdown(results | {'methods': still})
+    assert words not in report.markdown(read_results(results | {'methods': still}))
 
 
 def test_the_budget_is_named(results):
     config = results['config'] | {'steps': 2000}
-    assert '30 epochs or 2,000 steps, whichever' in report.markdown(results | {'config': config})
-    assert 'steps, whichever' not in report.markdown(results)
+    text = report.markdown(read_results(results | {'config': config}))
+    assert '30 epochs or 2,000 steps, whichever' in text
+    assert 'steps, whichever' not in report.markdown(read_results(results))
 
 
 def test_a_fitted_temperature_stands_beside_the_raw_error(results):
@@ -234,11 +237,11 @@ def test_a_fitted_temperature_stands_beside_the_raw_error(results):
     for name, method in results['methods'].items():
         more = {'temperature': 1.4, 'scaled_ece': 0.0123, 'scaled_nll': 0.0567}
         seeds = [seed | more for seed in method['seeds']]
-        methods[name] = method | {'seeds': seeds, 'summary': summaries.summarise(seeds)}
-    text = report.markdown(results | {'methods': methods})
+        methods[name] = method | {'seeds': seeds, 'summary': summary_of(seeds)}
+    text = report.markdown(read_results(results | {'methods': methods}))
     row = cells(text, 'Calibration', 'fsq')
     assert row[4:7] == ['0.012', '0.057', '1.40'] and notes.TEMPERATURE in text
-    before = report.markdown(results)
+    before = report.markdown(read_results(results))
     assert notes.TEMPERATURE not in before and len(cells(before, 'Calibration', 'fsq')) == 6
 
 
@@ -268,18 +271,13 @@ def test_damaged_bits_are_refused_in_a_sentence(kept):
 
 
 def test_short_results_keep_what_intervals_are_made_from(results):
-    made = json.loads(json.dumps(as_folds(with_correct(results))))
-    none = made['methods']['none']['seeds']
-    whole = {
-        name: summaries.paired_difference(method['seeds'], none, 'accuracy')
-        for name, method in made['methods'].items()
-    }
-    summaries.shorten(made)
-    seeds = made['methods']['rvq']['seeds']
-    assert 'reliability' not in seeds[0] and 'counts' not in seeds[0]
-    for name, method in made['methods'].items():
-        others = made['methods']['none']['seeds']
-        assert summaries.paired_difference(method['seeds'], others, 'accuracy') == whole[name]
+    made = read_results(json.loads(json.dumps(as_folds(with_correct(results)))))
+    short = summaries.shorten(made)
+    seed = short.methods['rvq'].seeds[0]
+    assert seed.reliability is None and seed.counts is None
+    assert seed.figures == made.methods['rvq'].seeds[0].figures
+    for name in ('vq_ema', 'fsq', 'rvq'):
+        assert summaries.compare(short, name) == summaries.compare(made, name)
 
 
 @pytest.mark.parametrize(
@@ -302,13 +300,13 @@ def test_verdict_follows_from_the_interval(difference, words):
 def test_band_from_bins_is_the_band_from_probabilities():
     rng = np.random.default_rng(0)
     probs = np.sort(rng.dirichlet([0.1] * CLASSES, 2000))[:, ::-1]
-    bins = metrics.reliability(probs, np.zeros(2000, int))._asdict()
-    found = summaries.calibrated_error(bins)
+    bins = metrics.reliability(probs, np.zeros(2000, int))
+    found = summaries.calibrated_error(Reliability(*(tuple(np.asarray(x)) for x in bins)))
     np.testing.assert_allclose(found, metrics.calibration_band(probs), rtol=0.1)
 
 
 def test_code_use_counts_the_tokens_of_one_stage(results):
-    methods = results['methods']
+    methods = read_results(results).methods
     assert summaries.code_use(methods['none']) is None
     for name, num_codes in (('vq_ema', 256), ('rvq', 256), ('fsq', 64_000)):
         use = summaries.code_use(methods[name])
@@ -333,9 +331,7 @@ def test_report_states_the_figures_of_the_results(workdir, results):
     assert len(row[5].split(',')) == 4 and float(row[4]) <= float(row[1])
     row = cells(text.split('codes in use')[1], '', 'rvq')
     assert row[1:3] == ['256', '360'] and float(row[5].rstrip('%')) == pytest.approx(75.6)
-    difference = summaries.paired_difference(
-        results['methods']['fsq']['seeds'], results['methods']['none']['seeds'], 'accuracy'
-    )
+    difference = summaries.compare(read_results(results), 'fsq')
     row = cells(text, 'Accuracy compared with none', 'fsq')
     assert row[1] == summaries.verdict(difference, 5)
     assert row[2] == f'{100 * difference.mean:+.1f}'
@@ -347,7 +343,7 @@ def test_report_states_findings_with_evidence_and_remedy(workdir, results):
     text = (workdir / 'report.md').read_text()
     assert '**low_perplexity** (warning, method fsq, seed 2): perplexity = 7.25' in text
     assert 'Remedy: normalise the features' in text
-    assert '## Findings' not in report.markdown(results | {'findings': []})
+    assert '## Findings' not in report.markdown(read_results(results | {'findings': []}))
 
 
 @pytest.mark.parametrize(
@@ -378,31 +374,31 @@ def test_folds_that_chose_quantizers_of_other_sizes_have_one_report(tmp_path, re
     """Under the name of the method, though codes and stages differ."""
     small, large = seed_of(0, 0.9, 16, stages=2), seed_of(1, 0.8, 64, stages=3)
     method = results['methods']['rvq'] | {'seeds': [small, large]}
-    method['summary'] = summaries.summarise(method['seeds'])
+    method['summary'] = summary_of(method['seeds'])
     grid = {
         'name': 'projected',
         'dim': 1,
         'inner': {'name': 'fsq', 'levels': [4, 5], 'bound': 'ifsq'},
     }
     chosen = [
-        {'settings': {'quantizer': grid, 'decay': 0.9}, 'accuracy': [0.5, None]},
-        {'settings': {'quantizer': None, 'decay': 0.8}, 'accuracy': [0.25, 0.75]},
+        {'settings': {'quantizer': grid, 'decay': 0.9}, 'accuracy': [0.5, None], 'nll': [1, None]},
+        {'settings': {'quantizer': None, 'decay': 0.8}, 'accuracy': [0.25, 0.75], 'nll': [1, 1]},
     ]
     tuning = {
-        'trials': 2, 'nested': True, 'seeds': 2, 'test_opened': '2026-01-02T03:04:05+00:00',
+        'trials': 2, 'nested': True, 'seeds': 2, 'space': {},
+        'test_opened': '2026-01-02T03:04:05+00:00',
         'methods': {'rvq': {'trials': chosen, 'chosen': [0, 1]}},
     }  # fmt: skip
     history = [[{'epoch': 1, 'perplexity': 8.0, 'perplexity_per_stage': [8.0] * n}] for n in (2, 3)]
-    report.write(
-        tmp_path, results | {'methods': {'rvq': method}, 'tuning': tuning}, {'rvq': history}
-    )
+    made = read_results(results | {'methods': {'rvq': method}, 'tuning': tuning})
+    report.write(tmp_path, made, {'rvq': history})
     text = (tmp_path / 'report.md').read_text()
     assert '2026-01-02T03:04:05+00:00' in text
     lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
     rows = {line[0]: line[1:] for line in lines if line}
     assert rows['rvq, 0'] == ['quantizer fsq 4 5 ifsq, decay 0.9', '50.0', '37.5', '25.0', '0']
     assert rows['rvq, 1'] == ['quantizer None, decay 0.8', '75.0', '75.0', '75.0', '1']
-    assert summaries.code_use(method)[:2] == (64, TOKENS)
+    assert summaries.code_use(made.methods['rvq'])[:2] == (64, TOKENS)
     assert (tmp_path / 'usage.png').stat().st_size > 10_000
 
 
@@ -421,22 +417,21 @@ def deals(accuracies, train=1077):
 def test_halves_are_those_of_the_deals_each_with_its_own_interval():
     none = deals([[0.90, 0.92], [0.91, 0.93], [0.90, 0.94], [0.92, 0.92]])
     far = deals([[0.80, 0.81], [0.80, 0.81], [0.95, 0.96], [0.95, 0.96]])
-    given = {'methods': {'none': {'seeds': none}, 'far': {'seeds': far}}}
-    found = summaries.halves(given)
+    given = read_results({'methods': {'none': {'seeds': none}, 'far': {'seeds': far}}})
+    found = summaries.halves({name: method.seeds for name, method in given.methods.items()})
     expected = intervals.corrected_t([0.90, 0.92, 0.91, 0.93], 300 / 1077)
-    assert found['none']['accuracy'][0] == pytest.approx(expected._asdict())
-    assert found['none']['overlap'] and not found['far']['overlap'] and found['far'].keys() == {
-        'accuracy', 'overlap', 'compared',
-    }  # fmt: skip
-    first, second = (x['mean'] for x in found['far']['compared'])
+    assert found['none'].accuracy[0] == pytest.approx(expected)
+    assert found['none'].overlap and not found['far'].overlap and found['none'].compared is None
+    first, second = (x.mean for x in found['far'].compared)
     assert (first, second) == pytest.approx((-0.11, 0.035))
     text = '\n'.join(trials.halves_section(given))
     assert '| none   | 91.5 (' in text and '| far ' in text and ' no |' in text
     # Folds dealt out once have no halves, nor have seeds.
-    once = {'methods': {'none': {'seeds': none[:2]}}}
-    assert summaries.halves(once) == {} and trials.halves_section(once) == []
-    alone = [{'seed': s, 'accuracy': 0.9} for s in range(4)]
-    assert summaries.halves({'methods': {'none': {'seeds': alone}}}) == {}
+    once = read_results({'methods': {'none': {'seeds': none[:2]}}})
+    assert trials.halves_section(once) == []
+    assert summaries.halves({'none': once.methods['none'].seeds}) == {}
+    alone = seeds_of([{'seed': s, 'accuracy': 0.9} for s in range(4)])
+    assert summaries.halves({'none': alone}) == {}
 
 
 def test_a_table_reads_in_a_terminal_too():
@@ -448,7 +443,7 @@ def test_a_table_reads_in_a_terminal_too():
 
 
 def test_the_report_names_the_command_that_made_it(results):
-    assert f'```\n{results["command"]}\n```' in report.markdown(results)
+    assert f'```\n{results["command"]}\n```' in report.markdown(read_results(results))
 
 
 def test_every_picture_of_the_report_is_there(workdir):
@@ -460,7 +455,7 @@ def test_every_picture_of_the_report_is_there(workdir):
 
 def test_a_run_without_codes_or_history_still_reports(tmp_path, results):
     alone = results | {'methods': {'none': results['methods']['none']}}
-    report.write(tmp_path, alone, None)
+    report.write(tmp_path, read_results(alone), None)
     text = (tmp_path / 'report.md').read_text()
     assert 'compared with none' not in text and 'Codes on the test split' not in text
     assert len(list(tmp_path.glob('*.png'))) == 4
@@ -471,22 +466,40 @@ def test_a_run_without_codes_or_history_still_reports(tmp_path, results):
 
 def test_table_fits_a_terminal_and_shows_the_baselines(results):
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(report.table(results))
+    console.print(report.table(read_results(results)))
     lines = console.export_text().splitlines()
     at = next(i for i, line in enumerate(lines) if 'vq_ema' in line)
     assert lines[at].split()[-3:] == ['8', '145,418', '21']
-    assert '[75.6%]' in lines[at + 1] and 'of 256' in lines[at + 1]
+    assert '[75.6%]' in lines[at + 1] and 'of 256' in lines[at]
     for name, method in results['methods'].items():
         row = next(line for line in lines if line.split()[:1] == [name])
         assert row.split()[1] == f'{100 * method["summary"]["accuracy"]["mean"]:.1f}'
 
 
+def test_one_run_has_no_interval(results, tmp_path):
+    """Of one run the bootstrap over examples is narrow, and says nothing of other runs."""
+    for method in results['methods'].values():
+        method['seeds'] = method['seeds'][:1]
+    read = read_results(results)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report.table(read))
+    said, text = console.export_text(), report.markdown(read)
+    assert '(one run)' in said and 'one run of each method: no interval' in said
+    assert ' to ' not in said and 'There is one run of each method, and so no interval' in text
+    assert 'one seed is too few for a verdict' in text
+    row = next(line for line in text.splitlines() if line.startswith('| vq_ema'))
+    assert 'one run' in row and ' to ' not in row
+    figure = plots.accuracy(read)
+    lengths = [np.ptp(line.get_xdata()) for line in figure.axes[0].lines]
+    assert max(lengths) == 0 and 'no interval' in figure.get_supxlabel()
+
+
 def test_a_log_gets_whole_rows_and_no_colour(results, tmp_path):
     path = tmp_path / 'results.json'
-    path.write_text(json.dumps(results))
+    path.write_text(json.dumps(read_results(results).plain()))
     code = (
-        'import json; from vqjax.studies.comparison import report;'
-        f'report.print_table(json.load(open({str(path)!r})))'
+        'from vqjax.results.records import Results; from vqjax.studies.comparison import report;'
+        f'report.print_table(Results.load({str(path)!r}))'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -26,16 +26,20 @@ def run(*parts):
 
 @pytest.fixture(scope='module')
 def found():
-    return run(
-        'search', 'auto', 'explicit', 'partly manual', 'split codebooks', 'explicit traces',
-        'refusals',
-    )  # fmt: skip
+    return run('search', 'auto', 'explicit', 'explicit traces', 'refusals')
 
 
 @pytest.fixture(scope='module')
 def others():
     """What takes long to compile."""
-    return run('auto, others', 'all explicit traces', 'guide')
+    return run(
+        'auto, others',
+        'explicit, others',
+        'partly manual',
+        'split codebooks',
+        'all explicit traces',
+        'guide',
+    )
 
 
 def test_each_device_searches_its_own_rows_among_its_own_codes(found):
@@ -59,7 +63,7 @@ def test_split_features_are_gathered_once_and_no_scores_added_up(found):
     assert kind == 'all-gather' and size == 10_240 * 16 // 4
 
 
-@pytest.mark.parametrize('axes', ['auto', 'explicit', 'partly manual'])
+@pytest.mark.parametrize('axes', ['auto', 'explicit'])
 def test_steps_equal_one_device_s_and_move_no_features(found, axes):
     check_steps(found[axes])
     if axes == 'auto':
@@ -69,7 +73,8 @@ def test_steps_equal_one_device_s_and_move_no_features(found, axes):
 
 @pytest.mark.slow
 def test_steps_of_the_others_equal_one_device_s_and_move_no_features(others):
-    check_steps(others['auto, others'])
+    for part in ('auto, others', 'explicit, others', 'partly manual'):
+        check_steps(others[part])
     assert len(others['auto, others']) == 8
 
 
@@ -82,8 +87,9 @@ def check_steps(rows):
             assert row['codes'].startswith("P(('data', 'model')"), (name, row)
 
 
-def test_a_split_codebook_stays_split_through_update(found):
-    for name, row in found['split codebooks'].items():
+@pytest.mark.slow
+def test_a_split_codebook_stays_split_through_update(others):
+    for name, row in others['split codebooks'].items():
         wrong, worst = row['difference']
         assert wrong == 0 and worst < 1e-5, (name, row)
         assert row['kept'] and row['split'] == 2 and row['moved'] == [], (name, row)
@@ -119,6 +125,7 @@ def test_the_guide_s_programs_run_on_eight_devices(others):
     assert others['guide'] == 4
 
 
+@pytest.mark.slow
 def test_the_guide_s_program_for_several_hosts_runs_in_two_processes(tmp_path):
     page = (HERE.parent / 'docs' / 'parallel.md').read_text()
     [program] = re.findall(r'^```py\n(.*?)^```', page, re.MULTILINE | re.DOTALL)

@@ -57,8 +57,17 @@ def first_states():
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory, first_states):
+    """(folder, results) of the reference and of two stages."""
     workdir = tmp_path_factory.mktemp('done') / 'run'
-    return workdir, experiment.run(config(), str(workdir))
+    return workdir, experiment.run(config(methods='none,two_stages'), str(workdir))
+
+
+@pytest.fixture(scope='module')
+def others(tmp_path_factory, first_states):
+    """(folder, results, start of each) of the other methods."""
+    workdir, names = tmp_path_factory.mktemp('others') / 'run', ('after', 'thawed', 'frozen')
+    results = experiment.run(config(methods=','.join(names)), str(workdir))
+    return workdir, results, dict(zip(names, first_states[-3:], strict=True))
 
 
 def saved(workdir, method, step=STEPS):
@@ -84,9 +93,18 @@ def inertia(z, codes):
 # Continuous, then quantized.
 
 
-@pytest.mark.parametrize('method, switch', [('two_stages', SWITCH), ('after', STEPS)])
-def test_the_continuous_stage_is_the_run_without_a_quantizer_step_by_step(done, method, switch):
-    none, staged = (trained_steps(done[0], name) for name in ('none', method))
+@pytest.mark.parametrize(
+    'runs, method, switch',
+    [
+        ('done', 'two_stages', SWITCH),
+        pytest.param('others', 'after', STEPS, marks=pytest.mark.slow),
+    ],
+)
+def test_the_continuous_stage_is_the_run_without_a_quantizer_step_by_step(
+    done, request, runs, method, switch
+):
+    folder = request.getfixturevalue(runs)[0]
+    none, staged = trained_steps(done[0], 'none'), trained_steps(folder, method)
     assert none.keys() == staged.keys() == set(range(1, STEPS + 1))
     for step in range(1, STEPS + 1):
         if step <= switch:
@@ -97,21 +115,22 @@ def test_the_continuous_stage_is_the_run_without_a_quantizer_step_by_step(done, 
         else:
             assert staged[step]['quantizer_loss'] > 0
             assert staged[step]['task_loss'] != pytest.approx(none[step]['task_loss'], rel=1e-5)
-    log = lines(done[0] / 'metrics.jsonl')
+    log = lines(folder / 'metrics.jsonl')
     events = [r['step'] for r in log if r['method'] == method and r.get('event') == 'quantize']
     assert events == [switch]
 
 
-def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done):
+@pytest.mark.slow
+def test_codes_fitted_after_training_are_kmeans_of_the_features_of_then(done, others):
     from sklearn.cluster import KMeans
 
-    workdir, results = done
+    workdir, results, _ = others
     encoder, quantizer, params, state, _ = runs.read_run(workdir, 'after', 0)
     # The encoder is that of the run without a quantizer.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         saved(workdir, 'after')[0]['encode'],
-        saved(workdir, 'none')[0]['encode'],
+        saved(done[0], 'none')[0]['encode'],
     )
     batch = batches.init_batch(sets.load('digits'), config()['init_batch_size'], 0)
     z = encoder(batch['image']).reshape(-1, 16)
@@ -245,18 +264,18 @@ def test_nothing_is_recorded_where_it_is_not_asked_for(done):
 # Frozen.
 
 
-def test_a_frozen_encoder_stands_still_for_its_epochs_and_moves_afterwards(done, first_states):
-    start = first_states[3].params
-    middle, end = (saved(done[0], 'thawed', step)[0] for step in (PER_EPOCH, STEPS))
+@pytest.mark.slow
+def test_a_frozen_encoder_stands_still_for_its_epochs_and_moves_afterwards(others):
+    start = others[2]['thawed'].params
+    middle, end = (saved(others[0], 'thawed', step)[0] for step in (PER_EPOCH, STEPS))
     assert all(same(start['encode'], middle['encode']))
     assert not any(same(start['hidden'], middle['hidden']))
     assert not any(same(middle['encode'], end['encode']))
 
 
-def test_an_encoder_frozen_for_good_keeps_its_statistics_too_and_the_rest_learns(
-    done, first_states
-):
-    start, (params, stats) = first_states[4], saved(done[0], 'frozen')
+@pytest.mark.slow
+def test_an_encoder_frozen_for_good_keeps_its_statistics_too_and_the_rest_learns(others):
+    start, (params, stats) = others[2]['frozen'], saved(others[0], 'frozen')
     assert all(same(start.params['encode'], params['encode']))
     assert all(same(start.stats['batch_stats']['encode'], stats['batch_stats']['encode']))
     assert not any(same(start.params['hidden'], params['hidden']))

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from support import configuration, shared
+from support import configuration, read_results, shared
 
 from vqjax import studies
 from vqjax.studies.tokenizer import report, study, targets
@@ -54,15 +54,17 @@ def test_every_variant_is_1024_codes_on_a_grid_and_only_the_quantizer_differs(co
 def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
     names = ('gradient', 'ema_bank')
     histories = dict.fromkeys(names, history(np.linspace(2, 1, 200)))
-    seed = FINAL | {'tokens': 640.0, 'reliability': {'count': [4, 6]}}
+    bins = {'confidence': [0, 0], 'accuracy': [0, 0], 'count': [4, 6]}
+    seed = FINAL | {'tokens': 640.0, 'reliability': bins}
+    finding = {'name': 'spikes', 'severity': 'note', 'evidence': {}, 'remedy': 'none'}
     results = {
         'config': config,
         'environment': {'vqjax': '0'},
         'methods': {n: {'spec': config['quantizers'][n], 'seeds': [seed]} for n in names},
-        'findings': [{'name': 'spikes', 'method': 'gradient', 'seed': 0}],
+        'findings': [finding | {'method': 'gradient', 'seed': 0}],
     }
     figures = {n: targets.measure(histories[n], seed, 1024) for n in names}
-    report.write(tmp_path, results, histories, figures)
+    report.write(tmp_path, read_results(results), histories=histories, figures=figures)
     assert report.table(config, figures).row_count == len(targets.TARGETS) + 1
     text = (tmp_path / 'report.md').read_text()
     assert re.search(r'\| perplexity +\| +above 600 \| +800 \| +800 \|', text)
@@ -87,7 +89,7 @@ def test_records_that_lack_steps_are_refused(config, tmp_path):
     folder = types.SimpleNamespace(path=tmp_path, history=lambda name, seed: kept)
     results = {'methods': {'ema': {'spec': config['quantizers']['ema'], 'seeds': [FINAL]}}}
     with pytest.raises(errors.RunError, match='records/ema/seed_0.jsonl lacks steps'):
-        study.conclude(results, folder)
+        study.conclude(read_results(results), folder)
 
 
 @pytest.mark.parametrize('change', [{'record': False}, {'reconstruction_weight': 0.0}])

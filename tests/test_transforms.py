@@ -27,16 +27,16 @@ from vqjax import (
 )
 
 HERE = pathlib.Path(__file__).parent
-QUANTIZERS = [
-    VQEMA(8),
-    VQ(8),
-    FSQ((3,) * 8),
+QUICK = [VQEMA(8), VQ(8), FSQ((3,) * 8), Residual(VQEMA(8), 3)]
+OTHERS = [
     LatentQuantization((5,) * 8),
     QINCo(4, 3, hidden=8),
-    Residual(VQEMA(8), 3),
     Product(VQEMA(8), 2),
     MultiScale(VQEMA(8), (1, 2, 4), phi=(0.5,)),
+    Projected(FSQ((3, 4)), 2),
+    Residual((VQ(4), FSQ((3,) * 8))),
 ]
+QUANTIZERS = QUICK + [pytest.param(q, marks=pytest.mark.slow) for q in OTHERS]
 
 
 def normal(seed, *shape):
@@ -104,9 +104,7 @@ class Model(nn.Module):
         return nn.Dense(3)(out.z_q), out
 
 
-@pytest.mark.parametrize(
-    'q', [*QUANTIZERS, Projected(FSQ((3, 4)), 2), Residual((VQ(4), FSQ((3,) * 8)))], ids=repr
-)
+@pytest.mark.parametrize('q', QUANTIZERS, ids=repr)
 def test_linen_keeps_statistics_in_their_collection(q):
     x = normal(0, 64, *q.grid, 5)
     model = Model(q)

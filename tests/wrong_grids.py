@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vqjax import FSQ, VQ, VQEMA, Levels, MultiScale, ops
+from vqjax import FSQ, VQ, VQEMA, Levels, MultiScale, Strided, ops
 from vqjax.quantizers import phi as phis
 from vqjax.quantizers.scales import real_vectors
 
@@ -198,6 +198,69 @@ class DropsTheCoarseScales(MultiScale):
         return used if used is None else used[::-1]
 
 
+class HandsTheCodebookNothing(MultiScale):
+    """The sums' errors through the estimator, which has no gradient to a codebook."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        fixed = params._replace(inner=lax.stop_gradient(params.inner))
+        return super().quantize(fixed, state, z, key, mask, axis_name)
+
+
+# --- strides
+
+
+class TakesTheFirstOfAStride(Strided):
+    """One vector in the place of the mean."""
+
+    def _windows(self, z, mask):
+        windows, real = super()._windows(z, mask)
+        width = self.strides[0]
+        return jnp.repeat(windows[..., ::width, :], width, axis=-2), real
+
+
+class DividesByTheStride(Strided):
+    """Padding is left out by zeros, and still divides the mean: its size counts."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        if mask is None:
+            return out
+        filled = super().quantize(params, state, jnp.where(mask[..., None], z, 0), key)
+        return out._replace(codes=jnp.where(out.codes >= 0, filled.codes, -1))
+
+
+class HasACodeForPadding(Strided):
+    """A coarse place is real whatever its stride holds."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        windows = out.codes.reshape(*out.codes.shape[:-1], -1, sum(self.places))
+        coarse = jnp.arange(sum(self.places)) < self.places[0]
+        codes = jnp.where(coarse, jnp.maximum(windows, 0), windows)
+        return out._replace(codes=codes.reshape(out.codes.shape))
+
+
+class QuantizesZAtEveryStride(Strided):
+    """The last stage sees z, not what is left of it."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        last = self.inner[-1].quantize(self.stage(params, -1), self.stage(state, -1), z).codes
+        stages = [*self.to_stages(out.codes)[:-1], last]
+        return out._replace(codes=self.from_stages(stages))
+
+
+class CountsZAtEveryStride(Strided):
+    """Statistics of z's means, not of what the stages before left."""
+
+    def update(self, params, state, z, codes, key=None, mask=None, axis_name=None):
+        moved = super().update(params, state, z, codes, key, mask, axis_name)
+        last = self.inner[-1].update(
+            self.stage(params, -1), state[-1], z, self.to_stages(codes)[-1], key, mask, axis_name
+        )
+        return (*moved[:-1], last)
+
+
 # --- levels
 
 
@@ -278,6 +341,12 @@ BITES = {
     DropsNoScale(EMA, SCALES, dropout='sample'): 'codes_depend_on_the_key_as_claimed',
     DropsScalesWithoutTheirCodes(EMA, SCALES, dropout='sample'): 'codes_decode_to_z_q_to_the_bit',
     DropsTheCoarseScales(EMA, SCALES, dropout='sample'): 'masked_vectors_count_nowhere',
+    HandsTheCodebookNothing(VQ(8), SCALES, (0.5,)): 'each_loss_trains_what_it_claims',
+    TakesTheFirstOfAStride(EMA, (4, 1)): 'codes_are_the_nearest',
+    DividesByTheStride(EMA, (4, 1)): 'codes_are_the_nearest',
+    HasACodeForPadding(EMA, (4, 1)): 'masked_vectors_count_nowhere',
+    QuantizesZAtEveryStride(EMA, (4, 1)): 'codes_are_the_nearest',
+    CountsZAtEveryStride(EMA, (4, 1)): 'update_counts_the_codes_it_is_given',
     UpdatesFromAnotherLevel(*PAIR): 'update_counts_the_codes_it_is_given',
     ReadsOneLevelForAll(*PAIR): 'codes_are_the_nearest',
     DetachesTheTop(*PAIR): 'the_task_s_gradient_is_the_estimator_s',

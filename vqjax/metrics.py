@@ -2,18 +2,24 @@
 
 Perplexity, usage and calibration error of a split are not the means over its batches: give these
 functions the counts or the probabilities of the whole split. 0 log 0 is 0, nothing is clamped.
+
+Arrays of NumPy are computed with NumPy and compile nothing; arrays of JAX with JAX, also under jit.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import Array
 
+from vqjax.ops.serialization import exported
 
+
+@exported
 class Interval(NamedTuple):
     """A mean with the low and high end of its 95% interval."""
 
@@ -22,14 +28,16 @@ class Interval(NamedTuple):
     high: float
 
 
+@exported
 class Reliability(NamedTuple):
     """Mean confidence, accuracy and examples of each confidence bin, float32 [num_bins] each."""
 
     confidence: Array
     accuracy: Array
-    count: Array
+    count: Array  # type: ignore[assignment]
 
 
+@exported
 class UniformBaseline(NamedTuple):
     """What a uniform source shows: expected usage (0 to 1) and perplexity (1 to K)."""
 
@@ -37,27 +45,34 @@ class UniformBaseline(NamedTuple):
     perplexity: float
 
 
+def _numpy_of(*arrays: Any) -> Any:
+    """The module that computes with these: jax.numpy where one is an array of JAX, else NumPy."""
+    return jnp if any(isinstance(x, Array) for x in arrays) else np
+
+
 # Codes: counts [..., K], any number dtype, leading axes are stages or groups.
 
 
 def perplexity(counts: Array) -> Array:
     """Exponential of the entropy of counts [..., K] -> float32 [...], 1 to K; 0 for no counts."""
-    counts = jnp.asarray(counts, jnp.float32)
+    xp = _numpy_of(counts)
+    counts = xp.asarray(counts, xp.float32)
     total = counts.sum(-1, keepdims=True)
-    share = counts / jnp.where(total > 0, total, 1.0)
-    entropy = jax.scipy.special.entr(share).sum(-1)
-    return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0.0)
+    share = counts / xp.where(total > 0, total, xp.float32(1))
+    entr = jax.scipy.special.entr if xp is jnp else scipy.special.entr
+    return xp.where(total[..., 0] > 0, xp.exp(entr(share).sum(-1)), xp.float32(0))
 
 
 def active_codes(counts: Array) -> Array:
     """Number of codes of counts [..., K] used at least once -> int32 [...]."""
-    return (jnp.asarray(counts) > 0).sum(-1, dtype=jnp.int32)
+    xp = _numpy_of(counts)
+    return (xp.asarray(counts) > 0).sum(-1, dtype=xp.int32)
 
 
 def usage(counts: Array) -> Array:
     """Share of the K codes of counts [..., K] used at least once -> float32 [...], 0 to 1."""
-    counts = jnp.asarray(counts)
-    return active_codes(counts) / counts.shape[-1]
+    xp = _numpy_of(counts)
+    return active_codes(counts).astype(xp.float32) / xp.float32(np.shape(counts)[-1])
 
 
 def uniform_baseline(num_tokens: int, num_codes: int) -> UniformBaseline:
@@ -94,63 +109,76 @@ def uniform_baseline(num_tokens: int, num_codes: int) -> UniformBaseline:
 def _masked_mean(values: Array, mask: Array | None) -> Array:
     if mask is None:
         return values.mean()
+    xp = _numpy_of(values, mask)
     # `where` and not a product: a padded row may hold anything, NaN included.
-    return jnp.where(mask, values, 0.0).sum() / mask.sum()
+    return xp.where(mask, values, xp.float32(0)).sum() / xp.asarray(mask).sum(dtype=xp.float32)
 
 
-def _of_label(probs: Array, labels: Array) -> Array:
-    return jnp.take_along_axis(probs, labels[:, None], axis=-1)[:, 0]
+def _float32(probs: Array, *others: Array | None) -> tuple[Any, Array]:
+    """What computes with all of these, and probs as float32."""
+    xp = _numpy_of(probs, *others)
+    return xp, xp.asarray(probs, xp.float32)
 
 
 def accuracy(probs: Array, labels: Array, mask: Array | None = None) -> Array:
     """Share of rows of probs [N, C] whose largest entry is at labels [N] -> float32 [], 0 to 1."""
-    hit = jnp.argmax(probs, axis=-1) == labels
-    return _masked_mean(hit.astype(jnp.float32), mask)
+    xp, probs = _float32(probs, labels, mask)
+    return _masked_mean((xp.argmax(probs, axis=-1) == labels).astype(xp.float32), mask)
 
 
 def negative_log_likelihood(probs: Array, labels: Array, mask: Array | None = None) -> Array:
     """Mean of -log probs[label] in nats -> float32 []; inf where a label has probability 0."""
-    probs = jnp.asarray(probs, jnp.float32)
-    return _masked_mean(-jnp.log(_of_label(probs, labels)), mask)
+    xp, probs = _float32(probs, labels, mask)
+    of_label = xp.take_along_axis(probs, xp.asarray(labels)[:, None], axis=-1)[:, 0]
+    with np.errstate(divide='ignore'):
+        return _masked_mean(-xp.log(of_label), mask)
 
 
 def brier_score(probs: Array, labels: Array, mask: Array | None = None) -> Array:
     """Mean squared distance of probs [N, C] from the one-hot labels -> float32 [], 0 to 2."""
-    probs = jnp.asarray(probs, jnp.float32)
-    one_hot = jax.nn.one_hot(labels, probs.shape[-1])
-    return _masked_mean(jnp.square(probs - one_hot).sum(-1), mask)
+    xp, probs = _float32(probs, labels, mask)
+    one_hot = xp.asarray(labels)[:, None] == xp.arange(probs.shape[-1])
+    return _masked_mean(xp.square(probs - one_hot.astype(xp.float32)).sum(-1), mask)
 
 
-def _bins(confidence: Array, num_bins: int) -> Array:
-    # Equal bins (i/n, (i+1)/n], the first closed on both sides.
-    return jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
+def _bin_sums(confidence: Array, values: Array, num_bins: int) -> Array:
+    """Sums of values [N] in equal bins (i/n, (i+1)/n] of confidence, the first from 0 on."""
+    xp = _numpy_of(confidence, values)
+    with np.errstate(invalid='ignore'):  # NaN falls into the first bin, as JAX has it
+        bins = xp.ceil(confidence * num_bins).astype(xp.int32) - 1
+    bins = xp.clip(bins, 0, num_bins - 1)
+    if xp is jnp:
+        return jax.ops.segment_sum(values, bins, num_bins)
+    return np.bincount(bins, values, num_bins).astype(np.float32)
 
 
 def _calibration_error(confidence: Array, hit: Array, weight: Array, num_bins: int) -> Array:
     # sum_b n_b/n |acc_b - conf_b| needs only the sum of (hit - confidence) in each bin.
-    gap = jax.ops.segment_sum(weight * (hit - confidence), _bins(confidence, num_bins), num_bins)
-    return jnp.abs(gap).sum() / weight.sum()
+    return abs(_bin_sums(confidence, weight * (hit - confidence), num_bins)).sum() / weight.sum()
 
 
-def _confidence(probs: Array, mask: Array | None) -> tuple[Array, Array]:
-    confidence = jnp.asarray(probs, jnp.float32).max(-1)
+def _confidence(
+    probs: Array, labels: Array | None, mask: Array | None
+) -> tuple[Array, Array | None, Array]:
+    """max(probs), whether it is at the label (None without labels), and the weight: float32 [N]."""
+    xp, probs = _float32(probs, labels, mask)
+    confidence, hit = probs.max(-1), None
+    if labels is not None:
+        hit = (xp.argmax(probs, axis=-1) == labels).astype(xp.float32)
     if mask is None:
-        return confidence, jnp.ones_like(confidence)
-    return jnp.where(mask, confidence, 0.0), jnp.asarray(mask, jnp.float32)
+        return confidence, hit, xp.ones_like(confidence)
+    return xp.where(mask, confidence, xp.float32(0)), hit, xp.asarray(mask, xp.float32)
 
 
 def reliability(
     probs: Array, labels: Array, num_bins: int = 15, mask: Array | None = None
 ) -> Reliability:
     """Confidence max(probs) against accuracy in equal bins -> Reliability; empty bins read 0."""
-    confidence, weight = _confidence(probs, mask)
-    hit = (jnp.argmax(probs, axis=-1) == labels).astype(jnp.float32)
-    index = _bins(confidence, num_bins)
+    confidence, hit, weight = _confidence(probs, labels, mask)
     count, conf_sum, hit_sum = (
-        jax.ops.segment_sum(weight * v, index, num_bins)
-        for v in (jnp.ones_like(confidence), confidence, hit)
+        _bin_sums(confidence, weight * v, num_bins) for v in (1, confidence, hit)
     )
-    size = jnp.maximum(count, 1.0)
+    size = count.clip(1.0)
     return Reliability(conf_sum / size, hit_sum / size, count)
 
 
@@ -162,8 +190,7 @@ def expected_calibration_error(
     Guo et al. 2017, arXiv:1706.04599, eq. 3. Biased upwards on small sets: read it beside
     `calibration_band`.
     """
-    confidence, weight = _confidence(probs, mask)
-    hit = (jnp.argmax(probs, axis=-1) == labels).astype(jnp.float32)
+    confidence, hit, weight = _confidence(probs, labels, mask)
     return _calibration_error(confidence, hit, weight, num_bins)
 
 
@@ -188,7 +215,7 @@ def calibration_band(
     Returns:
         Interval of float32 []: mean, 2.5% and 97.5% quantile.
     """
-    confidence, weight = _confidence(probs, mask)
+    confidence, _, weight = _confidence(jnp.asarray(probs), None, mask)
     key = jax.random.key(0) if key is None else key
 
     def one(key):
@@ -210,12 +237,12 @@ def bootstrap_interval(values: Sequence[float], num_samples: int = 10_000) -> In
     Raises:
         ValueError: no values.
     """
-    values = np.asarray(values, np.float64)
-    if values.size == 0:
+    numbers = np.asarray(values, np.float64)
+    if numbers.size == 0:
         raise ValueError('values is empty: an interval needs at least one seed')
-    draws = np.random.default_rng(0).integers(0, values.size, (num_samples, values.size))
-    low, high = np.quantile(values[draws].mean(-1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    draws = np.random.default_rng(0).integers(0, numbers.size, (num_samples, numbers.size))
+    low, high = np.quantile(numbers[draws].mean(-1), [0.025, 0.975])
+    return Interval(float(numbers.mean()), float(low), float(high))
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:

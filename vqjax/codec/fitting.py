@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,9 @@ import optax
 
 from vqjax import ops
 from vqjax.codec.tokenizer import Codec, check_floating
+from vqjax.ops.fields import check, check_count
 from vqjax.quantizers import Quantizer
+from vqjax.quantizers.checking import check_key, unshared
 
 # The start sees this many vectors a code (k-means gains little from more), within bounds.
 _START_PER_CODE = 256
@@ -73,10 +75,13 @@ def fit(
       ValueError: for steps or batch_size out of range, a quantizer of grids, vectors of different
         sizes, or a sample that cannot start a codebook.
     """
-    if steps < 0 or batch_size < 1:
-        raise ValueError(
-            f'need steps >= 0 and batch_size >= 1, got steps={steps}, batch_size={batch_size}'
-        )
+    is_quantizer = isinstance(quantizer, Quantizer) and not isinstance(quantizer, type)
+    check(is_quantizer, 'quantizer', quantizer, 'a quantizer of vqjax.quantizers')
+    check_count('steps', steps, 0)
+    check_count('batch_size', batch_size)
+    check_key(key)
+    is_data = isinstance(z, jax.Array | Iterable) and not isinstance(z, str | bytes | Mapping)
+    check(is_data, 'z', z, 'an array of vectors [..., D], or an iterable of such batches')
     if quantizer.grid:
         raise ValueError(
             f'fit takes vectors, and {quantizer!r} quantizes whole grids: train it in a model, or '
@@ -97,7 +102,8 @@ def fit(
         done = 0
         if jax.tree.leaves((params, state)) and steps:
             optimizer = default_optimizer(steps) if optimizer is None else optimizer
-            carry = (params, state, optimizer.init(params))
+            # What is donated at every step: an optimizer may keep the params themselves.
+            carry = unshared((params, state, optimizer.init(params)))
             previous = None
             for done, batch in enumerate(itertools.islice(stream, steps), 1):
                 _check_dim(batch, sample.shape[-1])

@@ -25,16 +25,7 @@ def code_widths(quantizer: Quantizer) -> np.ndarray:
 
 def code_numbers(quantizer: Quantizer) -> np.ndarray:
     """K of each code of a vector, int64 [*code_shape]: stages may differ."""
-    inner = getattr(quantizer, 'inner', None)
-    if inner is None:
-        return np.asarray(quantizer.code_sizes, np.int64)
-    if isinstance(inner, tuple):
-        stages = np.stack([code_numbers(stage) for stage in inner], axis=-1)
-        return np.repeat(stages, getattr(quantizer, 'sizes', 1), axis=-1)
-    numbers = code_numbers(inner)
-    added = quantizer.code_shape[numbers.ndim :]
-    shape = numbers.shape + added
-    return np.broadcast_to(numbers.reshape(numbers.shape + (1,) * len(added)), shape)
+    return np.asarray(quantizer.code_sizes, np.int64)
 
 
 def pack(quantizer: Quantizer, codes: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.quantizers import Quantizer
-from vqjax.quantizers.forms import describe
+from vqjax.quantizers.checking import describe
 
 
 def structure(quantizer: Quantizer, dim: int) -> tuple[Any, Any]:

@@ -71,9 +71,14 @@ class Facts:
         return float(value) if plain else math.nan
 
     @property
-    def kind(self) -> str:
-        """Class of the first leaf, '' where unknown."""
-        return type(self._leaves[0]).__name__ if self._leaves else ''
+    def is_fsq(self) -> bool:
+        """Whether the quantizer is known to be an FSQ."""
+        return self.known and self.has('levels') and self.has('bound')
+
+    @property
+    def averages(self) -> bool:
+        """Whether the codes are moving averages; of a VQ only their use is averaged."""
+        return self.has('decay') and not (self.known and self.has('codebook'))
 
     @property
     def is_grid(self) -> bool:

@@ -232,7 +232,7 @@ def look(
         # The vectors of other examples: a task that does not notice does not read them.
         axis = 0 if z.shape[0] > 1 or z.ndim == 2 else 1
         other = jnp.roll(z_q, max(z_q.shape[axis] // 2, 1), axis)
-        found['task_loss'] = follows(z_q)
+        found['task_loss_looked'] = follows(z_q)
         found['task_loss_shuffled'] = follows(other)
         if z_gradient is not None:
             found |= _shares(z_gradient, at_z.at_input, at_z.own)

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from vqjax.hsmm.sessions import Sessions
+from vqjax.ops.serialization import exported
 
 
+@exported
 class Weights(NamedTuple):
     """Logarithms: start, stay and leave [L], move [L, L], emit a table [L, K] for each axis.
 

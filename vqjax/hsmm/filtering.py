@@ -10,8 +10,10 @@ from jax import lax
 
 from vqjax.hsmm import chain
 from vqjax.hsmm.chain import Weights
+from vqjax.ops.serialization import exported
 
 
+@exported
 class Window(NamedTuple):
     """The last lag + 1 steps of a stream, the newest last.
 

@@ -18,12 +18,14 @@ from vqjax.hsmm import chain, priors
 from vqjax.hsmm.chain import Weights
 from vqjax.hsmm.priors import Concentrations
 from vqjax.hsmm.sessions import Sessions
+from vqjax.ops.serialization import exported
 
 _TRIAL = 8  # steps that a merger has to prove itself
 _PATIENCE = 6  # mergers refused in a row
 _SETTLED = 1e-5  # as tol, before a merger is tried
 
 
+@exported
 class Kept(NamedTuple):
     """The estimate to go back to: counts given it, concentrations, base weights, objective."""
 

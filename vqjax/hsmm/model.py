@@ -15,8 +15,10 @@ from vqjax.hsmm import chain, filtering, fitting, priors, starts, viterbi
 from vqjax.hsmm.filtering import Window
 from vqjax.hsmm.sessions import arranged, check_codes, check_values, restored
 from vqjax.ops.fields import check, check_count, check_flag, check_positive, is_number, make_plain
+from vqjax.ops.serialization import exported
 
 
+@exported
 class HSMMParams(NamedTuple):
     """Probabilities, of one floating dtype, in which everything is computed.
 
@@ -34,6 +36,7 @@ class HSMMParams(NamedTuple):
     base: jax.Array
 
 
+@exported
 class Fitted(NamedTuple):
     """params, and the objective after each step of EM [iters]; after the last step its value."""
 

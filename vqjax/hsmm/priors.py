@@ -21,6 +21,7 @@ from jax import lax
 from jax.scipy.special import digamma, gammaln
 
 from vqjax.hsmm.chain import Weights, others, safe_log
+from vqjax.ops.serialization import exported
 
 ESTIMATES = ('variational', 'map')
 # Steps towards the fixed point of the base weights: the first that is best, or none.
@@ -28,6 +29,7 @@ _LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.02, 0.0)
 _ROUNDS = 3
 
 
+@exported
 class Concentrations(NamedTuple):
     """Of start [L], stay [L, 2] (a phase kept, or left), move [L, L], emit [L, K] for each axis."""
 

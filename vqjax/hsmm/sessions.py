@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vqjax.ops.serialization import exported
 
+
+@exported
 class Sessions(NamedTuple):
     """B sessions of T steps, time first.
 

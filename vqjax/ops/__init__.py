@@ -2,7 +2,7 @@
 
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
 from vqjax.ops.balance import code_balance, log_mean_assignment
-from vqjax.ops.bounds import BOUNDS, check_bound, ifsq, inverse_bound, tanh
+from vqjax.ops.bounds import BOUNDS, check_bound, clamp, ifsq, inverse_bound, short_tanh, tanh
 from vqjax.ops.bridges import BRIDGES, Bridge, Linear, LowRank, VQBridge
 from vqjax.ops.candidates import (
     Assignments,
@@ -65,6 +65,7 @@ from vqjax.ops.rows import (
 )
 from vqjax.ops.schedules import Schedule
 from vqjax.ops.scores import DISTANCES, METRICS, normalize
+from vqjax.ops.serialization import exported
 from vqjax.ops.statistics import (
     AxisName,
     code_counts,
@@ -112,6 +113,7 @@ __all__ = [
     'check_bound',
     'check_distinct',
     'check_room',
+    'clamp',
     'choose_by_logits',
     'code_balance',
     'code_counts',
@@ -122,6 +124,7 @@ __all__ = [
     'diversity',
     'entropy',
     'error_rows',
+    'exported',
     'flat_rows',
     'function_name',
     'graft',
@@ -153,6 +156,7 @@ __all__ = [
     'rows_spec',
     'row_places',
     'sample_codes',
+    'short_tanh',
     'smallest',
     'smoothed',
     'soft_assignments',

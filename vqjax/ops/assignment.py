@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from vqjax.ops.candidates import likeliest, pairwise_costs, tile_rows
+from vqjax.ops.compiling import compiled_once
 from vqjax.ops.fields import check_count, check_positive, make_plain
 from vqjax.ops.meshes import automatic, rows_spec, varying_as
 from vqjax.ops.nearest import nearest_codes
@@ -87,6 +88,7 @@ ASSIGNMENTS = {f.__name__: f for f in (nearest_assignment,)}
 
 
 @automatic(lambda plan, z, *_: rows_spec(z))
+@compiled_once
 def _balanced(plan, z, codebook, metric, mask, axis_name):
     rows, valid = flat_rows(z, mask)
     bias, codebook = bias_and_codes(lax.stop_gradient(codebook), metric)

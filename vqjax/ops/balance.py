@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from vqjax.ops.candidates import pairwise_costs, tile_rows
+from vqjax.ops.compiling import compiled_once
 from vqjax.ops.meshes import automatic, varying_as
 from vqjax.ops.rows import flat_rows
 from vqjax.ops.statistics import AxisName, pmean
@@ -20,6 +21,7 @@ _NONE = -1e30
 
 
 @automatic(P())
+@compiled_once
 def log_mean_assignment(
     z: jax.Array,
     codebook: jax.Array,

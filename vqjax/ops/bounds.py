@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vqjax.ops.compiling import compiled_once
 
 # A bound of the user's own is inverted by halving an interval of this reach, so many times.
 _REACH, _HALVINGS = 1e4, 60
@@ -26,9 +29,27 @@ def ifsq(x: jax.Array) -> jax.Array:
     return jnp.tanh(0.8 * x)
 
 
+def clamp(x: jax.Array) -> jax.Array:
+    """x cut off at -1 and 1, beyond which it has no gradient: for features bounded already."""
+    return jnp.clip(x, -1.0, 1.0)
+
+
+def short_tanh(x: jax.Array) -> jax.Array:
+    """tanh x times 0.999 / 1.001: plain FSQ with three levels rounds 0.999 tanh x (CosyVoice 2)."""
+    return _SHORT * jnp.tanh(x)
+
+
+# The float32 that CosyVoice multiplies by, and FSQ's own margin taken off.
+_SHORT = 0.9990000128746033 / 1.001
 # What a spec may name.
-BOUNDS = {f.__name__: f for f in (tanh, ifsq)}
-_INVERSES = {tanh: lambda y: _arctanh(y), ifsq: lambda y: _arctanh(y) / 0.8}
+BOUNDS = {f.__name__: f for f in (tanh, ifsq, clamp, short_tanh)}
+_INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
+    tanh: lambda y: _arctanh(y),
+    ifsq: lambda y: _arctanh(y) / 0.8,
+    clamp: lambda y: y,
+    # Of what it reaches: a value beyond comes from far out.
+    short_tanh: lambda y: _arctanh((y / _SHORT).clip(-0.9999, 0.9999)),
+}
 
 
 def _arctanh(y):
@@ -36,6 +57,7 @@ def _arctanh(y):
     return (np if isinstance(y, np.ndarray) else jnp).arctanh(y)
 
 
+@compiled_once
 def inverse_bound(bound: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
     """x with bound(x) = y: in closed form for those here, by halving for any rising function.
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from vqjax.ops.compiling import compiled_once
 from vqjax.ops.losses import entropy
 from vqjax.ops.meshes import automatic, mesh_size, rows_spec, varying_as
 from vqjax.ops.rows import flat_rows, gumbel_noise, row_places
 from vqjax.ops.scores import normalize
+from vqjax.ops.serialization import exported
 from vqjax.ops.statistics import AxisName, pmean
 from vqjax.ops.tiles import in_lanes, map_tiles, row_lanes, row_tiles
 
@@ -80,6 +82,7 @@ def smallest(x: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
 
 
 @automatic(lambda z, *_: rows_spec(z, None))
+@compiled_once
 def nearest_candidates(
     z: jax.Array, codebook: jax.Array, num: int, metric: str = 'euclidean'
 ) -> jax.Array:
@@ -96,6 +99,7 @@ def nearest_candidates(
 
 
 @automatic(lambda key, z, *_: rows_spec(z))
+@compiled_once
 def sample_codes(
     key: jax.Array,
     z: jax.Array,
@@ -122,6 +126,7 @@ def sample_codes(
     return jnp.where(valid, codes, -1).reshape(z.shape[:-1])
 
 
+@exported
 class Assignments(NamedTuple):
     """Soft assignments of a batch: their mean float32 [K], the mean entropy [] in nats."""
 
@@ -130,6 +135,7 @@ class Assignments(NamedTuple):
 
 
 @automatic(P())
+@compiled_once
 def soft_assignments(
     z: jax.Array,
     codebook: jax.Array,

@@ -6,15 +6,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from vqjax.ops.candidates import likeliest, tile_rows
+from vqjax.ops.compiling import compiled_once
 from vqjax.ops.gradients import graft
 from vqjax.ops.meshes import varying_as
 from vqjax.ops.rows import gumbel_noise
+from vqjax.ops.serialization import exported
 from vqjax.ops.tiles import in_lanes, row_lanes, row_tiles
 
 
+@exported
 class Choices(NamedTuple):
     """Vectors float32 [N, D], codes int32 [N], sum of the probabilities of real rows [K]."""
 
@@ -23,6 +26,7 @@ class Choices(NamedTuple):
     total: jax.Array
 
 
+@compiled_once
 def choose_by_logits(
     rows: jax.Array,
     kernel: jax.Array,
@@ -75,13 +79,15 @@ def choose_by_logits(
     # Of tiles first, of lanes last: the compiler then joins what devices hold once.
     total = varying_as(jnp.zeros((lanes, num_codes), jnp.float32), rows, kernel, bias)
     inputs = [in_lanes(a, lanes) for a in (rows, places, valid)]
-    if number <= most * lanes:
+    symbolic = export.is_symbolic_dim(number)
+    if not symbolic and number <= most * lanes:
         total, found = tile(total, inputs)
     else:
         inputs = [row_tiles(a, most) for a in inputs]
         total, found = lax.scan(jax.checkpoint(tile, prevent_cse=False), total, inputs)
         found = [jnp.moveaxis(a, 0, 1).reshape(lanes, -1, *a.shape[3:]) for a in found]
-        found = [a[:, : number // lanes] for a in found]
+        fresh = jnp.arange(number) if symbolic else slice(number // lanes)
+        found = [a[:, fresh] for a in found]
     vectors, codes = (a.reshape(number, *a.shape[2:]) for a in found)
     return Choices(vectors, codes, jnp.sum(total, axis=0))
 

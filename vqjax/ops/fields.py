@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import core
 
 MAX_CODES = 2**31 - 1
 
 
-def check(ok: bool, field: str, value: Any, need: str) -> None:
+def check(ok: Any, field: str, value: Any, need: str) -> None:
     """Raise ValueError naming the field and its value where `ok` is false."""
     if not ok:
         raise ValueError(f'{field} must be {need}, got {value!r}')
@@ -53,7 +54,7 @@ def plain(value: Any) -> Any:
     Lists and arrays become tuples; anything else, a traced array too, stays as it is.
     """
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return value if isinstance(value, jax.core.Tracer) else plain(value.tolist())
+        return value if isinstance(value, core.Tracer) else plain(value.tolist())
     if type(value) in (list, tuple):
         return tuple(map(plain, value))
     return value

@@ -128,7 +128,7 @@ def convolve(
         for size, side, stride in zip(x.shape[1:3], (height, width), window_strides, strict=True)
     )
     patches = [
-        lax.slice(x, (0, i, j, 0), (len(x), i + rows, j + columns, channels), strides)
+        lax.slice(x, (0, i, j, 0), (x.shape[0], i + rows, j + columns, channels), strides)
         for i in range(height)
         for j in range(width)
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -57,6 +59,7 @@ def _backward(inputs, cotangent):
 _carrier.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.jit, inline=True)
 @sequential_vmap
 def _gradients(rows, keys, bias, values, cotangent):
     """What `_carrier` hands to rows [N, D], keys [K, D] and bias [K].

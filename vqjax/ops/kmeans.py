@@ -18,6 +18,7 @@ from vqjax.ops.meshes import automatic
 from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.rows import flat_rows, gumbel_rows, top_rows, uniform_rows
 from vqjax.ops.scores import normalize
+from vqjax.ops.serialization import exported
 from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
 
 # Largest absolute value of a batch: sums of 10^6 squares, and reciprocals of such, fit float32.
@@ -26,6 +27,7 @@ LARGEST = 1e16
 _SEED_ROUNDS = 64
 
 
+@exported
 class KMeans(NamedTuple):
     """Centroids float32 [K, D], vectors of each float32 [K], sum of squared distances []."""
 
@@ -34,6 +36,7 @@ class KMeans(NamedTuple):
     inertia: jax.Array
 
 
+@exported
 class Start(NamedTuple):
     """A codebook to start from: vectors float32 [K, D] and a weight for each, float32 [K]."""
 

@@ -24,7 +24,7 @@ def function_name(field: str, value: Callable, known: Mapping[str, Callable]) ->
     Raises:
       ValueError: for a function of your own, which plain data cannot hold.
     """
-    name = getattr(value, '__name__', None)
+    name = str(getattr(value, '__name__', None))
     if known.get(name) is not value:
         raise ValueError(f'{field}={value!r} is not one of {sorted(known)}: it has no spec')
     return name

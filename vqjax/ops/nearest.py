@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jax.custom_batching import custom_vmap
 
 from vqjax.ops.meshes import automatic, mesh_size, rows_spec, whole_features
@@ -65,7 +66,7 @@ def nearest_codes(
         )
     z, codebook = jnp.asarray(z), jnp.asarray(codebook)
     rows = lax.stop_gradient(z).reshape(-1, z.shape[-1])
-    if not rows.size:
+    if not export.is_symbolic_dim(rows.size) and not rows.size:
         return jnp.zeros(z.shape[:-1], jnp.int32)
     fused = os.environ.get('VQJAX_FUSED_SEARCH') == '1'
     codes = _searcher(metric, precision, fused)(rows, lax.stop_gradient(codebook))
@@ -77,7 +78,7 @@ def _searcher(metric, precision, fused):
     """The search of each platform, compiled once a shape: [N, D], [K, D] -> int32 [N]."""
 
     def tiled(scores, sizes):
-        return lambda *inputs: _search(*inputs, metric, precision, scores, sizes)
+        return lambda rows, codes: _search(rows, codes, metric, precision, scores, sizes)
 
     default = tiled(_scores, _TILE)
     # Folded, the bias would be rounded to bfloat16 with the rest.
@@ -92,7 +93,7 @@ def _searcher(metric, precision, fused):
             # Not at the top of the file: Pallas takes longer to import than all of vqjax.
             from vqjax.ops.nearest_pallas import fused_search
 
-            kernel['cuda'] = lambda *inputs: fused_search(*inputs, metric, precision)
+            kernel['cuda'] = lambda rows, codes: fused_search(rows, codes, metric, precision)
         rows, codebook = whole_features(rows), whole_features(codebook)
         return lax.platform_dependent(rows, codebook, default=default, **branches, **kernel)
 
@@ -129,16 +130,18 @@ def _search(rows, codebook, metric, precision, scores, sizes):
     least score of each lane of codes is joined last, one collective where they are sharded.
     """
     bias, codebook = bias_and_codes(codebook, metric)
-    n, num_codes = rows.shape[0], codebook.shape[0]
+    n: Any = rows.shape[0]
+    num_codes: Any = codebook.shape[0]
     most_codes, most_rows, most_scores = sizes
     lanes, whole = row_lanes(n, rows, codebook)
     parts = code_lanes(num_codes, rows, codebook)
-    size = min(num_codes, most_codes)
+    few_codes = not export.is_symbolic_dim(num_codes) and num_codes < most_codes
+    size = num_codes if few_codes else most_codes
     most = max(min(most_scores // size, most_rows) * whole // lanes, _LEAST_ROWS)
     row_size, row_starts = starts(n // lanes, most)
-    # Few rows: longer tiles of codes instead.
-    size = max(most_scores * whole // (row_size * lanes), size) // parts
-    code_size, code_starts = starts(num_codes // parts, size)
+    if not export.is_symbolic_dim(n):  # few rows: longer tiles of codes instead
+        size = max(most_scores * whole // (row_size * lanes), size)
+    code_size, code_starts = starts(num_codes // parts, size // parts)
     rows, codebook, bias = in_lanes(rows, lanes), in_lanes(codebook, parts), in_lanes(bias, parts)
     part_starts = jnp.arange(parts, dtype=jnp.int32)[:, None] * (num_codes // parts)
 
@@ -161,7 +164,8 @@ def _search(rows, codebook, metric, precision, scores, sizes):
         best, first = lax.map(code_tile, code_starts)
         axes = tuple(range(best.ndim - 1))
         least = jnp.min(best, axis=axes)
-        code = jnp.min(jnp.where(best == least, first, num_codes), axis=axes)
+        last: Any = num_codes
+        code = jnp.min(jnp.where(best == least, first, last), axis=axes)
         return in_lanes(jnp.where(jnp.isfinite(least), code, -1), lanes)
 
     return join_tiles(lax.map(row_tile, row_starts), n)

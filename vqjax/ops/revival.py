@@ -15,9 +15,11 @@ from vqjax.ops.kmeans import kmeans
 from vqjax.ops.names import named_function
 from vqjax.ops.nearest import nearest_codes
 from vqjax.ops.rows import gumbel_rows, top_rows, uniform_rows
+from vqjax.ops.serialization import exported
 from vqjax.ops.statistics import AxisName, code_sums, psum
 
 
+@exported
 class Batch(NamedTuple):
     """What a source may look at: rows [N, D], their codes [N] (-1 = none), which count [N]."""
 
@@ -27,6 +29,7 @@ class Batch(NamedTuple):
     assigned: jax.Array  # [K, D], the codebook that the codes refer to
 
 
+@exported
 class Revived(NamedTuple):
     """Codebook [K, D], counts [K], and the entries that changed, bool [K]."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from vqjax.ops.statistics import AxisName, psum
 
@@ -109,7 +109,11 @@ def top_rows(
       Memory beyond that: the num priorities of each replica.
     """
     n = rows.shape[0]
-    best, index = lax.top_k(priority, min(num, n))
+    if export.is_symbolic_dim(n):  # of any number of rows: as many more that are never taken
+        priority = jnp.pad(priority, (0, num), constant_values=-jnp.inf)
+        best, index = lax.top_k(priority, num)
+    else:
+        best, index = lax.top_k(priority, min(num, n))
     if axis_name is None:
         chosen = rows[index]
     else:

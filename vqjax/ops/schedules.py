@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
-import jax
 import optax
 
 from vqjax.ops.fields import check, check_flag, is_number, plain
@@ -59,7 +59,7 @@ class Schedule:
         except ValueError as error:
             raise ValueError(f'schedule {name!r} refuses {self.arguments}: {error}') from None
 
-    def __call__(self, step: jax.Array) -> jax.Array:
+    def __call__(self, step: Any) -> Any:
         """step int32 [] -> float32 []."""
         return self._schedule(step)
 
@@ -88,15 +88,15 @@ class Schedule:
         return _rebuild, (self.name, self.arguments)
 
 
-def _check_argument(field, value):
+def _check_argument(field: str, value: Any) -> None:
     if field == 'staircase':
         check_flag(field, value)
     elif not (field == 'end_value' and value is None):
         check(is_number(value), field, value, 'a finite number')
     if field in ('transition_begin', 'warmup_steps'):
-        check(value >= 0, field, value, 'not negative')
+        check(value is not None and value >= 0, field, value, 'not negative')
     elif field.endswith('_steps'):
-        check(value > 0, field, value, 'above 0, in steps')
+        check(value is not None and value > 0, field, value, 'above 0, in steps')
 
 
 def _rebuild(name, arguments):

@@ -1,18 +1,24 @@
-"""Arrays cut into tiles along their rows, such that sharded rows stay on their devices."""
+"""Arrays cut into tiles along their rows, such that sharded rows stay on their devices.
+
+The number of rows may be symbolic, in a program that `jax.export` makes for batches of any size:
+tiles are then of min(rows, most) rows, which is a number again once the program is called.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import core, export, lax
 
 from vqjax.ops.meshes import mesh_size
 
 _ALIGN = 128
+# A number of rows, or a symbolic one.
+Number = Any
 
 
 class Lanes(NamedTuple):
@@ -22,7 +28,7 @@ class Lanes(NamedTuple):
     tiles: int
 
 
-def row_lanes(total: int, *arrays: jax.Array) -> Lanes:
+def row_lanes(total: Number, *arrays: jax.Array) -> Lanes:
     """The parts from which tiles of the `total` rows of an array are cut, a piece of each.
 
     A tile cut from the whole would be held by one device of many, and all would have to fetch it:
@@ -31,26 +37,34 @@ def row_lanes(total: int, *arrays: jax.Array) -> Lanes:
     be). Where no mesh is known there may be many devices or one: parts for many, which on a single
     one cost nothing but longer strides, and a tile shared among them.
 
-    arrays: those whose types may name the mesh.
+    arrays: those whose types may name the mesh. A symbolic number of rows is one part.
     """
+    if export.is_symbolic_dim(total):
+        return Lanes(1, 1)
     size = mesh_size(*arrays)
     number = math.gcd(total, jax.device_count() if size is None else size)
     return Lanes(number, 1 if size is None else number)
 
 
-def code_lanes(num_codes: int, *arrays: jax.Array) -> int:
+def code_lanes(num_codes: Number, *arrays: jax.Array) -> int:
     """The same for the rows of a codebook, which only a known mesh shards; 128 codes at least."""
+    if export.is_symbolic_dim(num_codes):
+        return 1
     size = math.gcd(num_codes, mesh_size(*arrays) or 1)
     parts = (n for n in range(size, 0, -1) if size % n == 0)
     return next(n for n in parts if n == 1 or num_codes // n >= _ALIGN)
 
 
-def starts(total: int, size: int) -> tuple[int, jax.Array]:
+def starts(total: Number, size: Number) -> tuple[Number, jax.Array]:
     """Tiles of one static size, at most `size`, that cover `total`; the last may overlap.
 
     An overlap costs a few rows twice and saves what a ragged end would need: a padded copy of the
     input or a second compiled body. Evening the tiles out first keeps it below `_ALIGN` a tile.
     """
+    if export.is_symbolic_dim(total):
+        size = core.min_dim(total, size)
+        tiles: Number = -(-total // size)
+        return size, jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * size, total - size)
     tiles = -(-total // size)
     size = min(total, size, -(-total // (tiles * _ALIGN)) * _ALIGN)
     tiles = -(-total // size)
@@ -62,7 +76,7 @@ def in_lanes(x: jax.Array, lanes: int) -> jax.Array:
     return x.reshape(lanes, x.shape[0] // lanes, *x.shape[1:])
 
 
-def cut(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+def cut(x: jax.Array, start: jax.Array, size: Number) -> jax.Array:
     """The tile [lanes * size, ...] of an array in lanes [lanes, n, ...]."""
     tile = lax.dynamic_slice_in_dim(x, start, size, axis=1)
     return tile.reshape(-1, *x.shape[2:])
@@ -73,7 +87,15 @@ def row_tiles(x: jax.Array, most: int) -> jax.Array:
 
     At most `most` rows of each lane a tile; the last is filled up with zeros.
     """
-    lanes, size = x.shape[0], min(most, x.shape[1])
+    lanes: Number = x.shape[0]
+    number: Number = x.shape[1]
+    if export.is_symbolic_dim(number):
+        size = core.min_dim(number, most)
+        tiles = -(-number // size)
+        filled = jnp.zeros((lanes, tiles * size, *x.shape[2:]), x.dtype)
+        filled = filled.at[:, jnp.arange(number)].set(x)
+        return jnp.moveaxis(filled.reshape(lanes, tiles, size, *x.shape[2:]), 1, 0)
+    size = min(most, number)
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)))
     return jnp.moveaxis(x.reshape(lanes, -1, size, *x.shape[2:]), 1, 0)
 
@@ -90,7 +112,7 @@ def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax
       An array [N, ...].
     """
     total = arrays[0].shape[0]
-    if total <= most:
+    if not export.is_symbolic_dim(total) and total <= most:
         return function(*arrays)
     lanes, whole = row_lanes(total, *arrays)
     size, begin = starts(total // lanes, max(most * whole // lanes, 1))
@@ -101,9 +123,15 @@ def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax
     )
 
 
-def join_tiles(tiles: jax.Array, total: int) -> jax.Array:
+def join_tiles(tiles: jax.Array, total: Number) -> jax.Array:
     """Results of tiles in lanes [tiles, lanes, size, ...] as rows in order [total, ...]."""
-    number, lanes, size = tiles.shape[:3]
+    shape: tuple[Number, ...] = tiles.shape
+    number, lanes, size = shape[:3]
+    if export.is_symbolic_dim(total):
+        row = jnp.arange(total)
+        tile = row // size
+        start = jnp.minimum(tile * size, total - size)
+        return tiles.reshape(number * size, *tiles.shape[3:])[tile * size + row - start]
     fresh = total // lanes - (number - 1) * size
     first = jnp.moveaxis(tiles[:-1], 0, 1).reshape(lanes, (number - 1) * size, *tiles.shape[3:])
     rows = jnp.concatenate([first, tiles[-1, :, size - fresh :]], axis=1)

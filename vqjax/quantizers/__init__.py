@@ -4,6 +4,7 @@ from vqjax.quantizers import kinds
 from vqjax.quantizers.banked import BankedState
 from vqjax.quantizers.base import Quantized, Quantizer, stages
 from vqjax.quantizers.bridged import BridgedParams
+from vqjax.quantizers.checking import checked, restore
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.guarded import GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelState
@@ -42,10 +43,12 @@ __all__ = [
     'RandomProjectionState',
     'VQEMAState',
     'VQState',
+    'checked',
     'count_refits',
     'device_mesh',
     'guard_codebooks',
     'make',
+    'restore',
     'shardings',
     'stages',
     'to_spec',

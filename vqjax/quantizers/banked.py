@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.revival import revive
-from vqjax.quantizers.base import check, check_count, compiled_once, look_up
+from vqjax.ops.serialization import exported
+from vqjax.quantizers.base import STEP, PyTree, array_shape, check, check_count, checked, look_up
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
 
 
+@exported
 class BankedState(NamedTuple):
     """The inner quantizer's state and the bank, the same on every replica.
 
@@ -69,28 +71,34 @@ class Banked(Wrapped):
         check_count('fresh', self.fresh)
         check(self.fresh <= self.size, 'fresh', self.fresh, f'at most size, {self.size}')
 
+    def shapes(self, dim: int) -> tuple[PyTree, BankedState]:
+        """The inner's, and the bank."""
+        params, inner = self.inner.shapes(dim)
+        return params, BankedState(inner, array_shape(self.size, dim), STEP)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, BankedState) from the inner's start on z [..., D]; the bank is empty."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         bank = jnp.zeros((self.size, z.shape[-1]), jnp.float32)
         return params, BankedState(inner, bank, jnp.zeros((), jnp.int32))
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> BankedState:
         """Vectors of z [..., D] enter the bank; then the inner's update, which revives from it."""
         bank, seen = self._remember(params, state, z, codes, key, mask, axis_name)
         held = jnp.arange(self.size) < seen
+        given = cast(ops.Revival, self.inner.revival)
 
         # Called by the inner's revival, only when it is due: most steps do not search the bank.
         def source(key, batch, codebook, counts, dead, axis_name):
             del batch, axis_name  # every replica holds the same bank
             chosen = jnp.where(held, ops.nearest_codes(bank, codebook, self.metric), -1)
             remembered = ops.Batch(bank, chosen, held, codebook)
-            return self.inner.revival.source(key, remembered, codebook, counts, dead, None)
+            return given.source(key, remembered, codebook, counts, dead, None)
 
-        given = self.inner.revival
         revival = _FromBank(given.below, given.every, source)
         inner = dataclasses.replace(self.inner, revival=revival)
         moved = inner.update(params, state.inner, z, codes, key, mask, axis_name, weights)

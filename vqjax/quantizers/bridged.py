@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.bridges import PyTree
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     Quantized,
+    array_shape,
     blank,
     check,
     check_count,
@@ -23,12 +25,14 @@ from vqjax.quantizers.base import (
     check_positive,
     check_start,
     check_weight,
+    checked,
     hide,
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_assignment
 
 
+@exported
 class BridgedParams(NamedTuple):
     """What the bridge learns, and the codes float32 [K, D] where they are learned too, else ()."""
 
@@ -43,7 +47,16 @@ class BridgedCodebook(Codebook):
     bridge, and give `init` and `_parts`.
     """
 
-    starts_from_data = True
+    num_codes: int
+    commitment: float
+    codebook: float
+    length: float | None
+    bridge: Any
+
+    @property
+    def starts_from_data(self) -> bool:  # type: ignore[override]
+        """Always: the codes' length is that of z."""
+        return True
 
     def __post_init__(self):
         check_count('num_codes', self.num_codes)
@@ -92,6 +105,7 @@ class BridgedCodebook(Codebook):
             )
         return codebook.astype(jnp.float32)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -155,6 +169,13 @@ class Bridged(BridgedCodebook):
         ok = all(callable(getattr(self.bridge, name, None)) for name in ('init', 'apply'))
         check(ok, 'bridge', self.bridge, 'an object with functions init and apply')
 
+    def shapes(self, dim: int) -> tuple[BridgedParams, PyTree]:
+        """What the bridge makes of the codes' shape, and the codes."""
+        codes = array_shape(self.num_codes, dim)
+        learned = jax.eval_shape(lambda codes: self.bridge.init(jax.random.key(0), codes), codes)
+        return BridgedParams(learned, codes if self.learned else ()), () if self.learned else codes
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(BridgedParams, codes); of z [..., D] the root mean square is read.
 

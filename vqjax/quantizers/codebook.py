@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from vqjax.quantizers.base import (
     check,
     check_count,
     check_weight,
+    checked,
     hide,
     is_number,
     look_up,
@@ -27,13 +29,18 @@ class Codebook(Base):
     Subclasses give `read_codebook` and `read`.
     """
 
-    metric = 'euclidean'
-    temperature = 0.0
-    assignment = staticmethod(ops.nearest_assignment)
-    balance = 0.0
+    metric: str = 'euclidean'
+    unit_values: bool = True
+    temperature: float = 0.0
+    assignment: Callable[..., jax.Array] = staticmethod(ops.nearest_assignment)
+    balance: float = 0.0
+    decay: float
+    start: Any
+    revival: ops.Revival | None
+    gradient: Any
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether init reads the values of z."""
         return self.start not in ops.BLIND_STARTS
 
@@ -45,10 +52,15 @@ class Codebook(Base):
         """What quantize returns for z [..., D] once the codes [...] are chosen."""
         raise NotImplementedError
 
+    @property
+    def unit_length(self) -> bool:
+        """Whether vectors and codes are brought to unit length, not for the search alone."""
+        return self.metric == 'cosine' and self.unit_values
+
     def prepare(self, z: jax.Array) -> jax.Array:
         """z as it is compared: float32, of unit length for the cosine metric."""
         z = z.astype(jnp.float32)
-        return ops.normalize(z) if self.metric == 'cosine' else z
+        return ops.normalize(z) if self.unit_length else z
 
     def balance_losses(self, x, codebook, mask=None, axis_name=None) -> dict[str, jax.Array]:
         """`ops.code_balance` of prepared x [..., D], as the term of a loss; {} at weight 0."""
@@ -75,6 +87,7 @@ class Codebook(Base):
         """The `num` nearest codes of z [..., D], nearest first, int32 [..., num]."""
         return ops.nearest_candidates(z, self.read_codebook(params, state), num, self.metric)
 
+    @checked
     def logits(self, params, state, z) -> jax.Array:
         """Minus the squared distance of z [..., D] to every code, float32 [..., K].
 
@@ -94,6 +107,7 @@ class Codebook(Base):
             )
         return self.assignment(key, z, codebook, self.metric, mask, axis_name)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -101,6 +115,7 @@ class Codebook(Base):
         codes = self.choose(self.read_codebook(params, state), z, key, mask, axis_name)
         return self.read(params, state, z, hide(codes, mask), mask, axis_name)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Codebook rows float32 [..., D] of codes [...]; zeros for -1."""
         return look_up(self.read_codebook(params, state), codes)
@@ -116,14 +131,19 @@ class Wrapped(Codebook):
     inner: Any
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The inner's."""
         return self.inner.num_codes
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> str:  # type: ignore[override]
         """The inner's."""
         return self.inner.metric
+
+    @property
+    def unit_values(self) -> bool:
+        """The inner's."""
+        return self.inner.unit_values
 
     @property
     def gradient(self):
@@ -131,7 +151,7 @@ class Wrapped(Codebook):
         return self.inner.gradient
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 
@@ -139,6 +159,7 @@ class Wrapped(Codebook):
         """The inner's."""
         return self.inner.prepare(z)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -153,6 +174,7 @@ class Wrapped(Codebook):
         """The inner's, float32 [K, D]."""
         return self.inner.read_codebook(params, state.inner)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """The inner's, float32 [..., D]."""
         return self.inner.decode(params, state.inner, codes)

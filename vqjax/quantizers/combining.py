@@ -3,14 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vqjax.ops import StageDropout
 from vqjax.ops.dropping import UNITS
-from vqjax.quantizers.base import Quantized, check, hide
+from vqjax.quantizers.base import Base, Quantized, check, hide
+
+
+class Around(Base):
+    """A combinator around one quantizer, `inner`, whose codes are its codes."""
+
+    inner: Any
+
+    @property
+    def num_codes(self) -> int:
+        """The inner's."""
+        return self.inner.num_codes
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The inner's."""
+        return self.inner.code_shape
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The inner's."""
+        return self.inner.grid
+
+    @property
+    def bits(self) -> float:
+        """The inner's."""
+        return self.inner.bits
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """The inner's."""
+        return self.inner.code_sizes
+
+    @property
+    def starts_from_data(self) -> bool:
+        """The inner's."""
+        return self.inner.starts_from_data
+
+    def by_codebook(self, codes: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.by_codebook(codes)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.coded(codes)
+
+    def code_shape_of(self, codes: jax.Array) -> tuple[int, ...]:
+        """The inner's."""
+        return self.inner.code_shape_of(codes)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """The inner's."""
+        return self.inner.completed(codes)
 
 
 def quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:
@@ -53,12 +107,27 @@ def dropout_of(value: StageDropout | str | None, num_stages: int) -> StageDropou
     Raises:
       ValueError: for anything else, and for one that the number of stages does not fit.
     """
-    dropout = StageDropout(value) if isinstance(value, str) and value in UNITS else value
+    dropout: Any = value
+    if isinstance(value, str) and value in UNITS:
+        dropout = StageDropout(value)
     need = f'one of {UNITS}, a StageDropout or None'
     check(dropout is None or isinstance(dropout, StageDropout), 'dropout', value, need)
     if dropout is not None:
         dropout.depths(num_stages)
     return dropout
+
+
+def completed_to(codes: jax.Array, number: int) -> jax.Array:
+    """Codes [..., n] of the first n stages of `number`, with -1 for the others: [..., number].
+
+    As they came where there is no such axis, or more of them.
+    """
+    missing = number - codes.shape[-1] if codes.ndim else 0
+    if missing <= 0 or missing == number or codes.dtype.kind not in 'iu':
+        return codes
+    if codes.dtype.kind == 'u':  # which has no -1
+        codes = jnp.minimum(codes, np.iinfo(np.int32).max).astype(jnp.int32)
+    return jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)], constant_values=-1)
 
 
 def merge_losses(losses: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from vqjax.quantizers.base import (
     check_features,
     check_flag,
     check_weight,
+    checked,
     hide,
     only_codes,
 )
@@ -43,7 +45,8 @@ class FSQ(Base):
       noise: with a key, uniform noise of this width in levels is added before rounding; codes
         stay in range.
       bound: b, from any number into (-1, 1): `ops.tanh`, or `ops.ifsq` (arXiv:2601.17124), which
-        keeps normal z apart where tanh crowds them at the ends.
+        keeps normal z apart where tanh crowds them at the ends; `ops.clamp` for features that are
+        bounded already; `ops.short_tanh`.
 
     Params (), state (). Raises ValueError for a field out of range.
     """
@@ -72,12 +75,12 @@ class FSQ(Base):
             ops.check_bound('bound', bound)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The product of the levels."""
         return math.prod(self.levels)
 
     @property
-    def stage_scale(self) -> tuple[float, ...]:
+    def stage_scale(self) -> tuple[float, ...]:  # type: ignore[override]
         """The power of two by which a grid may shrink and still reach all a coarser one leaves."""
         scales = []
         for level in self.levels:
@@ -91,6 +94,11 @@ class FSQ(Base):
     def _strides(self) -> np.ndarray:
         return np.cumprod((1, *self.levels[:-1]), dtype=np.int64).astype(np.int32)
 
+    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+        """() and ()."""
+        return (), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., len(levels)]."""
         del key, mask, axis_name
@@ -102,7 +110,8 @@ class FSQ(Base):
         levels = np.asarray(self.levels, np.float64)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        shift = ops.inverse_bound(self.bound, offset / half)
+        ratio: Any = offset / half  # in float64
+        shift = ops.inverse_bound(self.bound, ratio)
         return np.float32(half), np.float32(offset), jnp.asarray(shift, jnp.float32)
 
     def _bounded(self, x):
@@ -131,6 +140,7 @@ class FSQ(Base):
         divisor = lax.optimization_barrier(jnp.asarray(centre, jnp.float32))
         return (2 * index - centre).astype(jnp.float32) / divisor
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -146,7 +156,7 @@ class FSQ(Base):
             noisy = bounded + self.noise * (noise.reshape(z.shape) - 0.5)
         levels = np.asarray(self.levels, np.int32)
         if self.symmetric:
-            rounded, lowest = jnp.floor(noisy + 0.5), 0
+            rounded, lowest = jnp.floor(noisy + 0.5), 0 * levels
             carrier = 2 * bounded / (levels - 1) - 1
         else:
             rounded, lowest = jnp.round(noisy), -(levels // 2)
@@ -161,6 +171,7 @@ class FSQ(Base):
             {},
         )
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Grid values float32 [..., len(levels)] of codes [...]; zeros for -1."""
         del params, state

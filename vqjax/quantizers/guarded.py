@@ -12,13 +12,24 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.banked import Banked
-from vqjax.quantizers.base import Quantizer, check, check_count, compiled_once, is_number
+from vqjax.quantizers.base import (
+    STEP,
+    PyTree,
+    Quantizer,
+    array_shape,
+    check,
+    check_count,
+    checked,
+    is_number,
+)
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.vq import VQ, VQState
 from vqjax.quantizers.vq_ema import VQEMA
 
 
+@exported
 class GuardedState(NamedTuple):
     """The inner quantizer's state, and what the guard knows.
 
@@ -55,7 +66,7 @@ class Guarded(Wrapped):
     inner quantizer: put the guard inside Residual, Product or Projected, around their codebooks.
     """
 
-    inner: Quantizer
+    inner: VQEMA | VQ | Banked
     least: float = 10.0
     cooldown: int = 50
 
@@ -66,13 +77,19 @@ class Guarded(Wrapped):
         check(ok, 'least', self.least, 'a perplexity, at least 1')
         check_count('cooldown', self.cooldown)
 
+    def shapes(self, dim: int) -> tuple[PyTree, GuardedState]:
+        """The inner's, and what the guard knows."""
+        params, inner = self.inner.shapes(dim)
+        return params, GuardedState(inner, array_shape(self.num_codes), STEP, STEP, STEP)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, GuardedState) from the inner's start on z [..., D]."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         zero = jnp.zeros((), jnp.int32)
         return params, GuardedState(inner, jnp.zeros(self.num_codes, jnp.float32), zero, zero, zero)
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> GuardedState:
@@ -128,14 +145,16 @@ def guard_codebooks(quantizer: Quantizer, least: float = 10.0, cooldown: int = 5
     """The quantizer with a guard around each VQEMA and VQ in it; others are left as they are."""
     if isinstance(quantizer, _GUARDED):
         return Guarded(quantizer, least, cooldown)
-    inner = getattr(quantizer, 'inner', None)
+    inner: Any = getattr(quantizer, 'inner', None)
     if inner is None or isinstance(quantizer, Guarded):
         return quantizer
+    guarded: Any
     if isinstance(inner, tuple):
         guarded = tuple(guard_codebooks(part, least, cooldown) for part in inner)
     else:
         guarded = guard_codebooks(inner, least, cooldown)
-    return dataclasses.replace(quantizer, inner=guarded)
+    changed: Any = quantizer
+    return dataclasses.replace(changed, inner=guarded)
 
 
 def count_refits(state: Any) -> jax.Array:

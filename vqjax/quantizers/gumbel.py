@@ -12,21 +12,26 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Schedule
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
+    STEP,
     Base,
     Quantized,
+    array_shape,
     blank,
     check,
     check_count,
     check_flag,
     check_start,
     check_weight,
+    checked,
     hide,
     is_number,
     look_up,
 )
 
 
+@exported
 class GumbelParams(NamedTuple):
     """Logits z kernel + bias, float32 [D, K] and [K]; codebook float32 [K, D]."""
 
@@ -35,6 +40,7 @@ class GumbelParams(NamedTuple):
     codebook: jax.Array
 
 
+@exported
 class GumbelState(NamedTuple):
     """Training steps int32 []: where the temperature's schedule stands."""
 
@@ -79,6 +85,12 @@ class GumbelSoftmax(Base):
             ok = callable(temperature) or (is_number(temperature) and temperature > 0)
         check(ok, 'temperature', temperature, 'above 0, or a schedule that never goes below 0')
 
+    def shapes(self, dim: int) -> tuple[GumbelParams, GumbelState]:
+        """Kernel, bias and codebook, and the step."""
+        kernel, bias = array_shape(dim, self.num_codes), array_shape(self.num_codes)
+        return GumbelParams(kernel, bias, array_shape(self.num_codes, dim)), GumbelState(STEP)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(GumbelParams, GumbelState): k-means centroids of z [..., D] and their logits.
 
@@ -96,12 +108,14 @@ class GumbelSoftmax(Base):
         params = GumbelParams(centroids.T / variance, bias, centroids)
         return params, GumbelState(jnp.zeros((), jnp.int32))
 
+    @checked
     def logits(self, params, state, z) -> jax.Array:
         """What codes of z [..., D] are sampled from by softmax, float32 [..., K]."""
         del state
         x = z.astype(jnp.float32)
         return jnp.matmul(x, params.kernel, precision=lax.Precision.HIGHEST) + params.bias
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -112,7 +126,15 @@ class GumbelSoftmax(Base):
         x = jnp.where(valid[:, None], z.astype(jnp.float32).reshape(-1, z.shape[-1]), 0.0)
         soft = key is not None and not self.hard
         vectors, codes, total = ops.choose_by_logits(
-            x, *params, valid, self._temperature(state), noise, soft, bool(self.diversity)
+            x,
+            params.kernel,
+            params.bias,
+            params.codebook,
+            valid,
+            self._temperature(state),
+            noise,
+            soft,
+            bool(self.diversity),
         )
         codes = hide(codes, valid).reshape(z.shape[:-1])
         losses, loss = {}, jnp.zeros((), jnp.float32)
@@ -127,6 +149,7 @@ class GumbelSoftmax(Base):
     def _temperature(self, state):
         return self.temperature(state.step) if callable(self.temperature) else self.temperature
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> GumbelState:
@@ -134,6 +157,7 @@ class GumbelSoftmax(Base):
         del params, z, codes, key, mask, axis_name, weights
         return GumbelState(state.step + 1)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Codebook rows float32 [..., D] of codes [...]; zeros for -1."""
         del state

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
+from typing import Any
 
 import jax
 from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.quantizers.arguments import argument, frozen
 from vqjax.quantizers.base import (
     Quantized,
+    array_shape,
     blank,
     check,
     check_count,
     check_positive,
     check_start,
     check_weight,
+    checked,
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_assignment, given_start
@@ -26,7 +28,7 @@ from vqjax.quantizers.codebook import Codebook, check_assignment, given_start
 _METRICS = ('dot', 'euclidean')
 
 
-@dataclass(frozen=True, repr=False)
+@frozen
 class IBQ(Codebook):
     """Index backpropagation quantization (arXiv:2412.02692 section 3.2).
 
@@ -60,11 +62,10 @@ class IBQ(Codebook):
     gamma: float = 1.0
     inv_temperature: float = 100.0
     metric: str = 'dot'
-    init: InitVar[Callable | str] = None  # its default is the method below
+    start: Any = argument(default=ops.kmeans, alias='init')
     assignment: Callable = ops.nearest_assignment
-    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
-    def __post_init__(self, init):
+    def __post_init__(self, init=None):
         check_count('num_codes', self.num_codes)
         for name in ('commitment', 'codebook', 'index', 'entropy', 'gamma'):
             check_weight(name, getattr(self, name))
@@ -73,7 +74,12 @@ class IBQ(Codebook):
         check_assignment(self)
         object.__setattr__(self, 'start', given_start(self, init))
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple]:
+        """A codebook and ()."""
+        return array_shape(self.num_codes, dim), ()
+
+    @checked
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(codebook, ()) from what `start` makes of z [..., D].
 
         Raises:
@@ -98,7 +104,7 @@ class IBQ(Codebook):
             'commitment': ops.squared_error(x, lax.stop_gradient(vectors), mask, axis_name),
             'codebook': ops.squared_error(lax.stop_gradient(x), vectors, mask, axis_name),
         }
-        loss = sum(getattr(self, name) * term for name, term in losses.items())
+        loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
         if self.entropy:
             soft = ops.soft_assignments(
                 x, params, 1 / self.inv_temperature, self.metric, mask, axis_name

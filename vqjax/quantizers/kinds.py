@@ -5,6 +5,7 @@ Its class is then `vqjax.NAME` and `vqjax.quantizers.NAME`, and its name in a sp
 
 from vqjax.quantizers.banked import Banked as Banked
 from vqjax.quantizers.bridged import Bridged as Bridged
+from vqjax.quantizers.clamped import Clamped as Clamped
 from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
 from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax
@@ -13,11 +14,13 @@ from vqjax.quantizers.latent_quantization import LatentQuantization as LatentQua
 from vqjax.quantizers.levels import Levels as Levels
 from vqjax.quantizers.lfq import LFQ as LFQ
 from vqjax.quantizers.multi_scale import MultiScale as MultiScale
+from vqjax.quantizers.parallel import Parallel as Parallel
 from vqjax.quantizers.product import Product as Product
 from vqjax.quantizers.projected import Projected as Projected
 from vqjax.quantizers.qinco import QINCo as QINCo
 from vqjax.quantizers.random_projection import RandomProjection as RandomProjection
 from vqjax.quantizers.residual import Residual as Residual
 from vqjax.quantizers.sim_vq import SimVQ as SimVQ
+from vqjax.quantizers.strided import Strided as Strided
 from vqjax.quantizers.vq import VQ as VQ
 from vqjax.quantizers.vq_ema import VQEMA as VQEMA

@@ -15,11 +15,13 @@ from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
     Base,
     Quantized,
+    array_shape,
     check,
     check_count,
     check_features,
     check_start,
     check_weight,
+    checked,
 )
 
 # Distances held at once: 4 MB of them.
@@ -62,12 +64,12 @@ class LatentQuantization(Base):
         check_weight('codebook', self.codebook)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The largest number of levels."""
         return max(self.levels)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """One code a feature."""
         return (len(self.levels),)
 
@@ -86,6 +88,11 @@ class LatentQuantization(Base):
         """Which params are values: bool [D, max(levels)]."""
         return np.arange(self.num_codes) < self.code_sizes[:, None]
 
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple]:
+        """The values and ()."""
+        return array_shape(len(self.levels), self.num_codes), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[jax.Array, tuple]:
         """(values, ()); of z [..., D] the mean and deviation of each feature are read.
 
@@ -105,6 +112,7 @@ class LatentQuantization(Base):
         grid = mean[:, None] + math.sqrt(3) * deviation[:, None] * np.float32(place)
         return jnp.where(self._used, grid, 0.0), ()
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -143,6 +151,7 @@ class LatentQuantization(Base):
         found = values.reshape(-1)[first + jnp.clip(codes, 0, self.num_codes - 1)]
         return jnp.where((codes >= 0) & (codes < self.code_sizes), found, 0.0)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Values float32 [..., D] of codes [..., D]; zero for a feature without a code."""
         del state

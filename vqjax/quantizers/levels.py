@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from vqjax.quantizers.base import (
     check_count,
     check_inner,
     check_start,
+    checked,
 )
 from vqjax.quantizers.combining import merge_losses
 
@@ -60,19 +62,29 @@ class Levels(Base):
             check_count('sizes', size)
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...]:  # type: ignore[override]
         """(L,), the vectors of all levels."""
         return (sum(self.sizes),)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of the largest level."""
         return max(inner.num_codes for inner in self.inner)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and L."""
         return (*self.inner[0].code_shape, *self.grid)
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """The levels', int32 [*inner, L]."""
+        levels = zip(self.inner, self.sizes, strict=True)
+        return np.stack([inner.code_sizes for inner, size in levels for _ in range(size)], axis=-1)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """Which vectors have a code: codes int32 [..., *inner, L] -> bool [..., L]."""
+        return jnp.any(codes >= 0, axis=tuple(range(-len(self.code_shape), -1)))
 
     @property
     def bits(self) -> float:
@@ -81,7 +93,7 @@ class Levels(Base):
         return sum(size * inner.bits for size, inner in levels)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any level's init reads the values of z."""
         return any(inner.starts_from_data for inner in self.inner)
 
@@ -114,10 +126,16 @@ class Levels(Base):
         return Quantized(
             jnp.concatenate([out.z_q for out in outs], axis=-2),
             jnp.concatenate(codes, axis=-1),
-            sum(out.loss for out in outs),
+            sum((out.loss for out in outs[1:]), outs[0].loss),
             merge_losses([out.losses for out in outs]),
         )
 
+    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+        """The levels' ones, as tuples."""
+        params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
+        return params, state
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, state), tuples: each level starts from its part of z [..., L, D].
 
@@ -134,13 +152,14 @@ class Levels(Base):
             started.append(inner.init(key, z, mask, axis_name))
         return tuple(p for p, _ in started), tuple(s for _, s in started)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
         """Codes [..., L] and vectors of z [..., L, D], each level by its own quantizer."""
         self._check_places(z)
         keys = [None] * len(self.inner) if key is None else jax.random.split(key, len(self.inner))
-        parts = zip(self.inner, self.cut(z, -2), keys, self.cut(mask, -1), strict=True)
+        parts: Any = zip(self.inner, self.cut(z, -2), keys, self.cut(mask, -1), strict=True)
         return self.join(
             [
                 inner.quantize(self.level(params, i), self.level(state, i), *part, axis_name)
@@ -148,6 +167,7 @@ class Levels(Base):
             ]
         )
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -164,6 +184,7 @@ class Levels(Base):
             for i, inner in enumerate(self.inner)
         )  # fmt: skip
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Vectors float32 [..., L, D] of codes [..., L]; zeros for -1."""
         vectors = [

@@ -16,11 +16,13 @@ from vqjax.quantizers.base import (
     Base,
     Quantized,
     blank,
+    check,
     check_count,
     check_features,
     check_flag,
     check_positive,
     check_weight,
+    checked,
     hide,
     only_codes,
 )
@@ -74,8 +76,7 @@ class LFQ(Base):
     loss = entropy (E[H(p)] - gamma H(E[p])) + commitment |z - sg(z_q)|^2, where p is
     softmax(-inv_temperature |z - c|^2) over all 2^num_bits codes c. Given z its bits are
     independent, so E[H(p)] is a sum over bits; H(E[p]) is exact up to 18 bits without any array
-    of 2^num_bits, and beyond that the sum over blocks of 18. The code's first feature is its most
-    significant bit.
+    of 2^num_bits, and beyond that the sum over blocks of 18.
 
     Fields:
       num_bits: features of z, at most 30.
@@ -84,6 +85,7 @@ class LFQ(Base):
       gamma: weight of the batch entropy against that of single vectors.
       inv_temperature: 1 / tau of p.
       spherical: z and codes of unit length, as in BSQ (arXiv:2406.07548).
+      first_bit: what the first feature is in the code, its 'most' or its 'least' significant bit.
 
     Params (), state (). Raises ValueError for a field out of range.
     """
@@ -94,6 +96,7 @@ class LFQ(Base):
     gamma: float = 1.0
     inv_temperature: float = 100.0
     spherical: bool = False
+    first_bit: str = 'most'
 
     stage_scale = 0.5
 
@@ -103,22 +106,35 @@ class LFQ(Base):
             check_weight(name, getattr(self, name))
         check_positive('inv_temperature', self.inv_temperature)
         check_flag('spherical', self.spherical)
+        check(self.first_bit in ('most', 'least'), 'first_bit', self.first_bit, "'most' or 'least'")
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """2^num_bits."""
         return 2**self.num_bits
+
+    @property
+    def _places(self) -> np.ndarray:
+        """The place of each feature's bit in the code, int32 [num_bits]."""
+        places = np.arange(self.num_bits, dtype=np.int32)
+        return places if self.first_bit == 'least' else places[::-1]
 
     @property
     def _scale(self) -> np.float32:
         return np.float32(1 / math.sqrt(self.num_bits) if self.spherical else 1.0)
 
+    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+        """() and ()."""
+        return (), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., num_bits]."""
         del key, mask, axis_name
         check_features(z, self.num_bits, f'num_bits={self.num_bits}')
         return (), ()
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -128,8 +144,7 @@ class LFQ(Base):
         x = z.astype(jnp.float32)
         if self.spherical:
             x = ops.normalize(x)
-        powers = 1 << np.arange(self.num_bits - 1, -1, -1, dtype=np.int32)
-        codes = jnp.sum(jnp.where(x > 0, powers, 0), axis=-1, dtype=jnp.int32)
+        codes = jnp.sum(jnp.where(x > 0, 1 << self._places, 0), axis=-1, dtype=jnp.int32)
         codes = jnp.where(jnp.all(jnp.isfinite(x), axis=-1), codes, -1)
         vectors = jnp.where(x > 0, self._scale, -self._scale)
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
@@ -159,10 +174,10 @@ class LFQ(Base):
         )
         return {'per_sample_entropy': single, 'batch_entropy': batch}
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Signs float32 [..., num_bits] of codes [...]; zeros for -1."""
         del params, state
-        places = np.arange(self.num_bits - 1, -1, -1, dtype=np.int32)
-        bits = jnp.maximum(codes, 0)[..., None] >> places & 1
+        bits = jnp.maximum(codes, 0)[..., None] >> self._places & 1
         vectors = jnp.where(bits == 1, self._scale, -self._scale)
         return blank(vectors, only_codes(codes, self.num_codes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,19 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
+from vqjax.ops.serialization import exported
 from vqjax.quantizers import phi as phis
 from vqjax.quantizers.base import (
     Base,
     PyTree,
     Quantized,
     Quantizer,
+    array_shape,
     check_count,
     check_inner,
     check_start,
-    compiled_once,
+    check_weight,
+    checked,
 )
 from vqjax.quantizers.combining import dropout_of, quantize_detached
 from vqjax.quantizers.scales import (
@@ -37,6 +40,7 @@ from vqjax.quantizers.scales import (
 from vqjax.quantizers.summing import Sums
 
 
+@exported
 class MultiScaleParams(NamedTuple):
     """Kernels float32 [P, 3, 3, D, D], biases float32 [P, D], and the inner quantizer's params."""
 
@@ -56,10 +60,12 @@ class MultiScale(Base):
     starts as the identity. Which scale has which phi is as in FoundationVision/VAR.
 
     `loss` is the mean over scales of the inner's, each on the means it quantizes, and with phi of
-    |sum so far - sg(z)|^2, the term that trains it. Gradients are those of `Residual`: one
-    estimator around the whole (the inner's, else straight-through), so dz_q/dz is 1; phi and the
-    inner's params learn from z_q too. A fixed grid (FSQ, LFQ) takes its input unbounded and is as
-    wide at every scale.
+    |f_k - sg(z)|^2 (the term `phi`), f_k being the sum so far: it trains phi and what the inner's
+    params make of codes. With `commitment` also of commitment |sg(f_k) - z|^2; VAR's loss is these
+    two alone: MultiScale(VQ(K, commitment=0, codebook=0), scales, phi, commitment=0.25). Gradients
+    are those of `Residual`: one estimator around the whole (the inner's, else straight-through), so
+    dz_q/dz is 1; z_q's reaches phi, and the inner's params where the inner's estimator hands them
+    one. A fixed grid (FSQ, LFQ) takes its input unbounded and is as wide at every scale.
 
     A vector is real where mask [..., H, W] is True and it is finite. A coarse place is real if any
     of its area is, and its mean is that of the real ones; other codes are -1 and add nothing.
@@ -73,6 +79,8 @@ class MultiScale(Base):
         arXiv:2410.01756): the codes of the others are -1. They decode to a coarse picture, also
         of the vectors that a mask hides from z_q. 'sample' draws n for each entry of z's first
         axis, of a single grid z [H, W, D] once.
+      commitment: weight of |sg(f_k) - z|^2 (the term `sum_commitment`); where it is not 0, the term
+        `phi` is there without phi too.
 
     Params are `MultiScaleParams`, the inner's own without phi; the state is the inner's. Codes are
     [..., L], the scales one after the other, row by row: L = sum h w. (An inner with code axes of
@@ -87,6 +95,7 @@ class MultiScale(Base):
     scales: tuple[int | Size, ...]
     phi: tuple[float, ...] = ()
     dropout: StageDropout | str | None = None
+    commitment: float = 0.0
 
     def __post_init__(self):
         check_inner(type(self).__name__, self.inner)
@@ -94,6 +103,7 @@ class MultiScale(Base):
         number = len(self.scales)
         object.__setattr__(self, 'phi', phis.ratios_of(self.phi, number))
         object.__setattr__(self, 'dropout', dropout_of(self.dropout, number))
+        check_weight('commitment', self.commitment)
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -101,17 +111,17 @@ class MultiScale(Base):
         return tuple(map(size_of, self.scales))
 
     @property
-    def grid(self) -> Size:
+    def grid(self) -> Size:  # type: ignore[override]
         """(H, W), the last scale."""
         return self.sizes[-1]
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The inner's."""
         return self.inner.num_codes
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and L, the places of all scales."""
         return (*self.inner.code_shape, sum(h * w for h, w in self.sizes))
 
@@ -120,12 +130,21 @@ class MultiScale(Base):
         return self.inner.by_codebook(jnp.moveaxis(codes, -1, 0))
 
     @property
+    def code_sizes(self) -> np.ndarray:
+        """The inner's at every place, int32 [*inner, L]."""
+        return np.stack([self.inner.code_sizes] * self.code_shape[-1], axis=-1)
+
+    def coded(self, codes: jax.Array) -> jax.Array:
+        """Which vectors are real by the finest scale that has a code, bool [..., H, W]."""
+        return self._alive(self._cut(codes))
+
+    @property
     def bits(self) -> float:
         """Bits that the codes of one grid take."""
         return self.code_shape[-1] * self.inner.bits
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 
@@ -163,6 +182,15 @@ class MultiScale(Base):
         flat.append(jnp.full((*flat[0].shape[:-1], missing), -1, flat[0].dtype))
         return jnp.concatenate(flat, axis=-1)
 
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
+        """The inner's, with the convolutions phi where there are any."""
+        params, state = self.inner.shapes(dim)
+        if self.phi:
+            kernels = array_shape(len(self.phi), 3, 3, dim, dim)
+            params = MultiScaleParams(kernels, array_shape(len(self.phi), dim), params)
+        return params, state
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, inner state): the codebook starts from what exact vectors would leave.
 
@@ -172,20 +200,20 @@ class MultiScale(Base):
         """
         self._check_grid(z)
         check_start(self, z, mask)
-        rows, masks, left = [], [], z.astype(jnp.float32)
+        means_of, some_of, left = [], [], z.astype(jnp.float32)
         real = real_vectors(left, mask)
         for size in self.sizes:
             means, some = ops.area_means(left, real, size)
             left -= ops.bicubic(means, self.grid)
-            rows.append(means)
-            masks.append(some[..., None])
-        rows, masks = one_after_another(rows), one_after_another(masks)[..., 0]
+            means_of.append(means)
+            some_of.append(some[..., None])
+        rows, masks = one_after_another(means_of), one_after_another(some_of)[..., 0]
         params, state = self.inner.init(key, rows, masks, axis_name)
         if self.phi:
             params = MultiScaleParams(*phis.start(len(self.phi), z.shape[-1]), params)
         return params, state
 
-    @compiled_once
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -194,12 +222,17 @@ class MultiScale(Base):
         x = z.astype(jnp.float32)
         real = real_vectors(x, mask)
         clean = jnp.where(real[..., None], x, 0.0)
-        keys = [None] * len(self.scales)
+        keys: Any = [None] * len(self.scales)
         if key is not None:
             keys = jax.random.split(key, len(self.scales))
         used = self._used(key, x, mask, axis_name)
         sums = Sums.nothing(clean, learns=bool(jax.tree.leaves(params)), ahead=False)
-        grids, loss, losses = [], 0.0, []
+        grids: list[jax.Array] = []
+        loss: Any = 0.0
+        losses: Any = []
+        # The same sum as a function of phi and of the inner's params: an estimator hands the
+        # codebook no gradient.
+        trained = jnp.zeros_like(clean)
         for k, size in enumerate(self.sizes):
             here = real if used is None else real & used[k][..., None, None]
             means, some = ops.area_means(sums.residual, here, size)
@@ -209,11 +242,17 @@ class MultiScale(Base):
             grids.append(out.codes)
             losses.append(out.losses)
             loss += out.loss
-            if self.phi:
+            if self.phi or self.commitment:
+                vectors = self.inner.decode(self._inner(params), state, out.codes)
+                trained += self._grown(params, k, vectors, out.codes)
                 goal = lax.stop_gradient(clean)
-                error = ops.squared_error(sums.carrier, goal, here, axis_name)
-                losses[-1] = losses[-1] | {'phi': error}
-                loss += error
+                own = {'phi': ops.squared_error(trained, goal, here, axis_name)}
+                loss += own['phi']
+                if self.commitment:
+                    error = ops.squared_error(clean, sums.total, here, axis_name)
+                    own['sum_commitment'] = error
+                    loss += self.commitment * error
+                losses[-1] = losses[-1] | own
         # As a leaf's, the loss is not finite where z is not.
         bad = ~real if mask is None else ~real & mask
         loss = loss / len(self.scales) + jnp.where(jnp.any(bad), jnp.nan, 0.0)
@@ -229,9 +268,11 @@ class MultiScale(Base):
             return None
         key = jax.random.fold_in(key, len(self.scales))
         some = None if mask is None else jnp.any(mask, axis=(-2, -1))
-        return self.dropout.used(key, x.shape[:-3], len(self.scales), some, axis_name)
+        dropout = dropout_of(self.dropout, len(self.scales))
+        assert dropout is not None
+        return dropout.used(key, x.shape[:-3], len(self.scales), some, axis_name)
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -242,21 +283,21 @@ class MultiScale(Base):
         self._check_grid(z)
         left = lax.stop_gradient(z).astype(jnp.float32)
         real = real_vectors(left, mask)
-        rows, masks, heavy = [], [], []
+        means_of, some_of, heavy = [], [], []
         for k, grid in enumerate(self._cut(codes)):
             means, some = ops.area_means(left, real, self.sizes[k])
-            rows.append(self.inner.unbound(means))
-            masks.append(some[..., None])
+            means_of.append(self.inner.unbound(means))
+            some_of.append(some[..., None])
             if weights is not None:
                 heavy.append(ops.area_means(weights[..., None], real, self.sizes[k])[0])
             left -= self._vectors(params, state, k, grid)
-        rows, masks = one_after_another(rows), one_after_another(masks)[..., 0]
+        rows, masks = one_after_another(means_of), one_after_another(some_of)[..., 0]
         codes = jnp.moveaxis(codes, -1, rows.ndim - 2)
         weights = None if weights is None else one_after_another(heavy)[..., 0]
-        given = (rows, codes, key, masks, axis_name, weights)
-        return self.inner.update(self._inner(params), state, *given)
+        inner = self._inner(params)
+        return self.inner.update(inner, state, rows, codes, key, masks, axis_name, weights)
 
-    @compiled_once
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """The sum of the scales' vectors, float32 [..., H, W, D], of codes [..., L].
 
@@ -283,7 +324,7 @@ class MultiScale(Base):
         check_count('num_scales', num_scales, most=len(self.scales))
         return self.decode(params, state, self.from_grids(self.to_grids(codes)[:num_scales]))
 
-    @compiled_once
+    @checked
     def next_inputs(self, params, state, codes: jax.Array) -> jax.Array:
         """What a model of the next scale's codes reads, from the codes before (VAR section 3.1).
 

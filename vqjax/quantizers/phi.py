@@ -49,8 +49,8 @@ def mix(h: jax.Array, kernel: jax.Array, bias: jax.Array, ratio: float) -> jax.A
 
     The same bits in any program: every product is rounded by itself.
     """
-    ratio = np.float32(ratio)
+    share = np.float32(ratio)
     flat = h.reshape(-1, *h.shape[-3:])
     moved = ops.convolve(flat, kernel, (1, 1), 'SAME', precision=lax.Precision.HIGHEST)
     moved = (ops.rounded(moved) + bias).reshape(h.shape)
-    return ops.rounded((1 - ratio) * h) + ops.rounded(ratio * moved)
+    return ops.rounded((1 - share) * h) + ops.rounded(share * moved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -71,15 +72,16 @@ def shardings(
             raise ValueError(
                 f'axis={name!r} is no axis of the mesh: give one of {tuple(mesh.shape)} or None'
             )
-    if isinstance(getattr(quantizer, 'inner', None), tuple):
+    inners: Any = getattr(quantizer, 'inner', None)
+    if isinstance(inners, tuple):
         stages = [
             shardings(inner, params[s] if params else (), state[s] if state else (), mesh, axis)
-            for s, inner in enumerate(quantizer.inner)
+            for s, inner in enumerate(inners)
         ]
         return tuple(p for p, _ in stages), tuple(s for _, s in stages)
     if isinstance(quantizer, MultiScale) and quantizer.phi:
         inner, placed = shardings(quantizer.inner, params.inner, state, mesh, axis)
-        whole = NamedSharding(mesh, P())
+        whole: Any = NamedSharding(mesh, P())
         return MultiScaleParams(whole, whole, inner), placed
     parts = math.prod(mesh.shape[name] for name in axes)
     first = _stacked(quantizer)

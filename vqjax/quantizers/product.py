@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,18 @@ import numpy as np
 from jax import lax
 
 from vqjax.ops import AxisName
+from vqjax.ops.compiling import compiled_once
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
     Quantizer,
     check_count,
     check_flag,
     check_inner,
     check_start,
+    checked,
+    stacked,
 )
 
 
@@ -48,12 +54,12 @@ class Product(Base):
         check_flag('shared', self.shared)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of a group."""
         return self.inner.num_codes
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and G."""
         return (*self.inner.code_shape, self.num_groups)
 
@@ -63,7 +69,32 @@ class Product(Base):
         return self.num_groups * self.inner.bits
 
     @property
-    def stage_scale(self) -> float | tuple[float, ...]:
+    def code_sizes(self) -> np.ndarray:
+        """The inner's in every group, int32 [*inner, G]."""
+        return np.stack([self.inner.code_sizes] * self.num_groups, axis=-1)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., *shorter, G] whose groups are completed as the inner does it."""
+        if codes.ndim < 1 + len(self.inner.code_shape) or codes.shape[-1] != self.num_groups:
+            return codes
+        groups = jnp.moveaxis(codes, -1, 0)
+        return jnp.moveaxis(self.inner.completed(groups), 0, -1)
+
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """The first stages of every group, see `Base.first_stages`."""
+        if self.shared:
+            inner, params, state = self.inner.first_stages(num, params, state)
+            return dataclasses.replace(self, inner=inner), params, state
+
+        def cut(params, state):
+            return self.inner.first_stages(num, params, state)[1:]
+
+        first = jax.tree.map(lambda x: x[0], (params, state))
+        inner = self.inner.first_stages(num, *first)[0]
+        return dataclasses.replace(self, inner=inner), *jax.vmap(cut)(params, state)
+
+    @property
+    def stage_scale(self) -> float | tuple[float, ...]:  # type: ignore[override]
         """The inner's, for each group."""
         scale = np.asarray(self.inner.stage_scale)
         return tuple(np.tile(scale, self.num_groups).tolist()) if scale.ndim else float(scale)
@@ -73,12 +104,12 @@ class Product(Base):
         return self.inner.unbound(self._grouped(z)).reshape(z.shape)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 
     @property
-    def targets_only(self) -> bool:
+    def targets_only(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.targets_only
 
@@ -103,6 +134,14 @@ class Product(Base):
         """[..., *inner, G] -> [..., G, *inner], as the inner takes grouped vectors."""
         return jnp.moveaxis(codes, -1, -1 - len(self.inner.code_shape))
 
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
+        """The inner's for a group, stacked unless shared."""
+        if dim % self.num_groups:
+            raise ValueError(f'num_groups={self.num_groups} must divide the {dim} features')
+        trees = self.inner.shapes(dim // self.num_groups)
+        return trees if self.shared else stacked(self.num_groups, trees)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, state): each group starts from its part of z [..., D].
 
@@ -115,10 +154,17 @@ class Product(Base):
             return self.inner.init(key, z, self._per_group(mask), axis_name)
         for group in range(self.num_groups):
             check_start(self, z[..., group, :], mask)
-        keys = jax.random.split(key, self.num_groups)
-        groups = jnp.moveaxis(z, -2, 0)
-        return lax.map(lambda args: self.inner.init(*args, mask, axis_name), (keys, groups))
+        return self._start(jax.random.split(key, self.num_groups), z, mask, axis_name)
 
+    @compiled_once
+    def _start(self, keys, z, mask, axis_name):
+        """The groups [..., G, D / G] started one after the other."""
+        groups = jnp.moveaxis(z, -2, 0)
+        return lax.map(
+            lambda args: self.inner.init(args[0], args[1], mask, axis_name), (keys, groups)
+        )
+
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -129,14 +175,16 @@ class Product(Base):
         def quantize(params, state, z, key):
             return self.inner.quantize(params, state, z, key, mask, axis_name)
 
+        axes: Any = -2, -1, 0, 0
         out = jax.vmap(
             quantize,
             in_axes=(self._axis, self._axis, -2, 0),
-            out_axes=Quantized(-2, -1, 0, 0),
+            out_axes=Quantized(*axes),
         )(params, state, groups, keys)
         z_q = out.z_q.reshape(*z.shape[:-1], -1)
         return Quantized(z_q, out.codes, jnp.mean(out.loss), out.losses)
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -157,6 +205,7 @@ class Product(Base):
         parts = (params, state, jnp.moveaxis(groups, -2, 0), jnp.moveaxis(codes, -1, 0), keys)
         return lax.map(update, parts)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Vectors float32 [..., D] of codes [..., G], the groups side by side."""
         vectors = jax.vmap(self.inner.decode, in_axes=(self._axis, self._axis, -1), out_axes=-2)(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,115 +12,146 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
-    Base,
     PyTree,
     Quantized,
     Quantizer,
+    array_shape,
     check_count,
     check_flag,
     check_inner,
     check_start,
+    checked,
 )
+from vqjax.quantizers.combining import Around
 
 
+@exported
 class ProjectedParams(NamedTuple):
-    """Kernels float32 [D, dim] and [dim, D], and the inner quantizer's params."""
+    """Kernels float32 [D, dim] and [dim, D], and the inner quantizer's params.
+
+    With `bias` also bias_in [dim] and bias_out [D]; with `layer_norm` scale and offset [dim]. What
+    is not used is ().
+    """
 
     kernel_in: jax.Array
     kernel_out: jax.Array
     inner: PyTree
+    bias_in: jax.Array | tuple[()] = ()
+    bias_out: jax.Array | tuple[()] = ()
+    scale: jax.Array | tuple[()] = ()
+    offset: jax.Array | tuple[()] = ()
+
+
+# As in torch.nn.LayerNorm.
+_VARIANCE_EPS = 1e-5
 
 
 @dataclass(frozen=True, repr=False)
-class Projected(Base):
+class Projected(Around):
     """A quantizer behind a learned projection D -> dim and before one back.
 
     With normalize, vectors have unit length between the two: with a cosine codebook the
     factorized, l2-normalized codes of ViT-VQGAN (arXiv:2110.04627 section 3.2). The kernels start
-    as an orthonormal one and its transpose.
+    as an orthonormal one and its transpose, biases as zeros. A vector without any code is the zero
+    vector, whatever the biases are.
 
     Fields:
       inner: the quantizer of the projected vectors.
       dim: features between the projections.
       normalize: whether they are scaled to unit length.
+      bias: whether a bias follows each projection.
+      layer_norm: whether a layer norm (arXiv:1607.06450) with learned scale and offset follows the
+        first projection.
 
-    Params `ProjectedParams`, state the inner's; the kernels learn from z_q's gradient and the
+    Params `ProjectedParams`, state the inner's; the projections learn from z_q's gradient and the
     inner's losses. Raises ValueError for a field out of range.
     """
 
     inner: Quantizer
     dim: int
     normalize: bool = False
+    bias: bool = False
+    layer_norm: bool = False
 
     def __post_init__(self):
         check_inner(type(self).__name__, self.inner)
         check_count('dim', self.dim)
         check_flag('normalize', self.normalize)
+        check_flag('bias', self.bias)
+        check_flag('layer_norm', self.layer_norm)
 
-    @property
-    def num_codes(self) -> int:
-        """The inner's."""
-        return self.inner.num_codes
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """The inner's first stages between the same projections, see `Base.first_stages`."""
+        inner, inner_params, state = self.inner.first_stages(num, params.inner, state)
+        return dataclasses.replace(self, inner=inner), params._replace(inner=inner_params), state
 
-    @property
-    def code_shape(self) -> tuple[int, ...]:
-        """The inner's."""
-        return self.inner.code_shape
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """The inner's."""
-        return self.inner.grid
-
-    def by_codebook(self, codes: jax.Array) -> jax.Array:
-        """The inner's."""
-        return self.inner.by_codebook(codes)
-
-    @property
-    def bits(self) -> float:
-        """The inner's."""
-        return self.inner.bits
-
-    @property
-    def starts_from_data(self) -> bool:
-        """The inner's."""
-        return self.inner.starts_from_data
-
-    def _project(self, kernel, z):
+    def _project(self, params, z):
         x = z.astype(jnp.float32)
         finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
         # Out of the product, whose gradient to the kernel it would spoil, and bad again behind it.
-        x = jnp.matmul(jnp.where(finite, x, 0.0), kernel, precision=lax.Precision.HIGHEST)
+        x = jnp.where(finite, x, 0.0)
+        x = jnp.matmul(x, params.kernel_in, precision=lax.Precision.HIGHEST)
+        if self.bias:
+            x = x + params.bias_in
+        if self.layer_norm:
+            mean = jnp.mean(x, axis=-1, keepdims=True)
+            variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
+            x = (x - mean) * lax.rsqrt(variance + _VARIANCE_EPS) * params.scale + params.offset
         x = jnp.where(finite, x, jnp.nan)
         return ops.normalize(x) if self.normalize else x
 
+    def shapes(self, dim: int) -> tuple[ProjectedParams, PyTree]:
+        """The kernels, what stands beside them, and the inner's."""
+        params, state = self.inner.shapes(self.dim)
+        found = ProjectedParams(array_shape(dim, self.dim), array_shape(self.dim, dim), params)
+        if self.bias:
+            found = found._replace(bias_in=array_shape(self.dim), bias_out=array_shape(dim))
+        if self.layer_norm:
+            found = found._replace(scale=array_shape(self.dim), offset=array_shape(self.dim))
+        return found, state
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(ProjectedParams, inner state); the inner starts from the projected z [..., D]."""
         check_start(self, z, mask)
         first, second = jax.random.split(key)
-        kernel = jax.nn.initializers.orthogonal()(first, (z.shape[-1], self.dim), jnp.float32)
-        params, state = self.inner.init(second, self._project(kernel, z), mask, axis_name)
-        return ProjectedParams(kernel, kernel.T, params), state
+        dim = z.shape[-1]
+        kernel = jax.nn.initializers.orthogonal()(first, (dim, self.dim), jnp.float32)
+        params = ProjectedParams(kernel, kernel.T, ())
+        if self.bias:
+            params = params._replace(bias_in=jnp.zeros(self.dim), bias_out=jnp.zeros(dim))
+        if self.layer_norm:
+            params = params._replace(scale=jnp.ones(self.dim), offset=jnp.zeros(self.dim))
+        inner, state = self.inner.init(second, self._project(params, z), mask, axis_name)
+        return params._replace(inner=inner), state
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
         """The inner's codes of z [..., D], and its vectors projected back."""
-        x = self._project(params.kernel_in, z)
+        x = self._project(params, z)
         out = self.inner.quantize(params.inner, state, x, key, mask, axis_name)
-        return out._replace(z_q=self._back(params, out.z_q).astype(z.dtype))
+        return out._replace(z_q=self._back(params, out.z_q, out.codes).astype(z.dtype))
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
         """The inner's state after the projected z [..., D]."""
-        x = self._project(params.kernel_in, lax.stop_gradient(z))
+        x = self._project(params, lax.stop_gradient(z))
         return self.inner.update(params.inner, state, x, codes, key, mask, axis_name, weights)
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """The inner's vectors of codes, projected back: float32 [..., D]."""
-        return self._back(params, self.inner.decode(params.inner, state, codes))
+        return self._back(params, self.inner.decode(params.inner, state, codes), codes)
 
-    def _back(self, params, vectors):
-        return jnp.matmul(vectors, params.kernel_out, precision=lax.Precision.HIGHEST)
+    def _back(self, params, vectors, codes):
+        x = jnp.matmul(vectors, params.kernel_out, precision=lax.Precision.HIGHEST)
+        if not self.bias:
+            return x
+        x = ops.rounded(x) + params.bias_out
+        return jnp.where(self.inner.coded(codes)[..., None], x, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,16 +13,23 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
+    Quantizer,
+    array_shape,
+    check,
     check_count,
+    check_flag,
     check_start,
     check_weight,
-    compiled_once,
+    checked,
     look_up,
     only_codes,
 )
+from vqjax.quantizers.combining import completed_to
 
 # Numbers of hidden features that the search holds at once: 4 MB.
 _TILE = 2**20
@@ -29,11 +37,13 @@ _TILE = 2**20
 _CODES = 256
 
 
+@exported
 class QINCoParams(NamedTuple):
     """Base codebooks float32 [S, K, D], and the network of every stage but the first.
 
     from_code, from_sum [S - 1, D, D] and bias [S - 1, D] mix the base vector and the sum so far;
-    down [S - 1, L, D, h] and up [S - 1, L, h, D] are the residual blocks.
+    down [S - 1, L, D, h] and up [S - 1, L, h, D] are the residual blocks; with `bias` they have
+    down_bias [S - 1, L, h] and up_bias [S - 1, L, D], else ().
     """
 
     codebooks: jax.Array
@@ -42,13 +52,15 @@ class QINCoParams(NamedTuple):
     bias: jax.Array
     down: jax.Array
     up: jax.Array
+    down_bias: jax.Array | tuple[()] = ()
+    up_bias: jax.Array | tuple[()] = ()
 
 
 @dataclass(frozen=True, repr=False)
 class QINCo(Base):
     """QINCo (arXiv:2401.14732 section 3): a code stands for f(its base vector, the sum so far).
 
-    f(c, s) = blocks(c + A c + B s + b), each block y + up relu(down y); stage 1 has a plain
+    f(c, s) = blocks(c + A c + B s + b), each block y + up act(down y); stage 1 has a plain
     codebook. A code is the one whose f comes nearest to what the sum left of z. loss = partial_sums
     sum over stages |sg(z) - s_m|^2 + commitment |z - sg(z_q)|^2; all parameters learn from the
     former. It starts as a residual quantizer by k-means, nearly: A, B and up are small.
@@ -65,6 +77,8 @@ class QINCo(Base):
       blocks: L, residual blocks of a stage.
       commitment: weight of |z - sg(z_q)|^2.
       partial_sums: weight of the squared errors of the sums after each stage, added up.
+      activation: act, 'relu' (the paper's) or 'silu'.
+      bias: whether the two maps of a block have biases (the paper's have none).
 
     Params `QINCoParams`, state (). Codes get a trailing axis [S]; -1 adds nothing, so that the
     first n codes decode to the sum after n stages. Raises ValueError for a field out of range.
@@ -76,6 +90,8 @@ class QINCo(Base):
     blocks: int = 1
     commitment: float = 0.25
     partial_sums: float = 1.0
+    activation: str = 'relu'
+    bias: bool = False
 
     starts_from_data = True
 
@@ -86,17 +102,56 @@ class QINCo(Base):
         check_count('blocks', self.blocks)
         check_weight('commitment', self.commitment)
         check_weight('partial_sums', self.partial_sums)
+        names = tuple(_ACTIVATIONS)
+        check(self.activation in names, 'activation', self.activation, f'one of {names}')
+        check_flag('bias', self.bias)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """A code a stage."""
         return (self.num_stages,)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., n] of the first n stages with -1 for the others: [..., S]."""
+        return completed_to(codes, self.num_stages)
+
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """(QINCo, params, state) of the first `num` stages, at least 2: see `Base.first_stages`.
+
+        Raises:
+          ValueError: for a number that is not from 2 to S.
+        """
+        check_count('num', num, 2, self.num_stages)
+        others = jax.tree.map(lambda x: x[: num - 1], params)
+        return (
+            dataclasses.replace(self, num_stages=num),
+            others._replace(codebooks=params.codebooks[:num]),
+            state,
+        )
 
     @property
     def bits(self) -> float:
         """The stages' bits together."""
         return self.num_stages * math.log2(self.num_codes)
 
+    def shapes(self, dim: int) -> tuple[QINCoParams, tuple]:
+        """Codebooks and networks, and ()."""
+        later, inside = self.num_stages - 1, (self.num_stages - 1, self.blocks)
+        biases = {}
+        if self.bias:
+            down, up = array_shape(*inside, self.hidden), array_shape(*inside, dim)
+            biases = {'down_bias': down, 'up_bias': up}
+        return QINCoParams(
+            array_shape(self.num_stages, self.num_codes, dim),
+            from_code=array_shape(later, dim, dim),
+            from_sum=array_shape(later, dim, dim),
+            bias=array_shape(later, dim),
+            down=array_shape(*inside, dim, self.hidden),
+            up=array_shape(*inside, self.hidden, dim),
+            **biases,
+        ), ()
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[QINCoParams, tuple]:
         """(QINCoParams, ()): k-means of z [..., D], then of what each stage left of it.
 
@@ -120,6 +175,10 @@ class QINCo(Base):
         def normal(scale, *shape):
             return scale * jax.random.normal(next(draws), (stages, *shape), jnp.float32)
 
+        biases = {}
+        if self.bias:
+            shape = stages, self.blocks
+            biases = {'down_bias': jnp.zeros((*shape, hidden)), 'up_bias': jnp.zeros((*shape, dim))}
         return QINCoParams(
             codebooks,
             from_code=normal(small[0], dim, dim),
@@ -127,9 +186,10 @@ class QINCo(Base):
             bias=jnp.zeros((stages, dim), jnp.float32),
             down=normal(math.sqrt(2 / dim), self.blocks, dim, hidden),
             up=normal(small[1], self.blocks, hidden, dim),
+            **biases,
         ), ()
 
-    @compiled_once
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -160,7 +220,7 @@ class QINCo(Base):
 
         def stage(total, stage_params):
             codes = self._nearest(stage_params, x - total, total)
-            return total + _vectors(stage_params, codes, total), codes
+            return total + _vectors(stage_params, codes, total, self.activation), codes
 
         _, others = lax.scan(stage, total, _later(params))
         return jnp.moveaxis(jnp.concatenate([codes[None], others]), 0, -1)
@@ -179,7 +239,7 @@ class QINCo(Base):
 
             def code_tile(best, start):
                 codes = lax.dynamic_slice_in_dim(codebook, start, size)
-                vectors = _blocks(params, codes + offset)
+                vectors = _blocks(params, codes + offset, self.activation)
                 square = jnp.sum((residual[:, None] - vectors) ** 2, axis=-1)
                 least = jnp.min(square, axis=-1)
                 place = jnp.min(
@@ -206,13 +266,13 @@ class QINCo(Base):
 
         def stage(total, xs):
             stage_params, codes = xs
-            total += _vectors(stage_params, codes, total)
+            total += _vectors(stage_params, codes, total, self.activation)
             return total, total
 
         _, others = lax.scan(stage, first, (_later(params), codes[1:]))
         return jnp.concatenate([first[None], others])
 
-    @compiled_once
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         del state
@@ -228,16 +288,26 @@ def _later(params):
     return params._replace(codebooks=params.codebooks[1:])
 
 
-def _blocks(params, y):
+_ACTIVATIONS = {'relu': jax.nn.relu, 'silu': jax.nn.silu}
+
+
+def _blocks(params, y, activation):
     """The residual blocks of one stage: [..., D] -> [..., D]."""
-    for down, up in zip(params.down, params.up, strict=True):
-        y = y + ops.rounded(_matmul(jax.nn.relu(_matmul(y, down)), up))
+    act = _ACTIVATIONS[activation]
+    for block in range(len(params.down)):
+        hidden = _matmul(y, params.down[block])
+        if not isinstance(params.down_bias, tuple):
+            hidden = ops.rounded(hidden) + params.down_bias[block]
+        moved = ops.rounded(_matmul(act(hidden), params.up[block]))
+        if not isinstance(params.up_bias, tuple):
+            moved = ops.rounded(moved + params.up_bias[block])
+        y = y + moved
     return y
 
 
-def _vectors(params, codes, total):
+def _vectors(params, codes, total, activation):
     """What codes [...] of one stage stand for after the sum [..., D]; zeros for -1."""
     base = look_up(params.codebooks, codes)
     mixed = base + ops.rounded(_matmul(base, params.from_code))
     mixed = mixed + ops.rounded(_matmul(total, params.from_sum) + params.bias)
-    return jnp.where((codes >= 0)[..., None], _blocks(params, mixed), 0.0)
+    return jnp.where((codes >= 0)[..., None], _blocks(params, mixed, activation), 0.0)

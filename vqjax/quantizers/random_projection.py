@@ -12,9 +12,11 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
-from vqjax.quantizers.base import Base, Quantized, check_count, hide, look_up
+from vqjax.ops.serialization import exported
+from vqjax.quantizers.base import Base, Quantized, array_shape, check_count, checked, hide, look_up
 
 
+@exported
 class RandomProjectionState(NamedTuple):
     """Frozen projection float32 [D, dim] and unit codes float32 [K, dim]."""
 
@@ -46,6 +48,12 @@ class RandomProjection(Base):
         check_count('num_codes', self.num_codes)
         check_count('dim', self.dim)
 
+    def shapes(self, dim: int) -> tuple[tuple, RandomProjectionState]:
+        """() and what is frozen."""
+        projection, codes = array_shape(dim, self.dim), array_shape(self.num_codes, self.dim)
+        return (), RandomProjectionState(projection, codes)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """() and Xavier projection and normal codes; of z [..., D] only D is read."""
         del mask, axis_name
@@ -57,6 +65,7 @@ class RandomProjection(Base):
         codes = ops.normalize(codes)
         return (), RandomProjectionState(projection, codes)
 
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -68,6 +77,7 @@ class RandomProjection(Base):
         z_q = lax.stop_gradient(look_up(state.codes, codes)).astype(z.dtype)
         return Quantized(z_q, codes, jnp.zeros((), jnp.float32), {})
 
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Unit codes float32 [..., dim] of codes [...]; zeros for -1."""
         del params

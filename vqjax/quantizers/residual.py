@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,10 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
+from vqjax.ops.compiling import compiled_once
 from vqjax.quantizers.base import (
     Base,
+    PyTree,
     Quantized,
     Quantizer,
     check,
@@ -21,13 +25,15 @@ from vqjax.quantizers.base import (
     check_features,
     check_flag,
     check_inner,
+    check_positive,
     check_start,
     check_weight,
-    compiled_once,
+    checked,
+    stacked,
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
-from vqjax.quantizers.combining import dropout_of, merge_losses, quantize_detached
+from vqjax.quantizers.combining import completed_to, dropout_of, merge_losses, quantize_detached
 from vqjax.quantizers.summing import Sums, with_slope, without_slope
 
 
@@ -53,6 +59,9 @@ class Residual(Base):
         stage before (ERVQ, arXiv:2410.12359); its gradient goes to what the vectors are made of
         and straight through each to z. They are then all held, S N D numbers.
 
+      scale: what a stage's input and vectors are scaled by more than those of the stage before: one
+        number or one a feature; None: the inner's `stage_scale`.
+
     Params and state are the inner's with leading axis [S], the inner's own if shared, tuples for a
     tuple. Codes get a trailing axis [S], losses a leading one.
 
@@ -62,11 +71,12 @@ class Residual(Base):
     """
 
     inner: Quantizer | tuple[Quantizer, ...]
-    num_stages: int | None = None
+    num_stages: int = cast(int, None)  # then told by the tuple
     shared: bool = False
     dropout: StageDropout | str | None = None
     beam: int = 1
     similarity: float = 0.0
+    scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self):
         check_flag('shared', self.shared)
@@ -89,6 +99,13 @@ class Residual(Base):
         need = '1 where an inner quantizer has no explicit codebook'
         check(self.beam == 1 or explicit, 'beam', self.beam, need)
         check_weight('similarity', self.similarity)
+        given = (
+            self.scale
+            if isinstance(self.scale, tuple)
+            else (self.scale,) * (self.scale is not None)
+        )
+        for number in given:
+            check_positive('scale', number)
         need = '0 where there is one stage alone'
         check(not self.similarity or self.num_stages > 1, 'similarity', self.similarity, need)
 
@@ -98,15 +115,16 @@ class Residual(Base):
 
     @property
     def _by_stage(self) -> tuple[Quantizer, ...]:
-        return self.inner if isinstance(self.inner, tuple) else (self.inner,) * self.num_stages
+        inners = self._inners
+        return inners if isinstance(self.inner, tuple) else inners * self.num_stages
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of a stage (the largest where they differ)."""
         return max(inner.num_codes for inner in self._inners)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's, and S."""
         return (*self._inners[0].code_shape, self.num_stages)
 
@@ -116,14 +134,52 @@ class Residual(Base):
         return sum(inner.bits for inner in self._by_stage)
 
     @property
-    def starts_from_data(self) -> bool:
+    def code_sizes(self) -> np.ndarray:
+        """K of each stage's codes, int32 [*inner, S]."""
+        return np.stack([inner.code_sizes for inner in self._by_stage], axis=-1)
+
+    def completed(self, codes: jax.Array) -> jax.Array:
+        """Codes [..., *inner, n] of the first n stages with -1 for the others: [..., *inner, S]."""
+        return completed_to(codes, self.num_stages)
+
+    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+        """(Residual, params, state) of the first `num` stages, see `Base.first_stages`.
+
+        Raises:
+          ValueError: for a number that is not from 1 to S.
+        """
+        check_count('num', num, most=self.num_stages)
+        fields: dict[str, Any] = {'num_stages': num}
+        if isinstance(self.inner, tuple):
+            fields['inner'] = self.inner[:num]
+        if num == 1:
+            fields['similarity'] = 0.0
+        if self.dropout is not None:
+            multiple = 1 if num % self.dropout.multiple else self.dropout.multiple
+            least = min(self.dropout.least, num)
+            fields['dropout'] = dataclasses.replace(self.dropout, least=least, multiple=multiple)
+
+        def cut(tree):
+            if self.shared:
+                return tree
+            if isinstance(self.inner, tuple):
+                return tree[:num]
+            return jax.tree.map(lambda x: x[:num], tree)
+
+        return dataclasses.replace(self, **fields), cut(params), cut(state)
+
+    @property
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any stage's init reads the values of z."""
         return any(inner.starts_from_data for inner in self._inners)
 
     @property
     def _scales(self):
         """What each stage's vectors are multiplied by, float32 [S] or [S, D]."""
-        scales = [np.float32(1)]
+        if self.scale is not None:
+            powers = np.arange(self.num_stages).reshape(-1, *[1] * isinstance(self.scale, tuple))
+            return (np.asarray(self.scale, np.float64) ** powers).astype(np.float32)
+        scales: list[Any] = [np.float32(1)]
         for inner in self._by_stage[:-1]:
             scales.append(scales[-1] * np.asarray(inner.stage_scale, np.float32))
         if len({scale.size for scale in scales if scale.ndim}) > 1:
@@ -134,10 +190,10 @@ class Residual(Base):
         """`_scales`, which z [..., D] must fit."""
         scales = self._scales
         if scales.ndim > 1:
-            check_features(z, scales.shape[1], f'inner={self.inner!r}')
+            check_features(z, scales.shape[1], f'inner={self.inner!r}, scale={self.scale!r}')
         return scales
 
-    def _stages(self, body, carry, *xs, params=None, state=None):
+    def _stages(self, body, carry, *xs, params: Any = None, state: Any = None) -> Any:
         """(carry, outputs) of body(inner, carry, params, state, *x) run over the stages."""
         if isinstance(self.inner, tuple):
             outputs = []
@@ -151,6 +207,15 @@ class Residual(Base):
             return lax.scan(lambda c, x: body(self.inner, c, params, state, *x), carry, xs)
         return lax.scan(lambda c, x: body(self.inner, c, *x), carry, (params, state, *xs))
 
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
+        """The inner's, stacked unless shared; tuples for a tuple."""
+        if isinstance(self.inner, tuple):
+            params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
+            return params, state
+        trees = self.inner.shapes(dim)
+        return trees if self.shared else stacked(self.num_stages, trees)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(params, state): each stage starts from what the ones before it left of z [..., D].
 
@@ -160,7 +225,16 @@ class Residual(Base):
         check_start(self, z, mask)
         z = z.astype(jnp.float32)
         if self.shared:
-            return self.inner.init(key, z, mask, axis_name)
+            return self._inners[0].init(key, z, mask, axis_name)
+
+        keys, scales = jax.random.split(key, self.num_stages), self._scales_for(z)
+        if isinstance(self.inner, tuple):
+            started = self._started(keys, z, scales, mask, axis_name)
+            return tuple(p for p, _ in started), tuple(s for _, s in started)
+        return compiled_once(Residual._started)(self, keys, z, scales, mask, axis_name)
+
+    def _started(self, keys, z, scales, mask, axis_name):
+        """(params, state) of each stage."""
 
         def start(inner, residual, params, state, key, scale):
             del params, state
@@ -170,13 +244,9 @@ class Residual(Base):
             residual -= inner.decode(params, state, codes) * scale
             return residual, (params, state)
 
-        keys = jax.random.split(key, self.num_stages)
-        _, started = self._stages(start, z, keys, self._scales_for(z))
-        if isinstance(self.inner, tuple):
-            return tuple(p for p, _ in started), tuple(s for _, s in started)
-        return started
+        return self._stages(start, z, keys, scales)[1]
 
-    @compiled_once
+    @checked
     def quantize(
         self, params, state, z, key=None, mask=None, axis_name: AxisName = None
     ) -> Quantized:
@@ -227,9 +297,11 @@ class Residual(Base):
         if key is None or self.dropout is None:
             return None if mask is None else jnp.stack([mask] * self.num_stages)
         key = jax.random.fold_in(key, self.num_stages)
-        return self.dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
+        dropout = dropout_of(self.dropout, self.num_stages)
+        assert dropout is not None
+        return dropout.used(key, x.shape[:-1], self.num_stages, mask, axis_name)
 
-    @compiled_once
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ):
@@ -258,9 +330,10 @@ class Residual(Base):
             for x in (mask, weights)
         )
         rows, codes = jnp.moveaxis(outputs, 0, -2), jnp.moveaxis(codes, 0, z.ndim - 1)
-        return self.inner.update(params, state, rows, codes, key, mask, axis_name, weights)
+        inner = self._inners[0]
+        return inner.update(params, state, rows, codes, key, mask, axis_name, weights)
 
-    @compiled_once
+    @checked
     def stage_vectors(self, params, state, codes) -> jax.Array:
         """What each stage adds, float32 [S, ..., D], of codes [..., S]; zeros for -1.
 
@@ -275,7 +348,7 @@ class Residual(Base):
         _, vectors = self._stages(stage, None, *xs, params=params, state=state)
         return jnp.stack(vectors) if isinstance(vectors, tuple) else vectors
 
-    @compiled_once
+    @checked
     def decode(self, params, state, codes) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         codes = jnp.moveaxis(codes, -1, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.quantizers.base import array_shape, checked
 from vqjax.quantizers.bridged import BridgedCodebook
 
 
@@ -41,8 +41,13 @@ class SimVQ(BridgedCodebook):
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     assignment: Callable = ops.nearest_assignment
     length: float | None = None
-    bridge: ClassVar[ops.Linear] = ops.Linear()
+    bridge = ops.Linear()
 
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """W and C."""
+        return array_shape(dim, dim), array_shape(self.num_codes, dim)
+
+    @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(W, C); of z [..., D] the root mean square is read.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from vqjax import ops
 from vqjax.quantizers.base import ARGUMENTS, Base, Quantizer
@@ -136,9 +136,9 @@ def _to_plain(field, value):
             raise ValueError(f'bridge={value!r} is none of {sorted(ops.BRIDGES)}: it has no spec')
         return {'name': _BRIDGE_NAMES[type(value)], **_fields_as_data(value)}
     if field in _FUNCTIONS:
-        return ops.function_name(ARGUMENTS.get(field, field), value, _FUNCTIONS[field])
+        return ops.function_name(ARGUMENTS.get(field) or field, value, _FUNCTIONS[field])
     if isinstance(value, Base):
-        return to_spec(value)
+        return to_spec(cast(Quantizer, value))
     if isinstance(value, ops.Schedule):
         return value.spec()
     if isinstance(value, tuple):

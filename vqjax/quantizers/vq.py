@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +11,25 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
-from vqjax.quantizers.base import Quantized, blank, check_flag, check_start, check_weight, look_up
+from vqjax.ops.serialization import exported
+from vqjax.quantizers.arguments import argument, frozen
+from vqjax.quantizers.base import (
+    STEP,
+    PyTree,
+    Quantized,
+    array_shape,
+    blank,
+    check,
+    check_flag,
+    check_start,
+    check_weight,
+    checked,
+    look_up,
+)
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
+@exported
 class VQState(NamedTuple):
     """Revival's part of the codebook [K, D], moving counts [K], training steps int32 []."""
 
@@ -25,6 +38,7 @@ class VQState(NamedTuple):
     step: jax.Array
 
 
+@exported
 class Affine(NamedTuple):
     """Params with `affine`: codebook [K, D], and scale and offset [D] shared by all codes."""
 
@@ -33,7 +47,7 @@ class Affine(NamedTuple):
     offset: jax.Array
 
 
-@dataclass(frozen=True, repr=False)
+@frozen
 class VQ(Codebook):
     """VQ-VAE's codebook as a parameter (arXiv:1711.00937 eq. 3).
 
@@ -50,6 +64,8 @@ class VQ(Codebook):
       sync_nu: share of z_q's gradient that the codebook receives too (arXiv:2305.08842 sec. 4.2).
       affine: all codes share a learned scale and offset, so unused ones move along
         (arXiv:2305.08842 sec. 4.1).
+      unit_values: False with the cosine metric: vectors and codes have unit length in the search
+        alone, and their own in z_q and the losses (DAC, arXiv:2306.06546).
 
     Params codebook float32 [K, D] (or `Affine`), state `VQState`. Raises ValueError for a field
     out of range.
@@ -60,7 +76,7 @@ class VQ(Codebook):
     commitment: float = 0.25
     codebook: float = 1.0
     metric: str = 'euclidean'
-    init: InitVar[Callable | str] = None  # its default is the method below
+    start: Any = argument(default=ops.kmeans, alias='init')
     revival: Revival | None = Revival()
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     temperature: float = 0.0
@@ -70,15 +86,25 @@ class VQ(Codebook):
     sync_nu: float = 0.0
     affine: bool = False
     assignment: Callable = ops.nearest_assignment
-    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
+    unit_values: bool = True
 
-    def __post_init__(self, init):
+    def __post_init__(self, init=None):
         check_codebook_fields(self, init)
         for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
+        check_flag('unit_values', self.unit_values)
+        need = "True unless metric='cosine', the only one that brings vectors to unit length"
+        check(self.unit_values or self.metric == 'cosine', 'unit_values', self.unit_values, need)
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):  # noqa: F811
+    def shapes(self, dim: int) -> tuple[PyTree, VQState]:
+        """A codebook, or Affine, and VQState."""
+        codebook = array_shape(self.num_codes, dim)
+        params = Affine(codebook, array_shape(dim), array_shape(dim)) if self.affine else codebook
+        return params, VQState(codebook, array_shape(self.num_codes), STEP)
+
+    @checked
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
         """(codebook or Affine, VQState) from what `start` makes of z [..., D].
 
         Raises:
@@ -96,14 +122,14 @@ class VQ(Codebook):
     def read_codebook(self, params, state) -> jax.Array:
         """Params + shift, float32 [K, D], differentiable in params.
 
-        Scaled and moved if affine; of unit length for the cosine metric.
+        Scaled and moved if affine; of unit length for the cosine metric, but for `unit_values`.
         """
         shift = lax.stop_gradient(state.shift)
         if self.affine:
             vectors = ops.rounded((params.codebook + shift) * params.scale) + params.offset
         else:
             vectors = params + shift
-        return ops.unit_rows(vectors) if self.metric == 'cosine' else vectors
+        return ops.unit_rows(vectors) if self.unit_length else vectors
 
     def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
@@ -124,9 +150,10 @@ class VQ(Codebook):
         z_q = self.gradient(x, vectors)
         if self.sync_nu:
             z_q = ops.graft(z_q, z_q + self.sync_nu * vectors)
-        loss = sum(getattr(self, name) * term for name, term in losses.items())
+        loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
         return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> VQState:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +11,22 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, Revival
+from vqjax.ops.serialization import exported
+from vqjax.quantizers.arguments import argument, frozen
 from vqjax.quantizers.base import (
+    STEP,
     Quantized,
+    array_shape,
     blank,
     check_start,
     check_weight,
+    checked,
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
 
 
+@exported
 class VQEMAState(NamedTuple):
     """Moving averages: counts float32 [K], sums float32 [K, D], training steps int32 []."""
 
@@ -31,7 +35,7 @@ class VQEMAState(NamedTuple):
     step: jax.Array
 
 
-@dataclass(frozen=True, repr=False)
+@frozen
 class VQEMA(Codebook):
     """VQ-VAE's codebook with exponential moving averages (arXiv:1711.00937, appendix A.1).
 
@@ -61,23 +65,25 @@ class VQEMA(Codebook):
     commitment: float = 0.25
     eps: float = 1e-5
     metric: str = 'euclidean'
-    init: InitVar[Callable | str] = None  # its default is the method below
+    start: Any = argument(default=ops.kmeans, alias='init')
     revival: Revival | None = Revival()
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     temperature: float = 0.0
     assignment: Callable = ops.nearest_assignment
     balance: float = 0.0
-    start: Callable = dataclasses.field(init=False, default=ops.kmeans)
 
-    def __post_init__(self, init):
+    def __post_init__(self, init=None):
         check_codebook_fields(self, init)
         check_weight('commitment', self.commitment)
         check_weight('balance', self.balance)
         check_weight('eps', self.eps)
 
-    def init(  # noqa: F811
-        self, key, z, mask=None, axis_name: AxisName = None
-    ) -> tuple[tuple, VQEMAState]:
+    def shapes(self, dim: int) -> tuple[tuple, VQEMAState]:
+        """() and an array of each field of VQEMAState."""
+        return (), VQEMAState(array_shape(self.num_codes), array_shape(self.num_codes, dim), STEP)
+
+    @checked
+    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, VQEMAState]:
         """() and the state whose codebook is what `start` makes of z [..., D].
 
         Raises:
@@ -106,10 +112,11 @@ class VQEMA(Codebook):
         vectors = look_up(codebook, codes)
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
         losses |= self.balance_losses(x, codebook, mask, axis_name)
-        loss = sum(getattr(self, name) * term for name, term in losses.items())
+        loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
         z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
         return Quantized(z_q, codes, loss, losses)
 
+    @checked
     def update(
         self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
     ) -> VQEMAState:

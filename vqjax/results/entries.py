@@ -5,24 +5,27 @@ from typing import Any
 
 import numpy as np
 
+from vqjax.results.finished import FinishedRun
+from vqjax.results.records import MethodResult
 from vqjax.results.summaries import rise, summarise
 
 
 def entry(
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[FinishedRun],
+    *,
     spec: Mapping[str, Any] | None,
     overrides: Mapping[str, Any],
     classifies: bool,
-) -> dict[str, Any]:
+) -> MethodResult:
     """What results.json says of one method, from the records of its finished runs."""
-    seeds = [run['result'] for run in runs]
-    return {
-        'spec': spec,
-        'overrides': overrides,
-        'bits': float(np.mean([run['bits'] for run in runs])),
-        'params': round(np.mean([run['params'] for run in runs])),
-        'seconds': sum(seed['seconds'] for seed in seeds),
-        'summary': summarise(seeds),
-        'rise': rise([run['history'] for run in runs]) if classifies else None,
-        'seeds': seeds,
-    }
+    seeds = tuple(run.result for run in runs)
+    return MethodResult(
+        spec=spec,
+        overrides=overrides,
+        bits=float(np.mean([run.bits for run in runs])),
+        params=round(np.mean([run.params for run in runs])),
+        seconds=sum(seed.figures['seconds'] for seed in seeds),
+        summary=summarise(seeds),
+        rise=rise([run.history for run in runs]) if classifies else None,
+        seeds=seeds,
+    )

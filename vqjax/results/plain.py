@@ -60,13 +60,23 @@ def optional(plain: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
     return None if plain.get(name) is None else part(plain, name, kind)
 
 
+def sequence(plain: Mapping[str, Any], name: str) -> list[Any]:
+    """A list in a mapping; a tuple, which JSON writes as one, is a list too.
+
+    Raises:
+      ValueError: it is missing, or something else.
+    """
+    value = plain.get(name)
+    return list(value) if isinstance(value, tuple) else part(plain, name, list)
+
+
 def numbers(plain: Mapping[str, Any], name: str) -> tuple[float, ...]:
     """A list of numbers in a mapping.
 
     Raises:
       ValueError: it is missing, or holds something else.
     """
-    values = part(plain, name, list)
+    values = sequence(plain, name)
     for value in values:
         if not is_number(value):
             raise ValueError(f'{name} holds {value!r:.40}, which is no number')
@@ -79,7 +89,7 @@ def mappings(plain: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     Raises:
       ValueError: it is missing, or holds something else.
     """
-    values = part(plain, name, list)
+    values = sequence(plain, name)
     for value in values:
         if not isinstance(value, dict):
             raise ValueError(f'{name} holds {value!r:.40}, which is no mapping')

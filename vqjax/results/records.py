@@ -1,15 +1,32 @@
-"""One run's part of results.json: its figures, use of codes, and which test examples were right."""
+"""The content of results.json: of every method a summary, and of every seed its figures.
+
+Each part reads itself from plain data, as JSON holds it, checks what it reads, and writes itself.
+"""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vqjax.results.plain import is_number, numbers, optional, part, within
+from vqjax.metrics import Interval
+from vqjax.results.plain import (
+    is_number,
+    load,
+    mappings,
+    numbers,
+    optional,
+    part,
+    read_interval,
+    within,
+)
+from vqjax.results.tuning import Tuning
+
+SCHEMA = 1  # of results.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +110,21 @@ class SeedResult:
         """Share of the examples that were told rightly."""
         return self.figures['accuracy']
 
+    @property
+    def num_examples(self) -> int:
+        """Of the split, as the reliability table counts them.
+
+        Raises:
+          ValueError: the table was left out.
+        """
+        if self.reliability is None:
+            raise ValueError(f'seed {self.seed} has no reliability table: these results are short')
+        return round(sum(self.reliability.count))
+
+    def with_figures(self, more: Mapping[str, float]) -> SeedResult:
+        """The same with more figures."""
+        return dataclasses.replace(self, figures={**self.figures, **more})
+
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> SeedResult:
         """Of an entry of `seeds` in results.json.
@@ -141,6 +173,213 @@ class SeedResult:
         return found
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MethodResult:
+    """What all runs of one method showed.
+
+    Fields:
+      spec: of the quantizer, as plain data; None without one.
+      overrides: the fields of the configuration that the method changes.
+      bits: an image, mean over the runs.
+      params: numbers that the model holds.
+      seconds: of all runs together.
+      summary: figure -> mean and 95% interval over the runs.
+      seeds: the runs.
+      rise: of the training accuracy in the last third of the runs, see `summaries.rise`.
+      tells_rise: False for results of before, which have no entry `rise`.
+      bits_per_token: exact; the study rates adds it.
+      collapse: share of the runs that collapsed; the study remedies adds it.
+    """
+
+    spec: Mapping[str, Any] | None
+    overrides: Mapping[str, Any]
+    bits: float
+    params: int
+    seconds: float
+    summary: Mapping[str, Interval]
+    seeds: tuple[SeedResult, ...]
+    rise: float | None = None
+    tells_rise: bool = True
+    bits_per_token: float | None = None
+    collapse: Interval | None = None
+
+    @property
+    def accuracy(self) -> Interval:
+        """Mean and 95% interval of the accuracy."""
+        return self.summary['accuracy']
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> MethodResult:
+        """Of an entry of `methods` in results.json.
+
+        Raises:
+          ValueError: a part is missing or damaged.
+        """
+        seeds = []
+        for i, seed in enumerate(mappings(plain, 'seeds')):
+            with within(f'entry {i} of seeds'):
+                seeds.append(SeedResult.read(seed))
+        summary = part(plain, 'summary', dict)
+        with within('summary'):
+            intervals = {name: read_interval(summary, name) for name in summary}
+        collapse = None if plain.get('collapse') is None else read_interval(plain, 'collapse')
+        return cls(
+            spec=optional(plain, 'spec', dict),
+            overrides=optional(plain, 'overrides', dict) or {},
+            bits=part(plain, 'bits', float),
+            params=part(plain, 'params', int),
+            seconds=part(plain, 'seconds', float),
+            summary=intervals,
+            seeds=tuple(seeds),
+            rise=optional(plain, 'rise', float),
+            tells_rise='rise' in plain,
+            bits_per_token=optional(plain, 'bits_per_token', float),
+            collapse=collapse,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        found: dict[str, Any] = {
+            'spec': self.spec,
+            'overrides': self.overrides,
+            'bits': self.bits,
+            'params': self.params,
+            'seconds': self.seconds,
+            'summary': {name: interval._asdict() for name, interval in self.summary.items()},
+        }
+        if self.tells_rise:
+            found['rise'] = self.rise
+        found['seeds'] = [seed.plain() for seed in self.seeds]
+        if self.bits_per_token is not None:
+            found['bits_per_token'] = self.bits_per_token
+        if self.collapse is not None:
+            found['collapse'] = self.collapse._asdict()
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFinding:
+    """What `health.diagnose` found, see `health.Finding`; None for a run that is no method's."""
+
+    name: str
+    severity: str
+    evidence: Mapping[str, float | None]
+    remedy: str
+    method: str | None = None
+    seed: int | None = None
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> RunFinding:
+        """Of an entry of `findings`.
+
+        Raises:
+          ValueError: a part is missing or damaged.
+        """
+        evidence = part(plain, 'evidence', dict)
+        for name, value in evidence.items():
+            if value is not None and not is_number(value):
+                raise ValueError(f'evidence {name} is {value!r:.40}, which is no number')
+        return cls(
+            name=part(plain, 'name', str),
+            severity=part(plain, 'severity', str),
+            evidence=evidence,
+            remedy=part(plain, 'remedy', str),
+            method=optional(plain, 'method', str),
+            seed=optional(plain, 'seed', int),
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        where = {'method': self.method, 'seed': self.seed}
+        return {
+            'name': self.name,
+            'severity': self.severity,
+            'evidence': dict(self.evidence),
+            'remedy': self.remedy,
+        } | {name: value for name, value in where.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+    """The content of results.json.
+
+    Fields:
+      config: of the runs, plain data.
+      environment: versions and devices.
+      methods: by name, in the order of the configuration.
+      command: that made them, where it is known.
+      findings: what is wrong with the runs.
+      recordings: of a set of recordings with one split, how many there are of each.
+      tuning: how the settings were chosen, where the run chose them.
+      added: what a study adds, plain data under names of its own.
+    """
+
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    methods: Mapping[str, MethodResult]
+    command: str | None = None
+    findings: tuple[RunFinding, ...] = ()
+    recordings: Mapping[str, Any] | None = None
+    tuning: Tuning | None = None
+    added: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> Results:
+        """Of the content of a file.
+
+        Raises:
+          ValueError: it is of another schema, or a part is missing or damaged.
+        """
+        if plain.get('schema') != SCHEMA:
+            raise ValueError(f'its schema is {plain.get("schema")!r:.40}, not {SCHEMA}')
+        methods, found = {}, part(plain, 'methods', dict)
+        for name in found:
+            with within(f'method {name}'):
+                methods[name] = MethodResult.read(part(found, name, dict))
+        findings = mappings(plain, 'findings') if 'findings' in plain else []
+        tuning = optional(plain, 'tuning', dict)
+        with within('findings'):
+            findings_read = tuple(map(RunFinding.read, findings))
+        with within('tuning'):
+            tuning_read = None if tuning is None else Tuning.read(tuning)
+        own = {'schema', *(field.name for field in dataclasses.fields(cls))}
+        return cls(
+            config=part(plain, 'config', dict),
+            environment=part(plain, 'environment', dict),
+            methods=methods,
+            command=optional(plain, 'command', str),
+            findings=findings_read,
+            recordings=optional(plain, 'recordings', dict),
+            tuning=tuning_read,
+            added={name: value for name, value in plain.items() if name not in own},
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Results:
+        """Of a file.
+
+        Raises:
+          ValueError: it cannot be read, or `read` refuses it; names the file and the remedy.
+        """
+        remedy = 'give a results.json that a run has finished, or run the same command again'
+        return load(path, cls.read, remedy)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        found: dict[str, Any] = {'schema': SCHEMA}
+        if self.command is not None:
+            found['command'] = self.command
+        found['config'] = self.config
+        found['environment'] = self.environment
+        found['methods'] = {name: method.plain() for name, method in self.methods.items()}
+        if self.recordings is not None:
+            found['recordings'] = self.recordings
+        found['findings'] = [finding.plain() for finding in self.findings]
+        if self.tuning is not None:
+            found['tuning'] = self.tuning.plain()
+        return found | dict(self.added)
+
+
 def pack_counts(counts: np.ndarray) -> dict[str, list[int]]:
     """Counts [..., K] as plain data: their shape, the used codes, and the uses of each.
 
@@ -169,10 +408,13 @@ def read_counts(result: Mapping[str, Any]) -> np.ndarray | None:
     try:
         if not isinstance(kept, Mapping):
             return np.asarray(kept, np.float64)
+        codes, uses = np.asarray(kept['codes'], int), np.asarray(kept['uses'], np.float64)
+        if codes.shape != uses.shape:
+            raise ValueError(f'{codes.size} codes and {uses.size} uses')
         counts = np.zeros(kept['shape'])
-        counts.reshape(-1)[np.asarray(kept['codes'], int)] = kept['uses']
+        counts.reshape(-1)[codes] = uses
         return counts
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
         raise ValueError(
             f'counts of seed {result.get("seed")} are damaged: {type(error).__name__}, {error}'
         ) from error

@@ -1,5 +1,6 @@
 """What the seeds of a comparison say together: intervals, paired differences, baselines."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from vqjax import intervals, metrics
 from vqjax.metrics import Interval
-from vqjax.results.records import read_correct, read_counts
+from vqjax.results.records import MethodResult, Reliability, Results, SeedResult
 
 RISE = 0.01  # of training accuracy in the last third of a run: above it, it has not converged
 
@@ -36,12 +37,12 @@ def rise(histories: Sequence[Sequence[Mapping[str, Any]]]) -> float | None:
     return float(slope * ends[-1] / 3)
 
 
-def still_rising(results: Mapping[str, Any]) -> dict[str, float]:
-    """The methods of results.json that have not converged, and their rise; {} where none is told.
+def still_rising(results: Results) -> dict[str, float]:
+    """The methods that have not converged, and their rise; {} where none is told.
 
     A method has not where its training accuracy rises by more than RISE in the last third.
     """
-    rises = {name: method.get('rise') for name, method in results['methods'].items()}
+    rises = {name: method.rise for name, method in results.methods.items()}
     return {name: x for name, x in rises.items() if x is not None and x > RISE}
 
 
@@ -66,94 +67,101 @@ class CodeUse(NamedTuple):
     uniform: metrics.UniformBaseline
 
 
-def joint_perplexity(seed: Mapping[str, Any], number: int) -> float:
+class Halves(NamedTuple):
+    """A method on the first half of the deals of folds, and on the others.
+
+    accuracy: of each half; overlap: whether these intervals do; compared: the paired difference to
+    the baseline in each half, None of the baseline itself.
+    """
+
+    accuracy: tuple[Interval, Interval]
+    overlap: bool
+    compared: tuple[Interval, Interval] | None
+
+
+def joint_perplexity(seed: SeedResult, number: int) -> float:
     """At most how many images a seed's codes tell apart, `number` of them an image.
 
     The perplexity of one code to that power; infinite without codes.
     """
-    return float(seed.get('perplexity', np.inf) ** number)
+    return float(seed.figures.get('perplexity', np.inf) ** number)
 
 
-def covers(*groups: Sequence[Mapping[str, Any]]) -> str:
+def covers(*groups: Sequence[SeedResult]) -> str:
     """What an interval of accuracies of these seeds can hold: FOLDS, EXAMPLES or SEEDS.
 
     EXAMPLES where every seed keeps which test examples it told rightly; SEEDS for results of
     before, and where the numbers of examples differ.
     """
     seeds = [seed for group in groups for seed in group]
-    if all('fold' in seed for seed in seeds):
+    if all(seed.fold is not None for seed in seeds):
         return FOLDS
-    numbers = {(seed.get('correct') or {}).get('examples') for seed in seeds}
+    numbers = {None if seed.correct is None else len(seed.correct) for seed in seeds}
     return EXAMPLES if len(numbers) == 1 and None not in numbers else SEEDS
 
 
-def _test_to_train(seeds: Sequence[Mapping[str, Any]]) -> float:
+def _test_to_train(seeds: Sequence[SeedResult]) -> float:
     """Test examples of a fold for each training example; 0 where seeds are no folds."""
-    if covers(seeds) != FOLDS:
+    folds = [seed.fold for seed in seeds if seed.fold is not None]
+    if len(folds) < len(seeds):
         return 0.0
-    return float(np.mean([seed['fold']['test'] / seed['fold']['train'] for seed in seeds]))
+    return float(np.mean([fold.test / fold.train for fold in folds]))
 
 
-def _correct(seeds: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    return np.stack([read_correct(seed) for seed in seeds])
+def _correct(seeds: Sequence[SeedResult]) -> np.ndarray:
+    return np.stack([seed.correct for seed in seeds if seed.correct is not None])
 
 
-def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and 95% interval of every number that all seeds report.
+def summarise(seeds: Sequence[SeedResult]) -> dict[str, Interval]:
+    """Mean and 95% interval of every figure that all seeds report.
 
     Of the accuracy as METHODS says, of all others Student's t over seeds, or the corrected one over
     folds.
 
-    Args:
-        per_seed: one mapping a seed; entries that are no numbers (lists, tables) are left aside.
-
-    Returns:
-        {metric: {'mean': m, 'low': l, 'high': h}}.
-
     Raises:
         ValueError: no seeds.
     """
-    if not per_seed:
-        raise ValueError('per_seed is empty: a summary needs at least one seed')
-    names = [
-        name
-        for name, value in per_seed[0].items()
-        if name != 'seed' and isinstance(value, int | float) and all(name in s for s in per_seed)
-    ]
-    ratio = _test_to_train(per_seed)
-    found = {name: intervals.corrected_t([s[name] for s in per_seed], ratio) for name in names}
+    if not seeds:
+        raise ValueError('seeds is empty: a summary needs at least one seed')
+    names = [name for name in seeds[0].figures if all(name in seed.figures for seed in seeds)]
+    ratio = _test_to_train(seeds)
+    found = {
+        name: intervals.corrected_t([seed.figures[name] for seed in seeds], ratio) for name in names
+    }
     if 'accuracy' in found:
-        found['accuracy'] = _accuracy(per_seed, found['accuracy'])
-    return {name: interval._asdict() for name, interval in found.items()}
+        found['accuracy'] = _accuracy(seeds, found['accuracy'])
+    return found
 
 
-def _accuracy(per_seed: Sequence[Mapping[str, Any]], by_t: Interval) -> Interval:
-    kind = covers(per_seed)
+def _accuracy(seeds: Sequence[SeedResult], by_t: Interval) -> Interval:
+    kind = covers(seeds)
     if kind == FOLDS:
         return Interval(by_t.mean, max(by_t.low, 0.0), min(by_t.high, 1.0))
     if kind == EXAMPLES:
-        return intervals.crossed_bootstrap(_correct(per_seed))
-    return metrics.bootstrap_interval([s['accuracy'] for s in per_seed])
+        return intervals.crossed_bootstrap(_correct(seeds))
+    return metrics.bootstrap_interval([seed.accuracy for seed in seeds])
 
 
-def shorten(results: dict[str, Any]) -> None:
-    """Leaves of every seed the numbers, and what intervals are made from.
+def shorten(results: Results) -> Results:
+    """The same with the figures of every seed alone, and what intervals are made from.
 
     Counts and tables stay in the finished runs.
     """
-    for method in results['methods'].values():
-        method['seeds'] = [
-            {
-                name: value
-                for name, value in seed.items()
-                if isinstance(value, int | float) or name in ('correct', 'fold')
-            }
-            for seed in method['seeds']
-        ]
+    methods = {
+        name: dataclasses.replace(
+            method,
+            seeds=tuple(
+                SeedResult(seed.seed, seed.figures, fold=seed.fold, correct=seed.correct)
+                for seed in method.seeds
+            ),
+        )
+        for name, method in results.methods.items()
+    }
+    return dataclasses.replace(results, methods=methods)
 
 
 def paired_difference(
-    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str
+    a: Sequence[SeedResult], b: Sequence[SeedResult], metric: str = 'accuracy'
 ) -> Interval:
     """Mean over common seeds of `metric` of `a` minus that of `b`, with its 95% interval.
 
@@ -162,12 +170,12 @@ def paired_difference(
     Raises:
         ValueError: no seed in common.
     """
-    other = {s['seed']: s for s in b}
-    a = [s for s in a if s['seed'] in other]
+    other = {seed.seed: seed for seed in b}
+    a = [seed for seed in a if seed.seed in other]
     if not a:
         raise ValueError(f'metric={metric!r}: the two methods have no seed in common')
-    b = [other[s['seed']] for s in a]
-    differences = [x[metric] - y[metric] for x, y in zip(a, b, strict=True)]
+    b = [other[seed.seed] for seed in a]
+    differences = [x.figures[metric] - y.figures[metric] for x, y in zip(a, b, strict=True)]
     kind = covers(a, b)
     if kind == FOLDS:
         return intervals.corrected_t(differences, _test_to_train(a))
@@ -176,36 +184,43 @@ def paired_difference(
     return metrics.bootstrap_interval(differences)
 
 
-def halves(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def compare(results: Results, name: str, to: str = BASELINE) -> Interval | None:
+    """Paired difference of accuracy of a method to another one; None to itself or one not run."""
+    if name == to or to not in results.methods:
+        return None
+    return paired_difference(results.methods[name].seeds, results.methods[to].seeds)
+
+
+def halves(methods: Mapping[str, Sequence[SeedResult]]) -> dict[str, Halves]:
     """Accuracies of the first half of the deals of folds beside those of the others, by method.
 
     Args:
-        results: the content of results.json.
+        methods: the seeds of each.
 
     Returns:
-        {method: {'accuracy': [first, second], 'overlap': whether these intervals do, 'compared':
-        the same of the paired difference to the baseline, but for itself}}, intervals as mappings;
         {} where runs are no folds, or folds were dealt out once.
     """
-    methods = {name: method['seeds'] for name, method in results['methods'].items()}
+    folds = [seed.fold for seeds in methods.values() for seed in seeds]
     deals = 0
     if covers(*methods.values()) == FOLDS:
-        deals = 1 + max(seed['fold']['repeat'] for seeds in methods.values() for seed in seeds)
+        deals = 1 + max((fold.repeat for fold in folds if fold is not None), default=0)
     if deals < 2:
         return {}
-    parts = {
-        name: [[s for s in seeds if (s['fold']['repeat'] < deals // 2) == first]
-               for first in (True, False)]
-        for name, seeds in methods.items()
-    }  # fmt: skip
+
+    def half(seeds: Sequence[SeedResult], first: bool) -> list[SeedResult]:
+        return [s for s in seeds if s.fold and (s.fold.repeat < deals // 2) == first]
+
     found = {}
-    for name, both in parts.items():
-        a, b = (summarise(seeds)['accuracy'] for seeds in both)
-        overlap = a['low'] <= b['high'] and b['low'] <= a['high']
-        found[name] = {'accuracy': [a, b], 'overlap': overlap}
-        if name != BASELINE and BASELINE in parts:
-            pairs = zip(both, parts[BASELINE], strict=True)
-            found[name]['compared'] = [paired_difference(*p, 'accuracy')._asdict() for p in pairs]
+    for name, seeds in methods.items():
+        a, b = (summarise(half(seeds, first))['accuracy'] for first in (True, False))
+        compared = None
+        if name != BASELINE and BASELINE in methods:
+            first, second = (
+                paired_difference(half(seeds, first), half(methods[BASELINE], first))
+                for first in (True, False)
+            )
+            compared = first, second
+        found[name] = Halves((a, b), a.low <= b.high and b.low <= a.high, compared)
     return found
 
 
@@ -213,7 +228,8 @@ def verdict(difference: Interval, num_seeds: int) -> str:
     """What a paired difference of accuracy to the baseline says, in one sentence."""
     _, low, high = difference
     if num_seeds < ENOUGH_SEEDS:
-        return f'{num_seeds} seeds are too few for a verdict: run {ENOUGH_SEEDS} or more'
+        few = 'one seed is' if num_seeds == 1 else f'{num_seeds} seeds are'
+        return f'{few} too few for a verdict: run {ENOUGH_SEEDS} or more'
     if -MARGIN < low and high < MARGIN:
         side = 'above' if low > 0 else 'below' if high < 0 else 'not apart from'
         return (
@@ -229,26 +245,26 @@ def verdict(difference: Interval, num_seeds: int) -> str:
     return 'undecided: the interval is too wide, more seeds, folds or test examples are needed'
 
 
-def code_use(method: Mapping[str, Any]) -> CodeUse | None:
-    """Codes, tokens and uniform baseline of an entry of results['methods']; None without codes.
+def code_use(method: MethodResult) -> CodeUse | None:
+    """Codes, tokens and uniform baseline of a method; None without codes.
 
     Tokens are those of its first run, codes the most of all runs, where folds chose other numbers.
     """
-    counts = read_counts(method['seeds'][0])
-    if counts is None:
+    counts = [seed.counts for seed in method.seeds if seed.counts is not None]
+    if not counts:
         return None
-    num_codes = max(read_counts(seed).shape[-1] for seed in method['seeds'])
-    num_tokens = round(counts.sum() / (counts.size / counts.shape[-1]))
+    num_codes = max(x.shape[-1] for x in counts)
+    num_tokens = round(counts[0].sum() / (counts[0].size / counts[0].shape[-1]))
     return CodeUse(num_codes, num_tokens, metrics.uniform_baseline(num_tokens, num_codes))
 
 
-def calibrated_error(bins: Mapping[str, Sequence[float]], num_samples: int = 2000) -> Interval:
+def calibrated_error(bins: Reliability, num_samples: int = 2000) -> Interval:
     """Calibration error that a calibrated model with a reliability table's confidences shows.
 
-    As `metrics.calibration_band`, but from 'confidence' and 'count' of the bins, which is what a
+    As `metrics.calibration_band`, but from the confidence and count of the bins, which is what a
     run keeps; taking a bin's mean confidence for all its examples widens the band by a few percent.
     """
-    confidence, count = (np.asarray(bins[name], np.float64) for name in ('confidence', 'count'))
+    confidence, count = np.asarray(bins.confidence, float), np.asarray(bins.count, float)
     hits = np.random.default_rng(0).binomial(
         count.astype(int), np.clip(confidence, 0, 1), (num_samples, len(count))
     )
@@ -257,7 +273,15 @@ def calibrated_error(bins: Mapping[str, Sequence[float]], num_samples: int = 200
     return Interval(float(errors.mean()), float(low), float(high))
 
 
-def mean_calibrated_error(method: Mapping[str, Any]) -> Interval:
-    """`calibrated_error` of an entry of results['methods'], mean over its seeds."""
-    bands = [calibrated_error(seed['reliability']) for seed in method['seeds']]
+def mean_calibrated_error(method: MethodResult) -> Interval:
+    """`calibrated_error` of a method, mean over its seeds.
+
+    Raises:
+        ValueError: a seed has no reliability table.
+    """
+    bands = []
+    for seed in method.seeds:
+        if seed.reliability is None:
+            raise ValueError(f'seed {seed.seed} has no reliability table: these results are short')
+        bands.append(calibrated_error(seed.reliability))
     return Interval(*(float(np.mean(x)) for x in zip(*bands, strict=True)))

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import importlib
+import pathlib
 from typing import Any
 
 from vqjax.moved import forward
 from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.errors import RunError
+from vqjax.trainer.files.display import show
+from vqjax.trainer.wording import shorten
 
 STUDIES = ('comparison', 'remedies', 'rates', 'tokenizer', 'vqvae2', 'autopsy', 'behaviour')
 
 
-def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
+# Those that read their data again after the runs, by the name that the configuration has.
+_BY_NAME = ('vqvae2', 'autopsy', 'behaviour')
+
+
+def run(config: dict[str, Any], workdir: str, dataset: Any = None) -> dict[str, Any]:
     """Runs the study that `config['study']` names, 'comparison' by default.
 
     Args:
       config: plain data; fields that it leaves out are at their defaults.
       workdir: folder for results, reports, logs and checkpoints; a run that was stopped goes on.
+      dataset: your own data in place of those that `config['dataset']` names, which is then what
+        reports call them: a pair (images [n, H, W, C], labels [n]); or anything with `len` and
+        items (image, label), such as a Grain MapDataset; or a mapping of train, validation and test
+        to these; or a `trainer.data.Dataset`.
 
     Returns:
       The content of results.json.
@@ -27,7 +38,7 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
     """
     name = config.get('study', FIELDS['study'].default)
     if name not in STUDIES:
-        raise RunError(f'study is {name!r}: choose one of {", ".join(STUDIES)}')
+        raise RunError(f'study is {shorten(name)}: choose one of {", ".join(STUDIES)}')
     for field in ('trials', 'split'):
         value = config.get(field, FIELDS[field].default)
         if name != 'comparison' and value != FIELDS[field].default:
@@ -35,8 +46,18 @@ def run(config: dict[str, Any], workdir: str) -> dict[str, Any]:
                 f'{field} is {value!r}, which only the study comparison knows, and study is '
                 f'{name!r}: leave {field} at {FIELDS[field].default!r}'
             )
+    if dataset is not None and name in _BY_NAME:
+        raise RunError(
+            f'study {name!r} reads its data by name, and dataset is handed over: write them to a '
+            "folder of images or an .npz file, and set dataset to 'folder' or 'npz'"
+        )
     study = importlib.import_module(f'vqjax.studies.{name}.study').prepare(config)
-    return study.run(study.config, workdir, study.conclude, study.parts)
+    parts = study.parts._replace(dataset=dataset)
+    results = study.run(study.config, workdir, conclude=study.conclude, parts=parts)
+    report = pathlib.Path(workdir) / 'report.md'
+    if results and report.is_file():
+        show(f'Report: {report}')
+    return results
 
 
 forward(

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from vqjax import quantizers
 from vqjax.metrics import Interval
+from vqjax.results.excerpts import Excerpt
+from vqjax.results.records import MethodResult, Results
 from vqjax.results.summaries import BASELINE, MARGIN, joint_perplexity, paired_difference
 
 UPHELD, OVERTURNED, UNDECIDED = 'upheld', 'overturned', 'undecided'
 
-Results = Mapping[str, Any]
 FROZEN, FINETUNED = 'CIFAR-10', 'CIFAR-10 fine-tuned'  # what became of its encoder
 PLACES = {'vector': '', 'grid': '-grid'}  # bottleneck -> how names of methods end
 FEW = 0.5  # of the classes: fewer codes are a collapse, whatever the number of bits
@@ -35,8 +36,9 @@ class Verdict(NamedTuple):
 
 
 def verdicts(
+    *,
     digits: Results,
-    deals: Results,
+    deals: Excerpt,
     cifar10: Results,
     finetuned: Results,
     behaviour: Results,
@@ -62,79 +64,89 @@ def verdicts(
     ]
 
 
-def collapsed(method: Mapping[str, Any], num_classes: int) -> int:
+def collapsed(method: MethodResult, num_classes: int) -> int:
     """How many runs of a method ended with fewer codes than half the classes.
 
     By the perplexity on the test split; of stages or groups the product of theirs.
     """
-    stages = quantizers.stages(quantizers.make(method['spec']))
+    stages = 1 if method.spec is None else quantizers.stages(quantizers.make(method.spec))
     bound = FEW * num_classes
-    return sum(joint_perplexity(seed, stages) < bound for seed in method['seeds'])
+    return sum(joint_perplexity(seed, stages) < bound for seed in method.seeds)
 
 
 def compare(results: Results, a: str, b: str) -> Interval:
     """Paired difference of accuracy, a less b, of two methods of a study."""
-    methods = results['methods']
-    return paired_difference(methods[a]['seeds'], methods[b]['seeds'], 'accuracy')
+    return paired_difference(results.methods[a].seeds, results.methods[b].seeds)
 
 
-def _incompatible(deals: Results, trained: Mapping[str, Results], behaviour: Results) -> Verdict:
-    dealt = deals['outcome']['vq_ema']
-    found = Interval(**dealt['compared'])
-    gone = dealt['lowest_perplexity'] < FEW * 10
-    fine, bad = [not gone and found.low > -MARGIN], [gone or found.high < -MARGIN]
+def _incompatible(deals: Excerpt, trained: Mapping[str, Results], behaviour: Results) -> Verdict:
+    dealt = deals.outcome['vq_ema']
+    if dealt.compared is None or dealt.lowest_perplexity is None:
+        raise ValueError('the deals of digits have no comparison of vq_ema with none')
+    found, lowest = dealt.compared, dealt.lowest_perplexity
+    fallen = lowest < FEW * 10
+    fine, bad = [not fallen and found.low > -MARGIN], [fallen or found.high < -MARGIN]
     figures = [
-        f'digits: `vq_ema` {points(found)}, lowest perplexity of {dealt["runs"]} runs '
-        f'{dealt["lowest_perplexity"]:.0f}'
+        f'digits: `vq_ema` {points(found)}, lowest perplexity of {dealt.runs} runs {lowest:.0f}'
     ]
-    cases = []
+    cases: list[tuple[str, Results, list[str], str, int]] = []
     for (name, results), (place, end) in itertools.product(trained.items(), PLACES.items()):
         cases.append((f'{name}, {place}', results, _vq_ema(results, end), BASELINE + end, 10))
     cases.append(('recordings', behaviour, ['vq_ema'], BASELINE, 4))
     for where, results, names, baseline, classes in cases:
-        gone = sum(collapsed(results['methods'][name], classes) for name in names)
-        runs = sum(len(results['methods'][name]['seeds']) for name in names)
+        gone = sum(collapsed(results.methods[name], classes) for name in names)
+        runs = sum(len(results.methods[name].seeds) for name in names)
         best = max(names, key=lambda name: compare(results, name, baseline).mean)
         found = compare(results, best, baseline)
         fine.append(not gone and found.low > -MARGIN)
         bad.append(gone > 0 or found.high < -MARGIN)
         figures.append(f'{where}: `{best}` {points(found)}, {gone} of {runs} runs collapsed')
     return Verdict(
-        'VQ-EMA is fundamentally incompatible with classification',
-        0,
-        _of(all(bad), all(fine)),
-        tuple(figures),
+        sentence='VQ-EMA is fundamentally incompatible with classification',
+        source=0,
+        verdict=_of(all(bad), all(fine)),
+        figures=tuple(figures),
     )
 
 
 def _fsq_collapses(studies: Mapping[str, Results]) -> Verdict:
     runs, gone = 0, []
     for where, results in studies.items():
-        for name, method in results['methods'].items():
-            if _is_fsq(method['spec']):
-                runs += len(method['seeds'])
+        for name, method in results.methods.items():
+            if _is_fsq(method.spec):
+                runs += len(method.seeds)
                 number = collapsed(method, 4 if where == 'recordings' else 10)
                 if number:
-                    lowest = min(seed['perplexity'] for seed in method['seeds'])
+                    lowest = min(seed.figures['perplexity'] for seed in method.seeds)
                     gone.append(
-                        f'{where}: `{name}` in {number} of {len(method["seeds"])} runs, '
+                        f'{where}: `{name}` in {number} of {len(method.seeds)} runs, '
                         f'perplexity {lowest:.3g}'
                     )
     figures = (f'{runs} runs with FSQ in {len(studies)} studies', *(gone or ['none collapsed']))
-    return Verdict('FSQ cannot collapse by design', 3, OVERTURNED if gone else UPHELD, figures)
+    return Verdict(
+        sentence='FSQ cannot collapse by design',
+        source=3,
+        verdict=OVERTURNED if gone else UPHELD,
+        figures=figures,
+    )
 
 
 def _in_use(cifar10: Results) -> Verdict:
     figures, least = [], []
     for place, end in PLACES.items():
-        found = cifar10['methods'][f'rvq-32{end}']['summary']['least_usage']
-        least.append(Interval(found['mean'], found['low'], found['high']))
+        found = cifar10.methods[f'rvq-32{end}'].summary['least_usage']
+        least.append(found)
+        mean, low, high = (100 * x for x in found)
         figures.append(
-            f'CIFAR-10, {place}: the stage with the fewest uses '
-            f'{100 * found["mean"]:.1f}% ({100 * found["low"]:.1f}, {100 * found["high"]:.1f})'
+            f'CIFAR-10, {place}: the stage with the fewest uses {mean:.1f}% ({low:.1f}, {high:.1f})'
         )
     verdict = _of(all(x.low > IN_USE for x in least), all(x.high < IN_USE for x in least))
-    return Verdict('RVQ: more than 90% of the codes in use in all layers', 3, verdict, (*figures,))
+    return Verdict(
+        sentence='RVQ: more than 90% of the codes in use in all layers',
+        source=3,
+        verdict=verdict,
+        figures=(*figures,),
+    )
 
 
 def _small_codebooks(cifar10: Results) -> Verdict:
@@ -143,7 +155,12 @@ def _small_codebooks(cifar10: Results) -> Verdict:
         for place, end in PLACES.items()
     }
     figures = tuple(f'CIFAR-10, {place}: {points(x)}' for place, x in found.items())
-    return Verdict('4 x 256 codes rather than 1 x 1,024', 3, _gain([found]), figures)
+    return Verdict(
+        sentence='4 x 256 codes rather than 1 x 1,024',
+        source=3,
+        verdict=_gain([found]),
+        figures=figures,
+    )
 
 
 def _projections(cifar10: Results) -> Verdict:
@@ -159,7 +176,9 @@ def _projections(cifar10: Results) -> Verdict:
         for dim, by_place in zip((32, 64), found, strict=True)
         for place, x in by_place.items()
     )
-    return Verdict('Project 128 features to 32 or 64', 3, _gain(found), figures)
+    return Verdict(
+        sentence='Project 128 features to 32 or 64', source=3, verdict=_gain(found), figures=figures
+    )
 
 
 def _two_stages(cifar10: Results) -> Verdict:
@@ -169,7 +188,12 @@ def _two_stages(cifar10: Results) -> Verdict:
         figures += [f'CIFAR-10, {place}: `{name}` {points(x)}' for name, x in found.items()]
         fine.append(all(x.low > -MARGIN for x in found.values()))
         bad.append(all(x.high < -MARGIN for x in found.values()))
-    return Verdict('Two stages keep the accuracy', 3, _of(all(fine), all(bad)), tuple(figures))
+    return Verdict(
+        sentence='Two stages keep the accuracy',
+        source=3,
+        verdict=_of(all(fine), all(bad)),
+        figures=tuple(figures),
+    )
 
 
 def _gain(options: Sequence[Mapping[str, Interval]]) -> str:
@@ -186,7 +210,7 @@ def _of(upheld: bool, overturned: bool) -> str:
 
 def _vq_ema(results: Results, end: str) -> list[str]:
     """The methods of VQ-EMA at LARGE bits and more, at the places whose names end so."""
-    found = [name for name in results['methods'] if name.startswith('vq_ema-')]
+    found = [name for name in results.methods if name.startswith('vq_ema-')]
     found = [name for name in found if name == f'vq_ema-{_bits(name)}{end}']
     return [name for name in found if _bits(name) >= LARGE]
 
@@ -198,7 +222,7 @@ def _bits(name: str) -> int:
 def _is_fsq(spec: Mapping[str, Any] | None) -> bool:
     while spec and spec['name'] != 'fsq' and isinstance(spec.get('inner'), Mapping):
         spec = spec['inner']
-    return bool(spec) and spec['name'] == 'fsq'
+    return spec is not None and spec.get('name') == 'fsq'
 
 
 def points(found: Interval) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from vqjax.results.records import Results
 from vqjax.trainer import experiment
 from vqjax.trainer.config.settings import Parts
-from vqjax.trainer.files.workdir import Workdir
 
-Conclude = Callable[[dict[str, Any], Workdir], None]
+# Of a search the folder is a `search.Outcome`, which has the part of a Workdir that is needed.
+Conclude = Callable[[Results, Any], Results]
 
 
 class Study(NamedTuple):
@@ -17,10 +18,10 @@ class Study(NamedTuple):
 
     Fields:
       config: the fields of every configuration; those that only the study knows are left out.
-      conclude: (results, folder), when all runs are finished: adds to the results what it finds,
-        writes the reports and prints them.
+      conclude: (results, folder) -> results, when all runs are finished: writes the reports, prints
+        them and returns the results with what it finds.
       parts: what it puts in place of the library's own parts.
-      run: (config, workdir, conclude, parts) -> the content of results.json.
+      run: (config, workdir, *, conclude, parts) -> the content of results.json.
     """
 
     config: dict[str, Any]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vqjax.quantizers import Quantizer
-from vqjax.testing import claimed, properties
+from vqjax.testing import claimed, properties, tools
 from vqjax.testing.trial import Trial
 
 PROPERTIES: tuple[Callable[[Trial], None], ...] = (
@@ -34,6 +34,10 @@ PROPERTIES: tuple[Callable[[Trial], None], ...] = (
     properties.only_a_key_draws,
     properties.the_same_call_gives_the_same_program,
     properties.replicas_agree_with_one_device,
+    tools.calls_outside_jit_are_compiled_once,
+    tools.programs_take_any_batch_and_come_from_a_file,
+    tools.a_start_may_be_donated,
+    tools.params_and_state_come_back_without_a_target,
     claimed.codes_are_the_nearest,
     claimed.ties_go_to_the_lowest_index,
     claimed.vectors_are_those_of_the_parts,
@@ -93,4 +97,4 @@ def _first_words(error):
     return f'{type(error).__name__}: {words[:300]}'
 
 
-__all__ = ['PROPERTIES', 'Trial', 'check_quantizer', 'claimed', 'failures', 'properties']
+__all__ = ['PROPERTIES', 'Trial', 'check_quantizer', 'claimed', 'failures', 'properties', 'tools']

@@ -9,6 +9,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
@@ -17,11 +18,13 @@ from vqjax.quantizers.latent_quantization import LatentQuantization
 from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.multi_scale import MultiScale
+from vqjax.quantizers.parallel import Parallel
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.strided import Strided
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
 
@@ -114,24 +117,37 @@ def logits(leaf: Leaf) -> np.ndarray:
 def grid(q: FSQ, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(bounded value, its slope, distance of neighbouring values) of FSQ's z [n, D]."""
     levels = np.asarray(q.levels, np.float64)
-    steepness = BOUNDS[q.bound]
+    bound, inverse = BOUNDS[q.bound]
     if q.symmetric:
-        bounded, slope = _logistic(steepness, z)
+        bounded, slope = bound(z)
         return bounded, slope, 2 / (levels - 1)
     half, offset = (levels - 1) * (1 + 1e-3) / 2, np.where(levels % 2 == 0, 0.5, 0.0)
-    moved, slope = _logistic(steepness, z + 2 / steepness * np.arctanh(offset / half))
+    moved, slope = bound(z + inverse(offset / half))
     width = levels // 2
     return (half * moved - offset) / width, half * slope / width, 1 / width
 
 
-# FSQ's bounds as 2 sigmoid(a z) - 1, and their a.
-BOUNDS = {ops.tanh: 2.0, ops.ifsq: 1.6}
+def _logistic(steepness, factor=1.0):
+    """factor (2 sigmoid(a z) - 1) and its slope; and its inverse."""
+
+    def bound(z):
+        share = 1 / (1 + np.exp(-steepness * z))
+        return factor * (2 * share - 1), factor * 2 * steepness * share * (1 - share)
+
+    return bound, lambda y: 2 / steepness * np.arctanh(y / factor)
 
 
-def _logistic(steepness, z):
-    """2 sigmoid(a z) - 1, and its slope."""
-    share = 1 / (1 + np.exp(-steepness * z))
-    return 2 * share - 1, 2 * steepness * share * (1 - share)
+def _clamp(z):
+    return np.clip(z, -1, 1), np.where(np.abs(z) < 1, 1.0, 0.0)
+
+
+# FSQ's bounds: (value, slope) of z, and the inverse.
+BOUNDS = {
+    ops.tanh: _logistic(2.0),
+    ops.ifsq: _logistic(1.6),
+    ops.clamp: (_clamp, lambda y: y),
+    ops.short_tanh: _logistic(2.0, 0.9990000128746033 / 1.001),
+}
 
 
 @functools.singledispatch
@@ -194,6 +210,14 @@ def places(q: Quantizer, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mask, mask
 
 
+@places.register
+def _(q: Strided, mask):
+    windows = [mask.reshape(len(mask), -1, stride).any(-1) for stride in q.strides]
+    shown = np.concatenate(windows, axis=-1)
+    return shown, shown
+
+
+@places.register(Clamped)
 @places.register(Projected)
 @places.register(Wrapped)
 def _(q, mask):
@@ -232,6 +256,7 @@ def _(q: GumbelSoftmax):
     return True
 
 
+@samples.register(Clamped)
 @samples.register(Product)
 @samples.register(Projected)
 @samples.register(Wrapped)
@@ -241,7 +266,9 @@ def _(q):
 
 @samples.register(Levels)
 @samples.register(MultiScale)
+@samples.register(Parallel)
 @samples.register(Residual)
+@samples.register(Strided)
 def _(q):
     inner = [samples(x) for x in (q.inner if isinstance(q.inner, tuple) else (q.inner,))]
     return None if None in inner else getattr(q, 'dropout', None) is not None or any(inner)

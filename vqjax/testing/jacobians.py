@@ -9,6 +9,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
@@ -17,13 +18,26 @@ from vqjax.quantizers.latent_quantization import LatentQuantization
 from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.multi_scale import MultiScale
+from vqjax.quantizers.parallel import Parallel
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.strided import Strided
 from vqjax.testing.choices import BOUNDS, grid, logits
-from vqjax.testing.parts import Leaf, codebook_of, levels_of, parts, real_by_codes, take_apart, unit
+from vqjax.testing.parts import (
+    Leaf,
+    branches_of,
+    codebook_of,
+    levels_of,
+    parts,
+    projected,
+    real_by_codes,
+    real_in_windows,
+    take_apart,
+    unit,
+)
 
 
 @functools.singledispatch
@@ -37,7 +51,7 @@ def jacobian(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
 
 @jacobian.register
 def _(q: Codebook, leaf: Leaf):
-    return _estimated(q.gradient, getattr(q, 'metric', 'euclidean') == 'cosine', leaf)
+    return _estimated(q.gradient, q.unit_length, leaf)
 
 
 @jacobian.register
@@ -104,13 +118,18 @@ def _(q: Residual, leaf: Leaf):
 @jacobian.register
 def _(q: Projected, leaf: Leaf):
     before, after = (np.asarray(x, np.float64).T for x in leaf.params[:2])
-    x = leaf.z @ before.T
-    within = leaf._replace(q=q.inner, params=leaf.params.inner, z=unit(x) if q.normalize else x)
-    found = jacobian(q.inner, within)
+    steps = projected(q, leaf)
+    found = jacobian(q.inner, leaf._replace(q=q.inner, params=leaf.params.inner, z=steps[-1]))
     if found is None:
         return None
-    x = x.reshape(-1, x.shape[-1])
-    return after @ found @ (_unit_slope(x) @ before if q.normalize else before)
+    steps = [x.reshape(-1, x.shape[-1]) for x in steps]
+    slope = np.broadcast_to(before, (len(steps[0]), *before.shape))
+    if q.layer_norm:
+        scale = np.asarray(leaf.params.scale, np.float64)
+        slope = scale[:, None] * (_standard_slope(steps[0]) @ slope)
+    if q.normalize:
+        slope = _unit_slope(steps[-2]) @ slope
+    return after @ found @ slope
 
 
 @jacobian.register
@@ -119,6 +138,30 @@ def _(q: MultiScale, leaf: Leaf):
     z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
     slope = _estimator_slope(getattr(q.inner, 'gradient', ops.straight_through), z, vectors)
     real = real_by_codes(q, leaf.codes).reshape(-1, 1, 1)
+    return None if slope is None else np.where(real, slope, 0)
+
+
+@jacobian.register
+def _(q: Clamped, leaf: Leaf):
+    limit = np.asarray(q.limit, np.float64)
+    x = np.tanh(leaf.z / limit)
+    found = jacobian(q.inner, leaf._replace(q=q.inner, z=limit * x))
+    return None if found is None else found * (1 - x**2).reshape(-1, 1, x.shape[-1])
+
+
+@jacobian.register
+def _(q: Parallel, leaf: Leaf):
+    # Each branch hands on its own.
+    found = [jacobian(branch.q, branch) for branch in branches_of(q, leaf)]
+    return None if any(part is None for part in found) else sum(found)
+
+
+@jacobian.register
+def _(q: Strided, leaf: Leaf):
+    # As of Residual, around the sum of all stages.
+    z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
+    slope = _estimator_slope(getattr(q.inner[0], 'gradient', ops.straight_through), z, vectors)
+    real = real_in_windows(q, leaf.codes).reshape(-1, 1, 1)
     return None if slope is None else np.where(real, slope, 0)
 
 
@@ -191,3 +234,12 @@ def _unit_slope(x):
     """d unit(x) / dx, float64 [n, D, D]."""
     u, length = unit(x), np.linalg.norm(x, axis=-1)[:, None, None]
     return (np.eye(x.shape[-1]) - u[:, :, None] * u[:, None]) / length
+
+
+def _standard_slope(x):
+    """d (x - mean) / sqrt(var + 1e-5) / dx, float64 [n, D, D]."""
+    dim = x.shape[-1]
+    centred = x - x.mean(-1, keepdims=True)
+    width = np.sqrt(x.var(-1) + 1e-5)[:, None, None]
+    centre = np.eye(dim) - 1 / dim
+    return (centre - centred[:, :, None] * centred[:, None] / (dim * width**2)) / width

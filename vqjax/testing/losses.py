@@ -11,6 +11,7 @@ import numpy as np
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.bridged import Bridged, BridgedCodebook
+from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
@@ -19,12 +20,14 @@ from vqjax.quantizers.latent_quantization import LatentQuantization
 from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.lfq import LFQ
 from vqjax.quantizers.multi_scale import MultiScale, MultiScaleParams
+from vqjax.quantizers.parallel import Parallel
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.strided import Strided
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
 from vqjax.testing.parts import Leaf, leaf_vectors, unit
@@ -102,13 +105,19 @@ def _(q: Residual):
 
 @own_terms.register
 def _(q: MultiScale):
-    return {'phi': 1.0} if q.phi else {}
+    terms = {'phi': 1.0} if q.phi or q.commitment else {}
+    return terms | ({'sum_commitment': q.commitment} if q.commitment else {})
+
+
+@own_terms.register
+def _(q: Clamped):
+    return own_terms(q.inner)
 
 
 def squared_errors(leaf: Leaf) -> dict[str, float]:
     """What the terms that are squared errors must be: the mean over features and real vectors."""
     names = {'commitment', 'codebook', 'index'} & (weights(leaf.q) or {}).keys()
-    normalised = getattr(leaf.q, 'metric', '') == 'cosine' or getattr(leaf.q, 'spherical', False)
+    normalised = getattr(leaf.q, 'unit_length', False) or getattr(leaf.q, 'spherical', False)
     x = unit(leaf.z) if normalised else leaf.z
     real = np.any(leaf.codes.reshape(len(x), -1) >= 0, axis=-1)
     if not names:
@@ -189,9 +198,16 @@ def _(q: Residual, term, params):
     return _by_entry(q, term, params)
 
 
-@trains.register
-def _(q: Levels, term, params):
+@trains.register(Levels)
+@trains.register(Parallel)
+@trains.register(Strided)
+def _(q, term, params):
     return _by_entry(q, term, params)
+
+
+@trains.register
+def _(q: Clamped, term, params):
+    return trains(q.inner, term, params)
 
 
 def _by_entry(q, term, params):
@@ -215,12 +231,29 @@ def _terms(q):
 
 @trains.register
 def _(q: MultiScale, term, params):
-    # |sum so far - sg(z)|^2 trains what the sum is made of, as the task does, and z not at all.
-    within = 'task' if term == 'phi' and q.phi else term
-    found = trains(q.inner, within, params.inner if q.phi else params)
+    inner = params.inner if q.phi else params
+    if term == 'phi':
+        # |sum so far - sg(z)|^2 trains what the sum is made of, and z not at all.
+        found = False, decoded_params(q.inner, inner)
+    elif term == 'sum_commitment':
+        found = True, _all(inner, False)
+    else:
+        found = trains(q.inner, term, inner)
     if found is None or not q.phi:
         return found
-    return found[0] and term != 'phi', MultiScaleParams(*[within == 'task'] * 2, found[1])
+    return found[0], MultiScaleParams(*[term in ('phi', 'task')] * 2, found[1])
+
+
+def decoded_params(q: Quantizer, params: Any) -> Any:
+    """Which leaves of params the vectors of codes are made of: a tree of bool."""
+    if isinstance(q, GumbelSoftmax):
+        return GumbelParams(kernel=False, bias=False, codebook=True)
+    if isinstance(q, Projected):
+        within = decoded_params(q.inner, params.inner)
+        biases = (False, True) if q.bias else ((), ())
+        return ProjectedParams(False, True, within, *biases, *[False] * 2 * q.layer_norm)
+    inner = getattr(q, 'inner', None)
+    return decoded_params(inner, params) if isinstance(inner, Quantizer) else _all(params, True)
 
 
 @trains.register
@@ -229,4 +262,7 @@ def _(q: Projected, term, params):
     if found is None:
         return None
     # What reaches the projected z reaches what projected it.
-    return found[0], ProjectedParams(found[0], term == 'task', found[1])
+    before, after = found[0], term == 'task'
+    biases = (before, after) if q.bias else ((), ())
+    norm = (before, before) if q.layer_norm else ((), ())
+    return before, ProjectedParams(before, after, found[1], *biases, *norm)

@@ -14,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
 from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.multi_scale import MultiScale
+from vqjax.quantizers.parallel import Parallel
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.strided import Strided
 
 # Above so many codes a leaf's vectors are decoded one by one and not from a table of all.
 _MOST_ROWS = 2**17
@@ -96,11 +99,25 @@ def _(q: Wrapped, whole: Leaf):
 
 @parts.register
 def _(q: Projected, whole: Leaf):
-    x = whole.z @ np.asarray(whole.params.kernel_in, np.float64)
-    x = unit(x) if q.normalize else x
-    inner = whole._replace(q=q.inner, params=whole.params.inner, z=x)
+    inner = whole._replace(q=q.inner, params=whole.params.inner, z=projected(q, whole)[-1])
     leaves, vectors = parts(q.inner, inner)
-    return leaves, vectors @ np.asarray(whole.params.kernel_out, np.float64)
+    vectors = vectors @ np.asarray(whole.params.kernel_out, np.float64)
+    if q.bias:
+        some = np.asarray(q.inner.coded(jnp.asarray(whole.codes)))[..., None]
+        vectors = some * (vectors + np.asarray(whole.params.bias_out, np.float64))
+    return leaves, vectors
+
+
+def projected(q: Projected, whole: Leaf) -> list[np.ndarray]:
+    """z after each of a Projected's steps in, float64 [n, ..., dim]: map, layer norm, length 1."""
+    x = whole.z @ np.asarray(whole.params.kernel_in, np.float64)
+    steps = [x + np.asarray(whole.params.bias_in, np.float64) if q.bias else x]
+    if q.layer_norm:
+        scale, offset = (np.asarray(v, np.float64) for v in whole.params[5:7])
+        x = steps[-1]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        steps.append(x * scale + offset)
+    return [*steps, unit(steps[-1])] if q.normalize else steps
 
 
 @parts.register
@@ -143,8 +160,89 @@ def _stages(q: Residual, whole: Leaf):
         found += leaves
         total = total + values * scale
         sums.append(total)
-        scale = scale * np.asarray(inner.stage_scale, np.float64)
+        step = inner.stage_scale if q.scale is None else q.scale
+        scale = scale * np.asarray(step, np.float64)
     return found, sums
+
+
+@parts.register
+def _(q: Clamped, whole: Leaf):
+    limit = np.asarray(q.limit, np.float64)
+    return parts(q.inner, whole._replace(q=q.inner, z=limit * np.tanh(whole.z / limit)))
+
+
+@parts.register
+def _(q: Parallel, whole: Leaf):
+    found = [parts(branch.q, branch) for branch in branches_of(q, whole)]
+    return [leaf for leaves, _ in found for leaf in leaves], sum(vectors for _, vectors in found)
+
+
+def branches_of(q: Parallel, whole: Leaf) -> list[Leaf]:
+    """Each branch with its codes."""
+    keys = [None] * len(q.inner) if whole.key is None else jax.random.split(whole.key, len(q.inner))
+    ends, found = np.cumsum((0, *q.lengths)), []
+    for i, inner in enumerate(q.inner):
+        codes = whole.codes[..., ends[i] : ends[i + 1]]
+        params, state = (
+            tree[i] if jax.tree.leaves(tree) else () for tree in (whole.params, whole.state)
+        )
+        found.append(
+            whole._replace(
+                q=inner,
+                params=params,
+                state=state,
+                codes=codes if inner.code_shape else codes[..., 0],
+                key=keys[i],
+                place=(*whole.place, i),
+            )
+        )
+    return found
+
+
+@parts.register
+def _(q: Strided, whole: Leaf):
+    leaves, sums = _strides(q, whole)
+    return leaves, real_in_windows(q, whole.codes)[..., None] * sums[-1]
+
+
+def _strides(q: Strided, whole: Leaf):
+    """The leaves, and the sum after each stage, of windows z [n, W, D]."""
+    keys = [None] * len(q.inner) if whole.key is None else jax.random.split(whole.key, len(q.inner))
+    real = real_in_windows(q, whole.codes)
+    found, sums, total = [], [], 0.0
+    for k, (inner, stride, codes) in enumerate(
+        zip(q.inner, q.strides, by_stride(q, whole.codes), strict=True)
+    ):
+        left = np.where(real[..., None], whole.z - total, 0)
+        number = real.reshape(len(real), -1, stride).sum(-1)[..., None]
+        means = left.reshape(len(left), -1, stride, left.shape[-1]).sum(-2) / np.maximum(number, 1)
+        means = np.asarray(inner.unbound(jnp.asarray(means, jnp.float32)), np.float64)
+        params, state = (
+            tree[k] if jax.tree.leaves(tree) else () for tree in (whole.params, whole.state)
+        )
+        part = whole._replace(
+            q=inner, params=params, state=state, key=keys[k], place=(*whole.place, k),
+            z=means.reshape(-1, means.shape[-1]), codes=codes.reshape(-1),
+        )  # fmt: skip
+        leaves, values = parts(inner, part)
+        found += leaves
+        total = total + np.repeat(values.reshape(len(means), -1, values.shape[-1]), stride, axis=1)
+        sums.append(total)
+    return found, sums
+
+
+def by_stride(q: Strided, codes: np.ndarray) -> list[np.ndarray]:
+    """The codes [..., L] of each stage in a window, [..., W / stride]."""
+    return np.split(codes, np.cumsum(q.places)[:-1], axis=-1)
+
+
+def real_in_windows(q: Strided, codes: np.ndarray) -> np.ndarray:
+    """Which vectors are real by the finest stage that has a code: bool [n, W]."""
+    real = np.zeros((len(codes), q.strides[0]), bool)
+    for stride, part in zip(q.strides, by_stride(q, codes), strict=True):
+        some = part >= 0
+        real = np.where(some.any(-1, keepdims=True), np.repeat(some, stride, axis=-1), real)
+    return real
 
 
 @parts.register
@@ -250,6 +348,23 @@ def _(q: Residual, whole: Leaf):
     places = np.arange(q.num_stages)
     sums = enumerate(_stages(q, whole)[1], 1)
     return [(np.where(places < n, whole.codes, -1), total) for n, total in sums]
+
+
+@prefixes.register
+def _(q: Parallel, whole: Leaf):
+    places = np.arange(q.code_shape[-1])
+    cut = [np.where(places <= n, whole.codes, -1) for n in places]
+    return [(codes, parts(q, whole._replace(codes=codes))[1]) for codes in cut]
+
+
+@prefixes.register
+def _(q: Strided, whole: Leaf):
+    stages = np.repeat(np.arange(len(q.places)), q.places)
+    found = []
+    for n, total in enumerate(_strides(q, whole)[1], 1):
+        cut = np.where(stages < n, whole.codes, -1)
+        found.append((cut, real_in_windows(q, cut)[..., None] * total))
+    return found
 
 
 @prefixes.register

@@ -12,11 +12,13 @@ from jax.errors import JaxRuntimeError
 from vqjax import encoders, health, quantizers
 from vqjax.results.entries import entry
 from vqjax.results.environment import command, environment
+from vqjax.results.records import Results, RunFinding
+from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_of
 from vqjax.trainer.data import records, sets
 from vqjax.trainer.data.recordings import Cutting, RecordingSet
 from vqjax.trainer.errors import CheckpointError, RunError
-from vqjax.trainer.files.display import Display
+from vqjax.trainer.files.display import Display, waiting
 from vqjax.trainer.files.workdir import Workdir, cannot_write
 from vqjax.trainer.run import encoded, memory, pretrained
 from vqjax.trainer.run.context import Context, Stage
@@ -32,34 +34,53 @@ from vqjax.trainer.step.parallel import make_form
 # on Linux has 65,530.
 _METHODS_KEPT = 8
 
-Results = dict[str, Any]
+YOURS = 'your data'  # what reports call data that are handed over and have no other name
+
 Wanted = Mapping[str, Sequence[int]]  # the seeds of every method
+Conclude = Callable[[Results, Workdir], Results]
 
 
 def run(
     config: dict[str, Any],
     workdir: str,
-    conclude: Callable[[Results, Workdir], None] = lambda results, folder: None,
+    conclude: Conclude = lambda results, folder: results,
     parts: Parts = Parts(),  # noqa: B008
     wanted: Wanted | None = None,
-) -> Results:
+    dataset: Any = None,
+) -> dict[str, Any]:
     """Trains every method with every seed that is not finished.
 
     Args:
       config: plain data; fields of settings.FIELDS that it leaves out are at their defaults.
       workdir: folder for results, reports, logs and checkpoints.
-      conclude: (results, folder), on the first process when all is trained: writes the reports
-        and adds to the results what it finds.
+      conclude: (results, folder) -> results, on the first process when all is trained: writes the
+        reports and returns the results with what it finds.
       parts: what makes the quantizers of the specs.
       wanted: the seeds of each method; None for all, a method that it leaves out has none.
+      dataset: your own data, see `studies.run`; None for those that the configuration names.
 
     Returns:
-      The content of results.json.
+      The content of results.json; {} on processes that write nothing.
 
     Raises:
       RunError: something for the user to put right; nothing half written stays behind.
       Stopped: SIGTERM or SIGINT came; the same command goes on from there.
     """
+    if dataset is not None:
+        parts = parts._replace(dataset=dataset)
+    results = execute(config, workdir, conclude=conclude, parts=parts, wanted=wanted)
+    return {} if results is None else results.plain()
+
+
+def execute(
+    config: dict[str, Any],
+    workdir: str,
+    *,
+    conclude: Conclude = lambda results, folder: results,
+    parts: Parts = Parts(),  # noqa: B008
+    wanted: Wanted | None = None,
+) -> Results | None:
+    """As `run`, but returns the results themselves; None on processes that write nothing."""
     settings = check(config, parts)
     if settings.trials:
         raise RunError(
@@ -67,8 +88,10 @@ def run(
             'vqjax.studies.run; set trials to 0'
         )
     wanted = _wanted(settings, wanted)
-    folds = _folds(settings)
-    dataset = folds(0)
+    with waiting(f'loading {settings.dataset}', quiet=jax.process_index() > 0):
+        settings, own = open_data(settings, parts.dataset)
+        folds = _folds(settings, own)
+        dataset = folds(0)
     try:
         form = make_form(settings.parallel, settings.mesh_shape)
         settings = fit_quantizers(settings, dataset)
@@ -77,7 +100,7 @@ def run(
             for name, seeds in wanted.items()
         }
         for name in settings.methods:
-            _check_method(settings, name, dataset, form)
+            _check_method(settings, name, dataset=dataset, form=form)
     except (ValueError, OSError) as error:
         raise RunError(' '.join(str(error).split())) from error
     writes = jax.process_index() == 0
@@ -95,19 +118,15 @@ def run(
                 form=form,
                 folds=folds,
             )
+            display.say(_announcement(dataset, wanted, todo, workdir))
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
                     jax.clear_caches()
-        if not writes:
-            return {}
-        results = collect(settings, wanted, folder, parts)
-        if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
-            results['recordings'] = dataset.counts()
-        num_classes = dataset.info.num_classes
-        results['findings'] = findings(settings, wanted, folder, num_classes, parts)
-        conclude(results, folder)
-        folder.write_json('results.json', results)
+        if folder is None:
+            return None
+        results = conclude(collect(settings, wanted, folder, dataset=dataset, parts=parts), folder)
+        folder.write_json('results.json', results.plain())
         return results
     except (RunError, CheckpointError, OSError, MemoryError, JaxRuntimeError) as error:
         message = _sentence(error, workdir)
@@ -123,7 +142,49 @@ def run(
             folder.close()
 
 
-def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
+def _announcement(dataset: records.Dataset, wanted: Wanted, todo: Wanted, workdir: str) -> str:
+    """What is about to be trained, on what and where."""
+    info = dataset.info
+    sizes = ', '.join(f'{info.num_examples[split]:,} {split}' for split in dataset.splits)
+    things = 'windows' if isinstance(dataset, RecordingSet) else 'images'
+    shape = ' x '.join(map(str, info.image_shape))
+    runs, left = (sum(map(len, x.values())) for x in (wanted, todo))
+    done = f', {runs - left} of them finished before' if left < runs else ''
+    return (
+        f'{info.name}: {sizes} {things} of {shape}, {_counted(info.num_classes, "class", "es")}\n'
+        f'{workdir}: {_counted(len(wanted), "method")}, {_counted(runs, "run")}{done}'
+    )
+
+
+def _counted(number: int, thing: str, plural: str = 's') -> str:
+    return f'{number:,} {thing}{plural if number != 1 else ""}'
+
+
+def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None]:
+    """Data of one's own, and the settings with their name and digest; None of other sets.
+
+    Args:
+      given: see `sets.open_own`; None for the set that the settings name.
+
+    Raises:
+      RunError: they are no data set, or others than `data_digest` says.
+    """
+    name, where = settings.dataset, settings.data_dir
+    if given is None and name not in sets.OWN:
+        if settings.data_digest:
+            with sets.told(name):
+                sets.check_digest(name, settings.data_digest, '')
+        return settings, None
+    if given is not None and name == FIELDS['dataset'].default:
+        name = YOURS
+    with sets.told(name):
+        own = sets.open_own(name, where or None, settings.image_size or None, given)
+        sets.check_digest(name, settings.data_digest, own.digest)
+    said = {'dataset': own.name, 'data_digest': own.digest}
+    return dataclasses.replace(settings, **said, config=settings.config | said), own
+
+
+def _folds(settings: Settings, own: sets.Own | None) -> Callable[[int], records.Dataset]:
     """The data of every seed: all the same, but where folds are in turn.
 
     Raises:
@@ -132,7 +193,12 @@ def _folds(settings: Settings) -> Callable[[int], records.Dataset]:
 
     @functools.cache
     def load(cutting: Cutting) -> records.Dataset:
-        found = sets.load_dataset(settings.dataset, settings.data_dir, cutting)
+        if own is None:
+            where = settings.data_dir, cutting, settings.image_size
+            found = sets.load_dataset(settings.dataset, *where)
+        else:
+            with sets.told(settings.dataset):
+                found = own.at(cutting)
         return found if settings.split == 'test' else _without_test(found)
 
     config, folds = settings.config, settings.folds
@@ -191,7 +257,7 @@ def _check_method(settings: Settings, name: str, dataset: records.Dataset, form:
             'classification_weight to 0 and reconstruction_weight above it'
         )
     if memory.may_be_large(own):
-        task = make_task(settings, name, dataset, form)
+        task = make_task(settings, name, dataset, form=form)
         memory.check_memory(own, task, dataset.info.image_shape)
 
 
@@ -232,12 +298,12 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
         schedule = plan(own.settings.methods[method], own.dataset)
         if schedule not in compiled:
             compiled[schedule] = _stages(own, method, schedule.switch > 0)
-        Run.start(own, method, seed, compiled[schedule]).finish()
+        Run.start(own, method, seed=seed, stages=compiled[schedule]).finish()
     starts.forget_programs()
 
 
 def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
-    whole = make_task(context.settings, method, context.dataset, context.form)
+    whole = make_task(context.settings, method, context.dataset, form=context.form)
     own = context.settings.methods[method]
     whole = encoded.reading(whole, encoded.may_stand_in(own, context.dataset))
     stages = {}
@@ -249,29 +315,41 @@ def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
     return stages
 
 
-def collect(settings: Settings, wanted: Wanted, folder: Workdir, parts: Parts) -> dict[str, Any]:
-    """The content of results.json from the finished runs."""
+def collect(
+    settings: Settings,
+    wanted: Wanted,
+    folder: Workdir,
+    *,
+    dataset: records.Dataset,
+    parts: Parts,
+) -> Results:
+    """The results of the finished runs."""
     methods = {}
     for name, seeds in wanted.items():
         method = settings.methods[name]
         methods[name] = entry(
-            [folder.finished(name, seed) for seed in seeds],
-            None if method.quantizer is None else parts.spec(method.quantizer),
-            settings.overrides.get(name, {}),
-            method.classification_weight > 0,
+            [folder.finished_run(name, seed) for seed in seeds],
+            spec=None if method.quantizer is None else parts.spec(method.quantizer),
+            overrides=settings.overrides.get(name, {}),
+            classifies=method.classification_weight > 0,
         )
-    return {
-        'schema': 1,
-        'command': command(sys.argv),
-        'config': settings.config,
-        'environment': environment(),
-        'methods': methods,
-    }
+    recordings = None
+    if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
+        recordings = dataset.counts()
+    num_classes = dataset.info.num_classes
+    return Results(
+        config=settings.config,
+        environment=environment(),
+        methods=methods,
+        command=command(sys.argv),
+        findings=findings(settings, wanted, folder, num_classes=num_classes, parts=parts),
+        recordings=recordings,
+    )
 
 
 def findings(
-    settings: Settings, wanted: Wanted, folder: Workdir, num_classes: int, parts: Parts
-) -> list[dict[str, Any]]:
+    settings: Settings, wanted: Wanted, folder: Workdir, *, num_classes: int, parts: Parts
+) -> tuple[RunFinding, ...]:
     """What `health.diagnose` makes of every finished run, each with its method and seed."""
     found = []
     for name, seeds in wanted.items():
@@ -284,9 +362,9 @@ def findings(
         for seed in seeds:
             diagnosed = health.diagnose(
                 folder.history(name, seed),
-                method.quantizer.num_codes,
-                classes,
-                parts.spec(method.quantizer),
+                num_codes=method.quantizer.num_codes,
+                num_classes=classes,
+                spec=parts.spec(method.quantizer),
             )
-            found += [f._asdict() | {'method': name, 'seed': seed} for f in diagnosed]
-    return found
+            found += [RunFinding(*finding, method=name, seed=seed) for finding in diagnosed]
+    return tuple(found)

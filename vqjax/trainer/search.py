@@ -9,6 +9,8 @@ Where folds are in turn the search is nested: every fold tries all settings on i
 validation parts, and its test part is told by the setting that these chose.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import datetime
 import operator
@@ -18,18 +20,44 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vqjax.results.entries import entry
+from vqjax.results.finished import FinishedRun
+from vqjax.results.plain import load, part
+from vqjax.results.records import Results, SeedResult
+from vqjax.results.tuning import MethodTuning, Scores, TrialScores, Tuning
 from vqjax.trainer import experiment
 from vqjax.trainer.config.settings import Parts, Settings, check, fold_of
 from vqjax.trainer.config.space import Trial, best, make_trials, mean
 from vqjax.trainer.errors import DivergedRun, RunError
-from vqjax.trainer.experiment import Wanted
-from vqjax.trainer.files.workdir import Workdir, read_json
+from vqjax.trainer.files.workdir import Workdir
 from vqjax.trainer.run.processes import agree, on_first_process
 
 OPENED = 'test_opened.json'
 
-Results = dict[str, Any]
 Trials = dict[str, list[Trial]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What test_opened.json says.
+
+    time: when the test split was opened; tuning: what had been chosen by then.
+    """
+
+    time: str
+    tuning: Tuning
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> Opened:
+        """Of the content of the file.
+
+        Raises:
+          ValueError: a part is missing or damaged.
+        """
+        return cls(part(plain, 'time', str), Tuning.read(part(plain, 'tuning', dict)))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {'time': self.time, 'tuning': self.tuning.plain()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +68,22 @@ class Outcome:
     """
 
     path: pathlib.Path
-    runs: Mapping[tuple[str, int], dict[str, Any]]
+    runs: Mapping[tuple[str, int], FinishedRun]
 
-    def finished(self, method: str, seed: int) -> dict[str, Any]:
+    def finished_run(self, method: str, seed: int) -> FinishedRun:
         """The outcome of one run."""
         return self.runs[method, seed]
+
+
+Conclude = Callable[[Results, Outcome], Results]
 
 
 def run(
     config: dict[str, Any],
     workdir: str,
-    conclude: Callable[[Results, Outcome], None],
+    conclude: Conclude,
     parts: Parts = Parts(),  # noqa: B008
-) -> Results:
+) -> dict[str, Any]:
     """Searches settings for every method, and runs the chosen ones; resumable at any point.
 
     Args:
@@ -74,14 +105,26 @@ def run(
     trials = make_trials(settings.config, settings.methods)
     searched = _search_config(settings, trials)
     _check_trials(searched, trials, parts)
+    settings, own = experiment.open_data(settings, parts.dataset)
+    searched |= {name: settings.config[name] for name in ('dataset', 'data_digest')}
+    parts = parts._replace(dataset=own)
     folder = on_first_process(lambda: Workdir(workdir, settings.config))
     path = pathlib.Path(workdir)
     try:
-        opened = agree(on_first_process(lambda: _opened(path)))
+        opened = _agree(lambda: _opened(path, settings, trials))
         if opened is None:
-            results = _search(searched, trials, path / 'search', parts)
-            opened = agree(on_first_process(lambda: _open(folder, settings, trials, results)))
-        return _final(settings, trials, opened, folder, path, conclude, parts)
+            found = _search(searched, trials, path=path / 'search', parts=parts)
+            opened = _agree(lambda: _open(folder, settings, trials=trials, results=found))
+        results = _final(
+            settings,
+            trials,
+            opened,
+            folder=folder,
+            path=path,
+            conclude=conclude,
+            parts=parts,
+        )
+        return {} if results is None else results.plain()
     finally:
         if folder is not None:
             if not (path / 'search').exists():
@@ -89,19 +132,42 @@ def run(
             folder.close()
 
 
-def _opened(path: pathlib.Path) -> dict[str, Any] | None:
+def _agree(make: Callable[[], Opened | None]) -> Any:
+    """What make() gives on the first process, on every process."""
+    made = on_first_process(make)
+    told = agree(None if made is None else made.plain())
+    return None if told is None else Opened.read(told)
+
+
+def _opened(path: pathlib.Path, settings: Settings, trials: Trials) -> Opened | None:
     """What test_opened.json says, where the test split has been opened."""
     file = path / OPENED
     if not file.exists():
         return None
-    return read_json(file, 'choose another --workdir; the test split was opened for this one')
+
+    def read(plain: Mapping[str, Any]) -> Opened:
+        opened = Opened.read(plain)
+        told = {name: (len(x.trials), len(x.chosen)) for name, x in opened.tuning.methods.items()}
+        if told != {name: (len(own), settings.seeds) for name, own in trials.items()}:
+            raise ValueError('it is of other methods, trials or seeds')
+        return opened
+
+    try:
+        remedy = 'choose another --workdir; the test split was opened for this one'
+        return load(file, read, remedy)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
-def _open(folder: Workdir, settings: Settings, trials: Trials, results: Results) -> dict[str, Any]:
+def _open(
+    folder: Workdir, settings: Settings, trials: Trials, results: Results | None
+) -> Opened | None:
     """Chooses, and writes down that the test split is to be opened."""
+    if results is None:
+        return None
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    opened = {'time': now, 'tuning': _record(settings, trials, results)}
-    folder.write_json(OPENED, opened)
+    opened = Opened(now, _record(settings, trials, results))
+    folder.write_json(OPENED, opened.plain())
     return opened
 
 
@@ -145,13 +211,17 @@ def _named(trial: Trial) -> str:
     return f'trial {trial.name} ({said})'
 
 
-def _search(searched: dict[str, Any], trials: Trials, path: pathlib.Path, parts: Parts) -> Results:
+def _search(
+    searched: dict[str, Any], trials: Trials, path: pathlib.Path, parts: Parts
+) -> Results | None:
     """The results of all trials, without the runs that diverged."""
     every = {trial.name: trial for own in trials.values() for trial in own}
     wanted = {name: list(range(searched['seeds'])) for name in every}
     while True:
         try:
-            return experiment.run(searched, str(path), _tidy, parts, wanted)
+            return experiment.execute(
+                searched, str(path), conclude=_tidy, parts=parts, wanted=wanted
+            )
         except DivergedRun as diverged:  # a bad setting, which is an answer too
             wanted[diverged.method].remove(diverged.seed)
         except RunError as error:
@@ -159,79 +229,78 @@ def _search(searched: dict[str, Any], trials: Trials, path: pathlib.Path, parts:
             raise RunError(f'{_named(trial)}: {error}' if trial else str(error)) from error
 
 
-def _tidy(_: Results, folder: Workdir) -> None:
+def _tidy(results: Results, folder: Workdir) -> Results:
     """Checkpoints of trials are of no use once all have been run."""
     shutil.rmtree(folder.path / 'checkpoints', ignore_errors=True)
+    return results
 
 
-def _record(settings: Settings, trials: Trials, results: Results) -> dict[str, Any]:
+def _record(settings: Settings, trials: Trials, results: Results) -> Tuning:
     """Space, trials with their scores, and the choice of every method."""
-    seeds, methods = results['config']['seeds'], {}
+    seeds, methods = results.config['seeds'], {}
     for method, own in trials.items():
-        said = [{'settings': t.settings} | _scores(results, t.name, seeds) for t in own]
-        chosen, together = _choose(settings, method, said)
-        methods[method] = {'trials': said, 'chosen': chosen, 'together': together}
-    return {
-        'trials': settings.trials,
-        'seeds': seeds,
-        'nested': _in_turn(settings),
-        'space': settings.space,
-        'methods': methods,
-    }
+        said = tuple(_scores(results, trial, seeds) for trial in own)
+        methods[method] = _choose(settings, method, said)
+    return Tuning(
+        trials=settings.trials,
+        seeds=seeds,
+        nested=_in_turn(settings),
+        space=settings.space,
+        methods=methods,
+    )
 
 
-def _scores(results: Results, name: str, seeds: int) -> dict[str, list[float | None]]:
+def _scores(results: Results, trial: Trial, seeds: int) -> TrialScores:
     """Validation figures of a trial by seed, None for one that diverged."""
-    found = results['methods'].get(name, {'seeds': []})['seeds']
-    by_seed = {seed['seed']: seed for seed in found}
-    return {
-        metric: [by_seed.get(seed, {}).get(metric) for seed in range(seeds)]
-        for metric in ('accuracy', 'nll')
-    }
+    found: dict[int, SeedResult] = {}
+    if trial.name in results.methods:
+        found = {seed.seed: seed for seed in results.methods[trial.name].seeds}
+
+    def column(metric: str) -> Scores:
+        return tuple(found[i].figures.get(metric) if i in found else None for i in range(seeds))
+
+    return TrialScores(trial.settings, accuracy=column('accuracy'), nll=column('nll'))
 
 
-def _choose(
-    settings: Settings, method: str, trials: list[dict[str, Any]]
-) -> tuple[list[int], int | None]:
+def _choose(settings: Settings, method: str, trials: tuple[TrialScores, ...]) -> MethodTuning:
     """The trial that every seed of the final runs takes, and the one that is best on average.
 
     They are one, but where each fold takes its own; None where every trial diverged on some fold.
     """
 
-    def column(of: Callable[[list[float | None]], float | None]) -> list[list[float | None]]:
-        return [[of(trial[metric]) for trial in trials] for metric in ('accuracy', 'nll')]
+    def best_by(score: Callable[[Scores], float | None]) -> int | None:
+        return best([score(t.accuracy) for t in trials], [score(t.nll) for t in trials])
 
-    together = best(*column(mean))
+    together = best_by(mean)
     found = [together] * settings.seeds
     if _in_turn(settings):
-        found = [best(*column(operator.itemgetter(seed))) for seed in range(settings.seeds)]
-    chosen = [index for index in found if index is not None]
+        found = [best_by(operator.itemgetter(seed)) for seed in range(settings.seeds)]
+    chosen = tuple(index for index in found if index is not None)
     if len(chosen) < len(found):
         raise RunError(
             f'space.{method}: all {len(trials)} trials diverged, so there is none to choose: '
             'lower learning_rate there, or give more trials'
         )
-    return chosen, together
+    return MethodTuning(trials, chosen, together)
 
 
 def _final(
     settings: Settings,
     trials: Trials,
-    opened: Mapping[str, Any],
+    opened: Opened,
+    *,
     folder: Workdir | None,
     path: pathlib.Path,
-    conclude: Callable[[Results, Outcome], None],
+    conclude: Conclude,
     parts: Parts,
-) -> Results:
+) -> Results | None:
     """Runs what was chosen and writes the results of search and final runs together."""
-    tuning = opened['tuning']
-    chosen = {method: said['chosen'] for method, said in tuning['methods'].items()}
     finals: dict[str, Trial] = {}
     wanted: dict[str, list[int]] = {}
-    for method, indices in chosen.items():
-        for seed, index in enumerate(indices):
+    for method, said in opened.tuning.methods.items():
+        for seed, index in enumerate(said.chosen):
             trial = trials[method][index]
-            name = method if len(set(indices)) == 1 else trial.name
+            name = method if len(set(said.chosen)) == 1 else trial.name
             finals[name] = trial
             wanted.setdefault(name, []).append(seed)
     config = settings.config | {
@@ -241,41 +310,49 @@ def _final(
         'overrides': {name: trial.overrides for name, trial in finals.items()},
         'methods': 'all',
     }
-    merged: Results = {}
+    merged: list[Results] = []
 
-    def merge(results: Results, final: Workdir) -> None:
-        merged.update(_merged(settings, results, final, finals, wanted))
-        merged['tuning'] = dict(tuning) | {'test_opened': opened['time']}
+    def merge(results: Results, final: Workdir) -> Results:
         runs = {
-            (finals[name].method, seed): final.finished(name, seed)
+            (finals[name].method, seed): final.finished_run(name, seed)
             for name, seeds in wanted.items()
             for seed in seeds
         }
-        conclude(merged, Outcome(path, runs))
+        together = _merged(settings, results, finals=finals, runs=runs)
+        tuning = dataclasses.replace(opened.tuning, test_opened=opened.time)
+        together = dataclasses.replace(together, tuning=tuning)
+        together = conclude(together, Outcome(path, runs))
         if folder is not None:
-            folder.write_json('results.json', merged)
+            folder.write_json('results.json', together.plain())
+        merged.append(together)
+        return results
 
-    experiment.run(config, str(path / 'final'), merge, parts, wanted)
-    return merged
+    experiment.execute(config, str(path / 'final'), conclude=merge, parts=parts, wanted=wanted)
+    return merged[0] if merged else None
 
 
 def _merged(
     settings: Settings,
     results: Results,
-    final: Workdir,
     finals: Mapping[str, Trial],
-    wanted: Wanted,
+    runs: Mapping[tuple[str, int], FinishedRun],
 ) -> Results:
     """Results of the final runs under the names of the methods, the seeds in order."""
     methods = {}
     for method, own in settings.methods.items():
         names = [name for name, trial in finals.items() if trial.method == method]
-        placed = sorted((seed, name) for name in names for seed in wanted[name])
         spec, overrides = settings.quantizers[method], settings.overrides.get(method, {})
         if len(names) == 1:  # one setting for all, else the trials tell
-            said = results['methods'][names[0]]
-            spec, overrides = said['spec'], said['overrides']
-        runs = [final.finished(name, seed) for seed, name in placed]
-        methods[method] = entry(runs, spec, overrides, own.classification_weight > 0)
-    findings = [f | {'method': finals[f['method']].method} for f in results['findings']]
-    return results | {'config': settings.config, 'methods': methods, 'findings': findings}
+            said = results.methods[names[0]]
+            spec, overrides = said.spec, said.overrides
+        methods[method] = entry(
+            [run for (name, _), run in sorted(runs.items()) if name == method],
+            spec=spec,
+            overrides=overrides,
+            classifies=own.classification_weight > 0,
+        )
+    findings = tuple(
+        dataclasses.replace(found, method=finals[found.method].method if found.method else None)
+        for found in results.findings
+    )
+    return dataclasses.replace(results, config=settings.config, methods=methods, findings=findings)

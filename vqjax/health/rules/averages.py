@@ -55,7 +55,7 @@ def _frozen_codebook(run: History) -> Finding | None:
     if len(changes) < 10 or changes.max() > 0:
         return None
     evidence = {'largest_change': 0.0, 'steps': float(len(changes))}
-    if run.facts.kind in ('VQ', 'SimVQ', 'IBQ', 'Bridged'):
+    if run.facts.known and run.facts.has('codebook'):
         remedy = "give the quantizer's params to the optimizer"
         if run.facts.number('codebook') == 0:
             remedy = 'codebook = 1.0: at 0 nothing moves the codes'
@@ -88,15 +88,10 @@ def _window(run: History) -> float:
     return 1 / (1 - decay) if decay < 1 else np.nan
 
 
-def _averaged(run: History) -> bool:
-    """Whether the codes are averages; a VQ's decay only counts their use."""
-    return run.facts.has('decay') and run.facts.kind not in ('VQ',)
-
-
 def _noisy_average(run: History) -> Finding | None:
     """Fewer than one vector a code in all that the averages remember."""
     tokens, window = run.late('batch_tokens'), _window(run)
-    if run.num_codes is None or not _averaged(run):
+    if run.num_codes is None or not run.facts.averages:
         return None
     held = tokens * window / run.num_codes
     if not held < 1:
@@ -114,7 +109,7 @@ def _slow_average(run: History) -> Finding | None:
     window = _window(run)
     kept = math.exp(-run.steps / window) if window > 0 and run.steps else 0.0
     # Above a half, a code is nearer to where it began than to where its vectors are.
-    if not kept > 0.5 or not _averaged(run) or run.steps < 20:
+    if not kept > 0.5 or not run.facts.averages or run.steps < 20:
         return None
     evidence = {'kept_of_start': kept, 'window': window, 'steps': run.steps}
     remedy = f'decay = {remedies.decay(run)}: averages over a tenth of the run at most'

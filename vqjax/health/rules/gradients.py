@@ -11,8 +11,9 @@ def _no_straight_through(run: History) -> Finding | None:
     flow = run.series('gradient_at_codes', 'gradient_at_input')
     flow = flow[flow[:, 0] > 0]
     passed, bound = run.series('gradient_passed'), 1e-6
-    shares = run.series('share_of_task_gradient', 'gradient_at_input')
-    shares = shares[shares[:, 1] > 0]
+    shares = run.series('share_of_task_gradient', 'gradient_at_input', 'quantizer_gradient')
+    # Beside a quantizer's gradient a hundred times as long it would be lost in rounding.
+    shares = shares[(shares[:, 1] > 0) & (shares[:, 2] < 100 * shares[:, 1])]
     if len(shares):
         # Of the gradient that the loop itself has at z: 1, less what a step changes.
         passed, bound = np.abs(shares[:, 0]), 0.1
@@ -60,7 +61,7 @@ def _detached_commitment(run: History) -> Finding | None:
 
 def _loss_left_out(run: History) -> Finding | None:
     """The loss that is minimised holds none of the quantizer's own."""
-    rows = run.series('loss', 'task_loss', 'quantizer_loss')
+    rows = run.series('loss', 'task_loss_looked', 'quantizer_loss')
     # At the first look the task's loss has changed most since the step whose loss it was.
     rows = rows[1:] if len(rows) > 2 else rows
     rows = rows[rows[:, 2] > 0.05 * np.abs(rows[:, 1])]

@@ -61,7 +61,7 @@ def _reshaped_features(run: History) -> Finding | None:
 
 def _unscaled_fsq(run: History) -> Finding | None:
     collapsed = use._collapse(run)
-    fsq = run.facts.kind == 'FSQ' or "'fsq'" in repr(run.facts.quantizer)
+    fsq = run.facts.is_fsq or "'fsq'" in repr(run.facts.quantizer)
     # Of features beyond the grid the outermost levels are in use, which is another fault.
     if collapsed is None or not fsq or run.last('perplexity') > 2 or run.last('edge_share') > 0.5:
         return None

@@ -21,14 +21,14 @@ def decay(run: History) -> str:
 def of_collapse(run: History) -> str:
     """What brings codes back into use."""
     facts = run.facts
-    if facts.kind == 'FSQ':
+    if facts.is_fsq:
         return 'bring the features to mean 0 and variance 1 before the grid'
-    if facts.kind == 'LFQ':
+    if facts.known and facts.has('num_bits'):
         advice = ['bring the features to mean 0 and variance 1']
         if facts.number('entropy') < 0.1:
             advice.insert(0, 'entropy = 0.1')
         return ', '.join(advice)
-    if facts.kind == 'GumbelSoftmax':
+    if facts.known and facts.has('hard'):
         return 'diversity = 0.1' if not facts.number('diversity') else 'temperature higher'
     advice = []
     if not facts.known:

@@ -72,7 +72,8 @@ def _late_revival(run: History) -> Finding | None:
     falls = math.log(below) / math.log(decay) if decay > 0 else 0.0
     first = max(float(every), falls)
     few = run.last('active_codes') < 0.2 * run.expected
-    if not (first > run.steps and few and np.sum(run.series('revived')) == 0):
+    revived = run.series('revived')
+    if not (first > run.steps and few and len(revived) and revived.sum() == 0):
         return None
     evidence = {'first_revival': first, 'steps': run.steps}
     evidence['active_codes'] = run.last('active_codes')

@@ -102,7 +102,7 @@ def _batch_order(run: History) -> Finding | None:
 
 def _overfitting(run: History) -> Finding | None:
     """What is learned on the training data does not hold on others."""
-    train, held_out = run.series('task_loss'), run.series('evaluation_loss')
+    train, held_out = run.series('task_loss_looked'), run.series('evaluation_loss')
     start = run.first('loss')
     if len(train) < 3 or len(held_out) < 2 or not np.isfinite(start):
         return None
@@ -128,7 +128,7 @@ def _overfitting(run: History) -> Finding | None:
 
 def _ignored(run: History) -> tuple[float, float]:
     """Late task loss with the right vectors, and with those of other examples."""
-    rows = run.series('task_loss', 'task_loss_shuffled')[-3:]
+    rows = run.series('task_loss_looked', 'task_loss_shuffled')[-3:]
     return (np.nan, np.nan) if len(rows) < 3 else tuple(np.median(rows, axis=0))
 
 
@@ -144,13 +144,14 @@ def _codes_ignored(run: History) -> Finding | None:
 
 def _no_progress(run: History) -> Finding | None:
     """A task loss that has hardly fallen."""
-    losses = run.series('task_loss')
-    if len(losses) < 3 or run.steps < 100 or not np.isfinite(run.first('task_loss')):
+    name = 'task_loss_looked' if len(run.series('task_loss_looked')) else 'loss'
+    losses = run.series(name)
+    if len(losses) < 3 or run.steps < 100 or not np.isfinite(run.first(name)):
         return None
-    start, late = losses[0], float(np.median(losses[-3:]))
+    start, late = losses[0], float(np.median(losses[-max(len(losses) // 5, 3) :]))
     if not late > 0.98 * start > 0:
         return None
-    evidence = {'task_loss_start': start, 'task_loss_late': late}
+    evidence = {f'{name}_start': start, f'{name}_late': late}
     remedy = 'look at the targets, at the learning rate, and for a task loss without a gradient'
     severity = 'warning' if _codes_ignored(run) else 'note'
     return Finding('no_progress', severity, evidence, remedy)

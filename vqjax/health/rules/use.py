@@ -92,7 +92,11 @@ def _few_codes_needed(run: History) -> Finding | None:
         return None
     if not _served(run) or _collapse(run):
         return None
-    return Finding('few_codes_needed', 'note', _used(run), 'fewer codes would do as well')
+    remedy = (
+        'fewer codes would do as well; whether the task could use more, the same model without a '
+        'quantizer tells'
+    )
+    return Finding('few_codes_needed', 'note', _used(run), remedy)
 
 
 def _skewed_use(run: History) -> Finding | None:

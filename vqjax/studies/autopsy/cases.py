@@ -28,7 +28,7 @@ class Panel(NamedTuple):
 
 
 def _steps_of(name: str, title: str, until: int | None = None) -> Panel:
-    return Panel('steps', {name: title}, title, until)
+    return Panel(kind='steps', names={name: title}, title=title, until=until)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,26 +69,26 @@ _FIRST_STEPS = (
 
 CASES: dict[str, Case] = {
     'missing_total': Case(
-        'EMA updates converge to a single mode without reconstruction: 44 falls to 1.03 in 10 '
-        'steps',
-        'source 2',
-        Bench(faults.MissingTotal(256, decay=0.95, revival=None)),
-        Bench(VQEMA(256, decay=0.95, revival=None)),
-        measures.averages,
-        (
+        claim='EMA updates converge to a single mode without reconstruction: 44 falls to 1.03 in '
+        '10 steps',
+        source='source 2',
+        faulty=Bench(faults.MissingTotal(256, decay=0.95, revival=None)),
+        cured=Bench(VQEMA(256, decay=0.95, revival=None)),
+        measure=measures.averages,
+        shown=(
             _steps_of('max_code_norm', 'length of the longest code'),
             _steps_of('perplexity', 'perplexity (codes)'),
         ),
-        'Vectors of length 1, nothing trained: without the factor live codes grow past every '
+        seen='Vectors of length 1, nothing trained: without the factor live codes grow past every '
         'vector, and one takes all.',
     ),
     'no_straight_through': Case(
-        'With VQ the accuracy is 5-23%',
-        'source 1',
-        'no_straight_through',
-        'vq_ema_bare',
-        measures.gradient,
-        (
+        claim='With VQ the accuracy is 5-23%',
+        source='source 1',
+        faulty='no_straight_through',
+        cured='vq_ema_bare',
+        measure=measures.gradient,
+        shown=(
             _steps_of('accuracy', 'validation accuracy'),
             Panel(
                 'bars',
@@ -96,79 +96,79 @@ CASES: dict[str, Case] = {
                 "task's gradient after and before the quantizer",
             ),
         ),
-        'The task moves the codes alone: its gradient ends at the quantizer, and the encoder '
+        seen='The task moves the codes alone: its gradient ends at the quantizer, and the encoder '
         'stays as it was drawn.',
     ),
     'detached_commitment': Case(
-        'Extreme ranges of the commitment weight were tested: none helps',
-        'source 0',
-        'detached_commitment',
-        'vq_ema',
-        measures.commitment,
-        (
+        claim='Extreme ranges of the commitment weight were tested: none helps',
+        source='source 0',
+        faulty='detached_commitment',
+        cured='vq_ema',
+        measure=measures.commitment,
+        shown=(
             _steps_of('input_norm', 'mean length of the features'),
             Panel('bars', {'quantizer_gradient': 'at the end'}, "gradient of the quantizer's loss"),
         ),
-        'A commitment without a gradient holds nothing, whatever its weight: the features grow '
-        'away from the codes.',
-        ('detached_commitment_hundredth',),
+        seen='A commitment without a gradient holds nothing, whatever its weight: the features '
+        'grow away from the codes.',
+        also=('detached_commitment_hundredth',),
     ),
     'clamped_loss': Case(
-        'Losses clamped from 10^13 to about 100: a major improvement',
-        'source 0',
-        'clamped_loss',
-        'vq_ema',
-        measures.clamp,
-        (
+        claim='Losses clamped from 10^13 to about 100: a major improvement',
+        source='source 0',
+        faulty='clamped_loss',
+        cured='vq_ema',
+        measure=measures.clamp,
+        shown=(
             _steps_of('quantizer_loss', "quantizer's loss"),
             _steps_of('accuracy', 'validation accuracy'),
         ),
-        'At the clamp, 100, the loss stands still and has no gradient: nothing is learned.',
-        ('clamped_loss_unclamped',),
+        seen='At the clamp, 100, the loss stands still and has no gradient: nothing is learned.',
+        also=('clamped_loss_unclamped',),
     ),
     'discarded_init': Case(
-        'A data-driven start was tried: it does not hold',
-        'source 2',
-        'discarded_init',
-        'vq_ema_still',
-        measures.first_update,
-        _FIRST_STEPS,
-        'The first update takes the codes from where k-means put them to near 0, and most of the '
-        'batch to few of them.',
+        claim='A data-driven start was tried: it does not hold',
+        source='source 2',
+        faulty='discarded_init',
+        cured='vq_ema_still',
+        measure=measures.first_update,
+        shown=_FIRST_STEPS,
+        seen='The first update takes the codes from where k-means put them to near 0, and most of '
+        'the batch to few of them.',
     ),
     'stale_revival': Case(
-        'Dead codes never recover, restarts do not help',
-        'source 0',
-        'stale_revival',
-        'vq_ema',
-        measures.revived,
-        (
+        claim='Dead codes never recover, restarts do not help',
+        source='source 0',
+        faulty='stale_revival',
+        cured='vq_ema',
+        measure=measures.revived,
+        shown=(
             Panel(
                 'total',
                 {'revived': 'revived', 'reverted': 'taken back'},
                 'codes revived, and taken back one step later, in total',
             ),
         ),
-        'Of the codes that the faulty run revives, the next update takes most back; of the cured '
-        "one's it takes back none.",
+        seen='Of the codes that the faulty run revives, the next update takes most back; of the '
+        "cured one's it takes back none.",
     ),
     'zero_counts': Case(
-        'The fixed version: averages of the codebook from the first step',
-        'source 4',
-        'zero_counts',
-        'vq_ema_still',
-        measures.first_update,
-        _FIRST_STEPS,
-        'The first update throws the codes 75,000 times too far out on average; the nearest one '
-        'takes every vector.',
+        claim='The fixed version: averages of the codebook from the first step',
+        source='source 4',
+        faulty='zero_counts',
+        cured='vq_ema_still',
+        measure=measures.first_update,
+        shown=_FIRST_STEPS,
+        seen='The first update throws the codes 75,000 times too far out on average; the nearest '
+        'one takes every vector.',
     ),
     'swapped_coefficients': Case(
-        'codebook .25 and commitment 1.0 are what the paper specifies',
-        'source 4',
-        'swapped_coefficients',
-        'vq',
-        measures.coefficients,
-        (
+        claim='codebook .25 and commitment 1.0 are what the paper specifies',
+        source='source 4',
+        faulty='swapped_coefficients',
+        cured='vq',
+        measure=measures.coefficients,
+        shown=(
             Panel(
                 'bars',
                 {'commitment_weight': 'commitment', 'codebook_weight': 'codebook'},
@@ -176,38 +176,38 @@ CASES: dict[str, Case] = {
             ),
             _steps_of('quantization_error', 'squared error relative to the features'),
         ),
-        'The two weights are exchanged, and it makes little difference here; of an averaged '
+        seen='The two weights are exchanged, and it makes little difference here; of an averaged '
         'codebook the second does nothing.',
-        ('codebook_weight_1', 'codebook_weight_quarter'),
+        also=('codebook_weight_1', 'codebook_weight_quarter'),
     ),
     'absolute_threshold': Case(
-        'Dead is a count below 2, or a usage below .01',
-        'sources 1 and 3',
-        'absolute_threshold',
-        'vq_ema',
-        measures.threshold,
-        _REVIVED,
-        '64 vectors per step for 256 codes: nearly every count is below 2, and codes in use are '
-        'replaced to the end.',
-        ('absolute_threshold_share',),
+        claim='Dead is a count below 2, or a usage below .01',
+        source='sources 1 and 3',
+        faulty='absolute_threshold',
+        cured='vq_ema',
+        measure=measures.threshold,
+        shown=_REVIVED,
+        seen='64 vectors per step for 256 codes: nearly every count is below 2, and codes in use '
+        'are replaced to the end.',
+        also=('absolute_threshold_share',),
     ),
     'revival_every_step': Case(
-        'Dead codes looked for at every step disrupt training',
-        'source 4',
-        'revival_every_step',
-        'vq_ema',
-        measures.revived,
-        _REVIVED,
-        'One batch leaves most codes unused, so each step replaces a quarter of them; averages '
-        'over steps call few dead.',
+        claim='Dead codes looked for at every step disrupt training',
+        source='source 4',
+        faulty='revival_every_step',
+        cured='vq_ema',
+        measure=measures.revived,
+        shown=_REVIVED,
+        seen='One batch leaves most codes unused, so each step replaces a quarter of them; '
+        'averages over steps call few dead.',
     ),
     'eval_updates': Case(
-        'The fixed evaluation mode: VQ stays in training',
-        'source 2',
-        'eval_updates',
-        'vq_ema',
-        measures.evaluation,
-        (
+        claim='The fixed evaluation mode: VQ stays in training',
+        source='source 2',
+        faulty='eval_updates',
+        cured='vq_ema',
+        measure=measures.evaluation,
+        shown=(
             _steps_of('evaluation_drift', 'codebook moved by one evaluation (share of its length)'),
             Panel(
                 'bars',
@@ -218,30 +218,30 @@ CASES: dict[str, Case] = {
                 'error on the same test images',
             ),
         ),
-        'Evaluation moves the faulty codebook, so that the same model on the same images has '
+        seen='Evaluation moves the faulty codebook, so that the same model on the same images has '
         'another error the second time.',
     ),
     'reshaped_features': Case(
-        'view(batch, 64, 2) may not preserve meaningful features',
-        'source 2',
-        'reshaped_features',
-        'projected_64',
-        measures.reshaped,
-        (
+        claim='view(batch, 64, 2) may not preserve meaningful features',
+        source='source 2',
+        faulty='reshaped_features',
+        cured='projected_64',
+        measure=measures.reshaped,
+        shown=(
             Panel('use', {'faulty': 'faulty'}, 'share of the uses of each code, faulty'),
             Panel('use', {'cured': 'cured'}, 'share of the uses of each code, cured'),
         ),
-        'The two halves of the features share one codebook and not one code of it: each has the '
-        'use of half.',
+        seen='The two halves of the features share one codebook and not one code of it: each has '
+        'the use of half.',
     ),
     'unscaled_fsq': Case(
-        'FSQ cannot collapse by design',
-        'source 3',
-        'unscaled_fsq',
-        'fsq',
-        measures.usual,
-        (_PERPLEXITY, _steps_of('accuracy', 'validation accuracy')),
-        'Features a thousandth as large as the grid all round to its middle: one code, from the '
-        'start to the end.',
+        claim='FSQ cannot collapse by design',
+        source='source 3',
+        faulty='unscaled_fsq',
+        cured='fsq',
+        measure=measures.usual,
+        shown=(_PERPLEXITY, _steps_of('accuracy', 'validation accuracy')),
+        seen='Features a thousandth as large as the grid all round to its middle: one code, from '
+        'the start to the end.',
     ),
 }

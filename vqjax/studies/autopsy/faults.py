@@ -42,7 +42,7 @@ class StoredVQEMA(VQEMA):
         names = [f.name for f in dataclasses.fields(VQEMA) if f.init]
         return VQEMA(**{n: getattr(self, n) for n in names if n != 'init'}, init=self.start)
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(self, key, z, mask=None, axis_name: AxisName = None):  # type: ignore[misc]
         """() and what VQEMA starts from, with its codebook."""
         params, averages = self.averaging.init(key, z, mask, axis_name)
         return params, StoredState(averages, self.averaging.read_codebook(params, averages))
@@ -52,9 +52,13 @@ class StoredVQEMA(VQEMA):
         del params
         return lax.stop_gradient(state.codebook)
 
-    def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+    ):
         """VQEMA's step, and the codebook that follows from it."""
-        averages = self.averaging.update(params, state.averages, z, codes, key, mask, axis_name)
+        averages = self.averaging.update(
+            params, state.averages, z, codes, key, mask, axis_name, weights
+        )
         return StoredState(averages, self.averaging.read_codebook(params, averages))
 
 
@@ -75,7 +79,7 @@ class MissingTotal(VQEMA):
 class DiscardedInit(StoredVQEMA):
     """The codebook starts from the data, its sums from zero: the first update erases it."""
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(self, key, z, mask=None, axis_name: AxisName = None):  # type: ignore[misc]
         """A k-means codebook with counts of one and sums of zero."""
         params, state = super().init(key, z, mask, axis_name)
         counts, sums = jnp.ones_like(state.averages.counts), jnp.zeros_like(state.averages.sums)
@@ -86,7 +90,7 @@ class DiscardedInit(StoredVQEMA):
 class ZeroCounts(StoredVQEMA):
     """Counts start at 0 with the sums at the codebook: an unused code is inflated 1e5 times."""
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(self, key, z, mask=None, axis_name: AxisName = None):  # type: ignore[misc]
         """A k-means codebook with counts of zero and sums equal to it."""
         params, state = super().init(key, z, mask, axis_name)
         counts, sums = jnp.zeros_like(state.averages.counts), state.codebook
@@ -97,11 +101,13 @@ class ZeroCounts(StoredVQEMA):
 class StaleRevival(StoredVQEMA):
     """A revived code is written, its count and sum are not: the next update takes it back."""
 
-    def update(self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None):
+    def update(
+        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+    ):
         """The averages of an update without revival beside the codebook of one with it."""
-        revived = super().update(params, state, z, codes, key, mask, axis_name)
+        revived = super().update(params, state, z, codes, key, mask, axis_name, weights)
         silent = dataclasses.replace(self.averaging, revival=None)
-        averages = silent.update(params, state.averages, z, codes, key, mask, axis_name)
+        averages = silent.update(params, state.averages, z, codes, key, mask, axis_name, weights)
         return StoredState(averages, revived.codebook)
 
 
@@ -205,10 +211,10 @@ class EvalUpdated(VQEMA):
 class EvalUpdates(nn.Quantize):
     """The 'fixed' evaluation mode: the quantizer stays in training and learns from test data."""
 
-    def __call__(self, z, train: bool, mask: Any = None) -> Quantized:
+    def __call__(self, z, train: bool, mask: Any = None, weights: Any = None) -> Quantized:
         """Quantize and always update."""
         del train
-        return super().__call__(z, True, mask)
+        return super().__call__(z, True, mask, weights)
 
 
 @dataclass(frozen=True, repr=False)
@@ -253,7 +259,7 @@ def make(spec: Mapping[str, Any]) -> Quantizer:
       ValueError: as `quantizers.make` does.
     """
     fields = dict(spec)
-    kind = KINDS.get(fields.get('name'))
+    kind = KINDS.get(fields.get('name', ''))
     extra = {}
     if kind is not None:
         healthy = _healthy(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +21,24 @@ class Chart(NamedTuple):
 
     history: its records in order, every step among them
     final: its figures on the test split
+    counts: uses of each code there by position, [positions, K]; None without codes
     restore: () -> (task, variables), the model it ended with
     """
 
-    history: list[dict[str, float]]
-    final: dict[str, float]
+    history: Sequence[Mapping[str, float]]
+    final: Mapping[str, float]
+    counts: np.ndarray | None
     restore: Callable[[], tuple[Task, dict[str, Any]]]
+
+
+Charts = Mapping[str, Chart]  # by method
 
 
 def _final(chart: Chart, *names: str) -> dict[str, float]:
     return {name: chart.final[name] for name in names if name in chart.final}
 
 
-def usual(chart, charts, dataset):
+def usual(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """What every run tells: accuracy and use of the codes."""
     return _final(chart, 'accuracy', 'perplexity', 'active_codes')
 
@@ -46,7 +51,7 @@ def _last(chart: Chart, name: str) -> float:
     return next(r[name] for r in reversed(chart.history) if name in r)
 
 
-def averages(bench: Bench, history: list[dict[str, float]]) -> dict[str, float]:
+def averages(bench: Bench, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Figures of the averages alone, for K codes and for 512."""
     larger = drive(
         dataclasses.replace(bench, quantizer=dataclasses.replace(bench.quantizer, num_codes=512))
@@ -59,13 +64,13 @@ def averages(bench: Bench, history: list[dict[str, float]]) -> dict[str, float]:
     return found | {f'{name}_k512': larger[-1][name] for name in names}
 
 
-def gradient(chart, charts, dataset):
+def gradient(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """The task's gradient on both sides of the quantizer."""
     names = ('gradient_at_codes', 'gradient_at_input')
     return usual(chart, charts, dataset) | {name: _last(chart, name) for name in names}
 
 
-def commitment(chart, charts, dataset):
+def commitment(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """What a commitment weight does to the features, and its gradient."""
     found = usual(chart, charts, dataset) | {
         'input_norm': chart.final['input_norm'],
@@ -79,7 +84,7 @@ def commitment(chart, charts, dataset):
     return found
 
 
-def clamp(chart, charts, dataset):
+def clamp(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """The quantizer's loss with its clamp and without, and its gradient."""
     bare = charts['clamped_loss_unclamped'] if chart is charts['clamped_loss'] else chart
     return usual(chart, charts, dataset) | {
@@ -89,7 +94,7 @@ def clamp(chart, charts, dataset):
     }
 
 
-def first_update(chart, charts, dataset):
+def first_update(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """The codebook before and after its first update."""
     before, after = _steps(chart, 'codebook_norm')[:2]
     return {
@@ -101,7 +106,7 @@ def first_update(chart, charts, dataset):
     } | usual(chart, charts, dataset)
 
 
-def revived(chart, charts, dataset):
+def revived(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """Codes replaced over the run, and taken back."""
     revived = _steps(chart, 'revived')[1:]
     looks = revived[revived > 0]
@@ -114,7 +119,7 @@ def revived(chart, charts, dataset):
     }
 
 
-def threshold(chart, charts, dataset):
+def threshold(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """Codes replaced, and the uses that a batch can give one."""
     found = revived(chart, charts, dataset)
     if chart is charts['absolute_threshold']:
@@ -123,7 +128,7 @@ def threshold(chart, charts, dataset):
     return found
 
 
-def coefficients(chart, charts, dataset):
+def coefficients(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """The weights of the two losses, read from their gradients."""
     weights = {name: _last(chart, name) for name in ('commitment_weight', 'codebook_weight')}
     a, b = (
@@ -139,7 +144,7 @@ def coefficients(chart, charts, dataset):
     )
 
 
-def evaluation(chart, charts, dataset):
+def evaluation(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """Accuracy on the test split, and again after it was evaluated once class by class."""
     task, variables = chart.restore()
     split = dataset.splits['test']
@@ -171,7 +176,7 @@ def _evaluate(task: Task, variables: Any, images: jax.Array, labels: jax.Array):
     return variables | moved, (jnp.mean(jnp.argmax(output.logits, -1) == labels), error)
 
 
-def reshaped(chart, charts, dataset):
+def reshaped(chart: Chart, charts: Charts, dataset: Any) -> dict[str, float]:
     """Use of the codes by position, and bits."""
     found = usual(chart, charts, dataset) | {'bits': chart.final['bits']}
     return found | _final(chart, 'position_overlap')

@@ -2,59 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vqjax.studies.autopsy.cases import Case, Panel
+from vqjax.studies.autopsy.outcome import CaseRecord
 from vqjax.studies.reporting import plots
 
 _SIDES = {'faulty': plots.VERMILION, 'cured': plots.BLUE}
 _STYLES = ('-', '--')
 
 
-def write(path: Path, name: str, case: Case, record: Mapping[str, Any]) -> None:
+def write(path: Path, name: str, case: Case, record: CaseRecord) -> None:
     """Writes the plot of the case `name` as PNG."""
     plots.save(figure(name, case, record), path)
 
 
 @plots.styled
-def figure(name: str, case: Case, record: Mapping[str, Any]) -> Figure:
-    """The panels of the case side by side, and under them the sentence that says what they show.
-
-    Args:
-      record: `case`, the entry of results.json; `history`, both sides' records; `counts`, uses of
-        each code on the test split by position, [positions, K], of the sides that have codes.
-    """
+def figure(name: str, case: Case, record: CaseRecord) -> Figure:
+    """The panels of the case side by side, and under them the sentence that says what they show."""
     drawn = plots.new_figure(8.8, 3.6)
     axes = drawn.subplots(1, len(case.shown), squeeze=False)[0]
     for axis, panel in zip(axes, case.shown, strict=True):
         _DRAW[panel.kind](axis, panel, record)
         axis.set_title(panel.title, fontsize=10, weight='normal')
     drawn.suptitle(name, x=0.01, ha='left', weight='bold', fontsize=11)
-    entries = {}
+    entries: dict[Any, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    drawn.legend(entries.values(), entries, loc='outside upper right', ncols=4, fontsize=9)
+    drawn.legend(
+        list(entries.values()), list(entries), loc='outside upper right', ncols=4, fontsize=9
+    )
     drawn.supxlabel(case.seen, fontsize=9, color=plots.GREY)
     return drawn
 
 
-def _steps(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+def _steps(axis: Axes, panel: Panel, record: CaseRecord) -> None:
     """An entry of the records over the steps."""
     (name,) = panel.names
     found = []
     for side, colour in _SIDES.items():
         points = [
-            (r['step'], r[name])
-            for r in record['history'][side]
-            if r.get(name) is not None and (panel.until is None or r['step'] <= panel.until)
+            (step, r[name])
+            for r in record.history[side]
+            if (step := r['step']) is not None
+            and r.get(name) is not None
+            and (panel.until is None or step <= panel.until)
         ]
         if not points:
             continue
@@ -71,11 +72,11 @@ def _steps(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _total(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+def _total(axis: Axes, panel: Panel, record: CaseRecord) -> None:
     """Entries of the records summed up to each step, the second of them dashed."""
     for side, colour in _SIDES.items():
         for name, style in zip(panel.names, _STYLES, strict=False):
-            points = [(r['step'], r[name]) for r in record['history'][side] if 'gradient_norm' in r]
+            points = [(r['step'], r[name]) for r in record.history[side] if 'gradient_norm' in r]
             steps, series = np.array(points, float).T
             label = side if len(panel.names) == 1 else f'{side}: {panel.names[name]}'
             axis.plot(steps, np.cumsum(series), color=colour, lw=1.8, ls=style, label=label)
@@ -84,11 +85,11 @@ def _total(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
 
 
-def _bars(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+def _bars(axis: Axes, panel: Panel, record: CaseRecord) -> None:
     """Figures of the case, the faulty run's beside the cured one's, with their values."""
     places = np.arange(len(panel.names))
     for i, (side, colour) in enumerate(_SIDES.items()):
-        values = np.array([record['case'][side][name] for name in panel.names], float)
+        values = np.array([record.case.figures[side][name] for name in panel.names], float)
         bars = axis.bar(places + 0.4 * (i - 0.5), values, 0.36, color=colour, label=side)
         axis.bar_label(bars, [f'{v:.3g}' for v in values], fontsize=9, padding=2)
     axis.set_xticks(places, panel.names.values())
@@ -97,10 +98,10 @@ def _bars(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
     axis.margins(y=0.12)
 
 
-def _use(axis: Axes, panel: Panel, record: Mapping[str, Any]) -> None:
+def _use(axis: Axes, panel: Panel, record: CaseRecord) -> None:
     """Uses of each code of one side, the first position up and the second down."""
     (side,) = panel.names
-    counts = np.asarray(record['counts'][side], float)
+    counts = np.asarray(record.counts[side], float)
     share = 100 * counts / counts.sum(-1, keepdims=True)
     down = share[1] if len(share) > 1 else np.zeros(share.shape[-1])
     order = np.argsort(down - share[0], kind='stable')

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +15,13 @@ from rich.table import Table
 from vqjax import health
 from vqjax.atomic import replace_file
 from vqjax.results import environment
-from vqjax.results.records import read_counts
+from vqjax.results.records import Results, RunFinding
 from vqjax.results.summaries import shorten
 from vqjax.studies.autopsy import faults, plots
 from vqjax.studies.autopsy.averages import drive
 from vqjax.studies.autopsy.cases import CASES, Case
 from vqjax.studies.autopsy.measures import Chart, averages
+from vqjax.studies.autopsy.outcome import ENTRY, SIDES, CaseRecord, CaseResult, cases_of, finite
 from vqjax.studies.reporting import tables
 from vqjax.studies.study import Conclude, Study
 from vqjax.trainer import experiment
@@ -31,6 +32,7 @@ from vqjax.trainer.errors import RunError
 from vqjax.trainer.files.display import show
 from vqjax.trainer.files.workdir import Workdir
 from vqjax.trainer.run import finished
+from vqjax.trainer.step.task import Task
 
 
 def prepare(config: dict[str, Any]) -> Study:
@@ -52,85 +54,96 @@ def prepare(config: dict[str, Any]) -> Study:
         raise RunError(f'quantizers lacks {", ".join(missing)}, which the cases need')
     plain['methods'] = ','.join(methods) or 'all'
     report = functools.partial(conclude, names=names)
-    return Study(plain, report, faults.PARTS, experiment.run if methods else _run_untrained)
+    return Study(
+        config=plain,
+        conclude=report,
+        parts=faults.PARTS,
+        run=experiment.run if methods else _run_untrained,
+    )
 
 
 def _run_untrained(
-    config: dict[str, Any], workdir: str, report: Conclude, parts: settings.Parts
+    config: dict[str, Any], workdir: str, conclude: Conclude, parts: settings.Parts
 ) -> dict[str, Any]:
     """Cases of the averages alone: nothing to train."""
     settings.check(config, parts)
     _load(config)  # before a folder is made for it
     folder = Workdir(workdir, config)
-    results = {'schema': 1, 'config': config, 'environment': environment.environment()}
-    results |= {'methods': {}, 'findings': []}
-    report(results, folder)
-    folder.write_json('results.json', results)
+    results = Results(config=config, environment=environment.environment(), methods={})
+    plain = conclude(results, folder).plain()
+    folder.write_json('results.json', plain)
     folder.close()
+    return plain
+
+
+def _load(config: Mapping[str, Any]) -> Any:
+    where = config['data_dir'], cutting(config)
+    size, digest = config.get('image_size', 0), config.get('data_digest', '')
+    return load_dataset(config['dataset'], *where, size, digest)
+
+
+def conclude(results: Results, folder: Workdir, names: list[str]) -> Results:
+    """Measures the cases of finished runs, and writes and prints the reports."""
+    dataset = _load(results.config)
+    charts = {
+        method: _chart(method, results, folder=folder, dataset=dataset)
+        for method in results.methods
+    }
+    cases = {}
+    for name in names:
+        record = _case(CASES[name], charts, results=results, dataset=dataset)
+        cases[name] = record.case.plain()
+        plots.write(folder.path / f'{name}.png', name=name, case=CASES[name], record=record)
+    results = dataclasses.replace(shorten(results), added={**results.added, ENTRY: cases})
+    replace_file(folder.path / 'report.md', markdown(results))
+    show(table(results))
     return results
 
 
-def _load(config: dict[str, Any]) -> Any:
-    return load_dataset(config['dataset'], config['data_dir'], cutting(config))
+def _chart(method: str, results: Results, folder: Workdir, dataset: Any) -> Chart:
+    def restore() -> tuple[Task, dict[str, Any]]:
+        checked = settings.check(dict(results.config), faults.PARTS)
+        return finished.trained(checked, method, seed=0, workdir=folder.path, dataset=dataset)
+
+    entry = results.methods[method]
+    seed = entry.seeds[0]
+    final = {**seed.figures, 'bits': float(entry.bits)}
+    return Chart(
+        history=folder.history(method, 0), final=final, counts=_uses(seed.counts), restore=restore
+    )
 
 
-def conclude(results: dict[str, Any], folder: Workdir, names: list[str]) -> None:
-    """Measures the cases of finished runs, and writes and prints the reports."""
-    dataset = _load(results['config'])
-    charts = {method: _chart(method, results, folder, dataset) for method in results['methods']}
-    results['cases'] = {}
-    for name in names:
-        record = _case(CASES[name], charts, results, dataset)
-        results['cases'][name] = record['case']
-        plots.write(folder.path / f'{name}.png', name, CASES[name], record)
-    shorten(results)
-    replace_file(folder.path / 'report.md', markdown(results))
-    show(table(results))
-
-
-def _chart(method: str, results: Mapping[str, Any], folder: Workdir, dataset: Any) -> Chart:
-    def restore():
-        checked = settings.check(results['config'], faults.PARTS)
-        return finished.trained(checked, method, 0, folder.path, dataset)
-
-    entry = results['methods'][method]
-    final = entry['seeds'][0] | {'bits': float(entry['bits'])}
-    return Chart(folder.history(method, 0), final, restore)
-
-
-def _case(
-    case: Case, charts: Mapping[str, Chart], results: Mapping[str, Any], dataset: Any
-) -> dict[str, Any]:
-    """One case as plain data: what goes to results.json, and both histories for the plot."""
-    entry = {'claim': case.claim, 'source': case.source, 'seen': case.seen, 'findings': {}}
-    histories, counts = {}, {}
-    for side, patient in (('faulty', case.faulty), ('cured', case.cured)):
+def _case(case: Case, charts: Mapping[str, Chart], results: Results, dataset: Any) -> CaseRecord:
+    """One case: what goes to results.json, and what its plot shows besides."""
+    histories: dict[str, Sequence[Mapping[str, Any]]] = {}
+    counts: dict[str, np.ndarray | None] = {}
+    figures, findings = {}, {}
+    for side, patient in zip(SIDES, (case.faulty, case.cured), strict=True):
         if isinstance(patient, str):
-            histories[side] = charts[patient].history
-            counts[side] = _uses(charts[patient].final)
-            figures = case.measure(charts[patient], charts, dataset)
-            findings = [f for f in results['findings'] if f['method'] == patient]
+            histories[side], counts[side] = charts[patient].history, charts[patient].counts
+            measured = case.measure(charts[patient], charts, dataset)
+            found = [f for f in results.findings if f.method == patient]
         else:
             histories[side] = drive(patient)
-            figures = averages(patient, histories[side])
-            found = health.diagnose(histories[side], patient.quantizer.num_codes)
-            findings = [f._asdict() for f in found]
-        entry[side] = finite(figures)
-        entry['findings'][side] = [f | {'evidence': finite(f['evidence'])} for f in findings]
-    plain = {side: [finite(r) for r in history] for side, history in histories.items()}
-    return {'case': entry, 'history': plain, 'counts': counts}
+            measured = averages(patient, histories[side])
+            diagnosed = health.diagnose(histories[side], patient.quantizer.num_codes)
+            found = [RunFinding(*finding) for finding in diagnosed]
+        figures[side] = finite(measured)
+        findings[side] = tuple(dataclasses.replace(f, evidence=finite(f.evidence)) for f in found)
+    result = CaseResult(
+        claim=case.claim,
+        source=case.source,
+        seen=case.seen,
+        findings=findings,
+        figures=figures,
+    )
+    plain = {side: [finite(record) for record in found] for side, found in histories.items()}
+    return CaseRecord(result, plain, counts)
 
 
-def _uses(final: Mapping[str, Any]) -> np.ndarray | None:
+def _uses(counts: np.ndarray | None) -> np.ndarray | None:
     """Uses of each code on the test split by position, [positions, K]; None without codes."""
-    counts = read_counts(final)
     return None if counts is None else counts.reshape(-1, counts.shape[-1])
-
-
-def finite(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers among figures, as JSON can hold them: None for NaN and infinities."""
-    numbers = {k: float(v) for k, v in figures.items() if np.ndim(v) == 0}
-    return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
 
 
 def number(value: float | None) -> str:
@@ -140,7 +153,7 @@ def number(value: float | None) -> str:
     return f'{value:.4f}'.rstrip('0').rstrip('.') if 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Results) -> Table:
     """Every figure of every case, faulty beside cured, and the faulty run's findings."""
     found = Table(title='autopsy', box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     found.add_column('case', style='bold')
@@ -148,9 +161,8 @@ def table(results: Mapping[str, Any]) -> Table:
     for heading in ('faulty', 'cured'):
         found.add_column(heading, justify='right')
     found.add_column('found in the faulty run')
-    for name, case in results['cases'].items():
-        findings = [f['name'] for f in case['findings']['faulty']]
-        cured = [f['name'] for f in case['findings']['cured']]
+    for name, case in cases_of(results).items():
+        findings, cured = ([f.name for f in case.findings[side]] for side in SIDES)
         notes = findings + ([f'cured: {", ".join(cured)}'] if cured else [])
         _, *rows = _figures(case)
         for row in range(max(len(rows), len(notes))):
@@ -164,49 +176,48 @@ def table(results: Mapping[str, Any]) -> Table:
     return found
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """The text of report.md."""
+    cases = cases_of(results)
     parts = [
         '# Autopsy',
-        f'{len(results["cases"])} faults of collapsed codebooks, each beside its cure. A case '
+        f'{len(cases)} faults of collapsed codebooks, each beside its cure. A case '
         'changes one thing: the faulty run has the fault, the cured run has not. '
-        f'Trained on {results["config"]["dataset"]} with seed 0: one run of each, so small '
+        f'Trained on {results.config["dataset"]} with seed 0: one run of each, so small '
         'differences of accuracy say nothing. In italics what the fault was taken for, and by '
         'which of the five working notes that `docs/sources.md` describes.',
     ]
-    for name, case in results['cases'].items():
+    for name, case in cases.items():
         parts += [
             f'## {name}',
-            f'{case["source"].capitalize()}: *{case["claim"]}*.',
+            f'{case.source.capitalize()}: *{case.claim}*.',
             f'![{name}: faulty and cured]({name}.png)',
-            case['seen'],
+            case.seen,
             tables.markdown(_figures(case)),
         ]
-        for side, findings in case['findings'].items():
+        for side, findings in case.findings.items():
             parts += _findings(side, findings)
     parts += [
         '## How it was made',
-        tables.made_by('python train.py --config configs/autopsy.py', results['environment']),
+        tables.made_by('python train.py --config configs/autopsy.py', results.environment),
     ]
     return '\n\n'.join(parts) + '\n'
 
 
-def _figures(case: Mapping[str, Any]) -> Iterator[list[str]]:
+def _figures(case: CaseResult) -> Iterator[list[str]]:
     """Every figure of a case, faulty beside cured."""
-    yield ['figure', 'faulty', 'cured']
-    for figure in dict.fromkeys([*case['faulty'], *case['cured']]):
-        yield [figure] + [
-            number(case[side][figure]) if figure in case[side] else ''
-            for side in ('faulty', 'cured')
-        ]
+    yield ['figure', *SIDES]
+    for figure in dict.fromkeys([*case.figures['faulty'], *case.figures['cured']]):
+        told = (case.figures[side] for side in SIDES)
+        yield [figure, *(number(side[figure]) if figure in side else '' for side in told)]
 
 
-def _findings(side: str, findings: Sequence[Mapping[str, Any]]) -> list[str]:
+def _findings(side: str, findings: Sequence[RunFinding]) -> list[str]:
     """What the diagnosis says of one run, as paragraphs."""
     if not findings:
         return [f'Found in the {side} run: nothing.']
     lines = []
     for f in findings:
-        evidence = ', '.join(f'{k} = {number(v)}' for k, v in f['evidence'].items())
-        lines.append(f'- **{f["name"]}** ({f["severity"]}): {evidence}. Remedy: {f["remedy"]}.')
+        evidence = ', '.join(f'{k} = {number(v)}' for k, v in f.evidence.items())
+        lines.append(f'- **{f.name}** ({f.severity}): {evidence}. Remedy: {f.remedy}.')
     return [f'Found in the {side} run:', '\n'.join(lines)]

@@ -192,7 +192,7 @@ class ChangePoints:
         self.tried = []
         for penalty in self.penalties:
             found = _back(self._segments(rows, penalty), mask)
-            edges = segmentation.boundaries(labels, found, self.tolerance, mask)
+            edges = segmentation.boundaries(labels, found, tolerance=self.tolerance, mask=mask)
             self.tried.append(Change(penalty, edges.f1))
         self.penalty = max(self.tried, key=lambda change: change.f1).penalty
         segments = self._segments(rows, self.penalty)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from vqjax.studies.behaviour.outcome import Picture
 from vqjax.studies.behaviour.segmentation import fit_matching
 from vqjax.studies.reporting import plots
 
 
-def _strips(pictures):
+def _strips(picture: Picture) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Name, states [T] and whether they are codes, of every strip below the signals."""
-    yield 'true', pictures['session'].labels[0], False
+    yield 'true', picture.session.labels[0], False
     others = []
-    for method, found in pictures['found'].items():
+    for method, found in picture.found.items():
         yield f'{method}: codes', found['codes'], True
         yield 'HSMM', found['HSMM'], False
         if 'classifier' in found:
@@ -26,16 +27,16 @@ def _strips(pictures):
 
 
 @plots.styled
-def figure(pictures: Mapping[str, Any]) -> Figure:
+def figure(picture: Picture) -> Figure:
     """Signals, true and found behaviours and codes of one session, below each other."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
 
-    session, dataset = pictures['session'], pictures['dataset']
+    session, dataset = picture.session, picture.dataset
     labels = session.labels[0]
     steps = int((labels >= 0).sum())
     seconds = steps / dataset.rate
-    strips = list(_strips(pictures))
+    strips = list(_strips(picture))
     drawn = plots.new_figure(9, 1.9 + 0.24 * len(strips) + 0.6)
     heights = [7] + [1] * len(strips)
     axes = drawn.subplots(len(heights), 1, sharex=True, height_ratios=heights)
@@ -48,7 +49,7 @@ def figure(pictures: Mapping[str, Any]) -> Figure:
     axes[0].set_ylabel('sensors', rotation=0, ha='right', va='center')
     colours = [to_rgb(c) for c in plots.COLOURS] * (1 + len(dataset.labels) // len(plots.COLOURS))
     for axis, (name, states, coded) in zip(axes[1:], strips, strict=True):
-        row = _coloured(states[:steps], labels[:steps], colours, coded)
+        row = _coloured(states[:steps], labels[:steps], colours=colours, coded=coded)
         axis.imshow(row[None], aspect='auto', extent=(0, seconds, 0, 1), interpolation='nearest')
         axis.set(yticks=[])
         axis.grid(visible=False)
@@ -61,7 +62,9 @@ def figure(pictures: Mapping[str, Any]) -> Figure:
     return drawn
 
 
-def _coloured(states, labels, colours, coded):
+def _coloured(
+    states: np.ndarray, labels: np.ndarray, colours: Sequence[Any], coded: bool
+) -> np.ndarray:
     """Colours [T, 3]: of the matched behaviour, grey for none; of codes a hue each."""
     from matplotlib import colormaps
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich import box
@@ -15,6 +14,8 @@ from rich.table import Table
 from vqjax.atomic import replace_file
 from vqjax.intervals import corrected_t
 from vqjax.metrics import Interval
+from vqjax.results.records import Results
+from vqjax.studies.behaviour.outcome import Behaviours, Figures, Picture
 from vqjax.studies.behaviour.plots import figure
 from vqjax.studies.reporting.plots import save
 from vqjax.studies.reporting.tables import made_by, markdown, points, points_range
@@ -34,48 +35,47 @@ def over_folds(values: Sequence[float]) -> Interval:
     return corrected_t(values, 1 / (number - 1))
 
 
-def of_method(results: Mapping[str, Any], method: str, *path: str) -> list[float]:
-    """A figure of every fold, mean over seeds; [] where it has none."""
-    found = []
-    for fold in results['folds']:
-        seeds = fold['methods'][method]['seeds']
-        values = [_at(seed, path) for seed in seeds]
-        if None in values:
-            return []
-        found.append(float(np.mean(values)))
-    return found
+def of_method(found: Behaviours, method: str, name: str) -> list[float]:
+    """A figure of the windows on every fold, mean over seeds; [] where it has none."""
+    folds = [fold.methods[method].runs for fold in found.folds]
+    return _means([[run.figures for run in runs] for runs in folds], name)
 
 
-def of_peer(results: Mapping[str, Any], peer: str, name: str) -> list[float]:
-    """A figure of a peer on every fold; [] where it was left out."""
-    folds = [[_at(seed, (peer, name)) for seed in f['peers'].values()] for f in results['folds']]
-    if any(None in values for values in folds):
+def of_model(found: Behaviours, method: str, model: str, name: str) -> list[float]:
+    """A figure of a sequence model on a method's codes, likewise."""
+    folds = [fold.methods[method].runs for fold in found.folds]
+    return _means([[run.models.get(model, {}) for run in runs] for runs in folds], name)
+
+
+def of_peer(found: Behaviours, peer: str, name: str) -> list[float]:
+    """A figure of a peer, likewise."""
+    folds = [fold.peers.values() for fold in found.folds]
+    return _means([[peers.get(peer, {}) for peers in seeds] for seeds in folds], name)
+
+
+def _means(folds: Sequence[Sequence[Figures]], name: str) -> list[float]:
+    """The figure of that name, a value for each fold; [] where one does not have it."""
+    if not all(name in figures for seeds in folds for figures in seeds):
         return []
-    return [float(np.mean(values)) for values in folds]
+    return [float(np.mean([figures[name] for figures in seeds])) for seeds in folds]
 
 
-def _at(found, path):
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
-
-
-def methods_of(results: Mapping[str, Any]) -> list[str]:
+def methods_of(found: Behaviours) -> list[str]:
     """The methods, in order."""
-    return list(results['folds'][0]['methods'])
+    return list(found.folds[0].methods)
 
 
-def models_of(results: Mapping[str, Any], method: str) -> list[str]:
+def models_of(found: Behaviours, method: str) -> list[str]:
     """The sequence models that were fitted to its codes."""
-    return list(results['folds'][0]['methods'][method]['seeds'][0]['models'])
+    return list(found.folds[0].methods[method].runs[0].models)
 
 
-def peers_of(results: Mapping[str, Any]) -> list[str]:
+def peers_of(found: Behaviours) -> list[str]:
     """The peers that were installed."""
-    return list(next(iter(results['folds'][0]['peers'].values())))
+    return list(next(iter(found.folds[0].peers.values())))
 
 
-def _cell(name, values):
+def _cell(name: str, values: Sequence[float]) -> str:
     if not values:
         return ''
     found = over_folds(values)
@@ -85,36 +85,38 @@ def _cell(name, values):
     return f'{found.mean:.{digits}f} ({found.low:.{digits}f}, {found.high:.{digits}f})'
 
 
-def window_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def window_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
     """Cells of the table of the tokenizers, the headings first."""
     yield ('', 'window accuracy %', 'ECE', 'perplexity, least', 'bits a window')
-    for method in methods_of(results):
-        use = of_method(results, method, 'perplexity')
-        ece = of_method(results, method, 'ece')
-        bits = results['folds'][0]['methods'][method]
+    for name in methods_of(found):
+        use = of_method(found, name, 'perplexity')
+        method = found.folds[0].methods[name]
         yield (
-            method,
-            _cell('frame_accuracy', of_method(results, method, 'accuracy')),
-            _cell('ece', ece).replace('0.', '.'),
+            name,
+            _cell('frame_accuracy', of_method(found, name, 'accuracy')),
+            _cell('ece', of_method(found, name, 'ece')).replace('0.', '.'),
             f'{np.mean(use):.1f}, {min(use):.1f}' if use else '',
-            f'{bits["bits"]:,.0f}' if bits['spec'] else '',
+            f'{method.bits:,.0f}' if method.spec else '',
         )
 
 
-def model_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def model_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
     """Cells of the table of the sequence models and peers, the headings first."""
     yield ('codes of', 'then', *SHOWN.values())
-    for method in methods_of(results):
-        for model in models_of(results, method):
-            cells = [_cell(n, of_method(results, method, 'models', model, n)) for n in SHOWN]
-            yield (method, model, *cells)
-    for peer in peers_of(results):
-        yield (peer, '', *[_cell(name, of_peer(results, peer, name)) for name in SHOWN])
+    for method in methods_of(found):
+        for model in models_of(found, method):
+            yield (
+                method,
+                model,
+                *(_cell(n, of_model(found, method, model=model, name=n)) for n in SHOWN),
+            )
+    for peer in peers_of(found):
+        yield (peer, '', *(_cell(name, of_peer(found, peer, name)) for name in SHOWN))
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Results) -> Table:
     """Both tables in one, for the terminal: the sequence models."""
-    header, *rows = model_rows(results)
+    header, *rows = model_rows(Behaviours.of(results))
     found = Table(title='behaviour', box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
         found.add_column(name, justify='left' if i < 2 else 'right', style='bold' if not i else '')
@@ -131,20 +133,20 @@ def _difference(a: Sequence[float], b: Sequence[float]) -> Interval | None:
     """Mean over folds of a - b with its interval; None where either is missing."""
     if not a or not b:
         return None
-    return over_folds(np.subtract(a, b))
+    return over_folds([x - y for x, y in zip(a, b, strict=True)])
 
 
-def _points(difference):
+def _points(difference: Interval) -> str:
     return f'{points(difference)} ({points_range(difference)})'
 
 
-def conclusions(results: Mapping[str, Any]) -> list[str]:
+def conclusions(found: Behaviours) -> list[str]:
     """What the figures say of the claims, a sentence each."""
-    methods, said = methods_of(results), []
-    base = of_method(results, 'none', 'accuracy') if 'none' in methods else []
+    methods, said = methods_of(found), []
+    base = of_method(found, 'none', 'accuracy') if 'none' in methods else []
     for method in methods:
-        apart = _difference(of_method(results, method, 'accuracy'), base)
-        use = of_method(results, method, 'perplexity')
+        apart = _difference(of_method(found, method, 'accuracy'), base)
+        use = of_method(found, method, 'perplexity')
         if method == 'none' or apart is None or not use:
             continue
         fallen = sum(value < COLLAPSED for value in use)
@@ -158,17 +160,17 @@ def conclusions(results: Mapping[str, Any]) -> list[str]:
         ('HSMM', 'sticky HMM', 'Explicit durations in place of geometric ones'),
         ('HSMM', 'HMM', 'Durations and stickiness together'),
     ):
-        said.append(f'{name} {_raises(results, methods, better, worse)}.')
-    said.append(_found(results, methods))
-    said += [_against(results, methods, peer) for peer in peers_of(results)]
+        said.append(f'{name} {_raises(found, methods, better=better, worse=worse)}.')
+    said.append(_found(found, methods))
+    said += [_against(found, methods, peer) for peer in peers_of(found)]
     return said
 
 
-def _raises(results, methods, better, worse):
+def _raises(found: Behaviours, methods: Sequence[str], better: str, worse: str) -> str:
     """What a model does to boundary F1 over another one, the methods by verdict."""
     by_verdict: dict[str, list[str]] = {}
     for method in methods:
-        a, b = (of_method(results, method, 'models', m, 'boundary_f1') for m in (better, worse))
+        a, b = (of_model(found, method, model=m, name='boundary_f1') for m in (better, worse))
         apart = _difference(a, b)
         if apart is None:
             continue
@@ -183,56 +185,57 @@ def _raises(results, methods, better, worse):
     )
 
 
-def _found(results, methods):
+def _found(found: Behaviours, methods: Sequence[str]) -> str:
     parts = []
     for method in methods:
-        values = of_method(results, method, 'models', 'HSMM, states found', 'states_found')
+        values = of_model(found, method, model='HSMM, states found', name='states_found')
         parts.append(f'{np.mean(values):.1f} on codes of {method}')
-    return f'States found, at most {results["sequence_models"]["states"]}: {", ".join(parts)}.'
+    return f'States found, at most {found.own.states}: {", ".join(parts)}.'
 
 
-def _against(results, methods, peer):
+def _against(found: Behaviours, methods: Sequence[str], peer: str) -> str:
     parts = []
     for method in methods:
-        ours = of_method(results, method, 'models', 'HSMM', 'adjusted_rand_index')
-        apart = _difference(ours, of_peer(results, peer, 'adjusted_rand_index'))
+        ours = of_model(found, method, model='HSMM', name='adjusted_rand_index')
+        apart = _difference(ours, of_peer(found, peer, 'adjusted_rand_index'))
         if apart is not None:
             parts.append(f'{method} {apart.mean:+.2f} ({apart.low:+.2f} to {apart.high:+.2f})')
     return f'Adjusted Rand index of the HSMM less that of {peer}: {", ".join(parts)}.'
 
 
-def text(results: Mapping[str, Any]) -> str:
+def text(results: Results) -> str:
     """The text of report.md."""
-    config, folds, own = results['config'], results['folds'], results['sequence_models']
-    held = [fold['recordings']['test']['recordings'] for fold in folds]
+    found = Behaviours.of(results)
+    config, folds, own = results.config, found.folds, found.own
+    held = [fold.recordings['test']['recordings'] for fold in folds]
     parts = [
         f'# Behaviours from codes of {config["dataset"]}',
-        made_by(results['command'], results['environment']),
+        made_by(results.command, results.environment),
         '![a session](session.png)',
         'A held-out session of the first fold: the signals, the true behaviours, and for every '
         'tokenizer its codes, a colour each, with the states that the HSMM found in them; below '
         'them the peers. A state has the colour of the behaviour that it is matched to, grey '
         'where it is matched to none.',
-        '\n'.join(f'- {sentence}' for sentence in conclusions(results)),
+        '\n'.join(f'- {sentence}' for sentence in conclusions(found)),
         '## Tokenizers',
-        markdown(window_rows(results)),
+        markdown(window_rows(found)),
         '## Sequence models',
-        markdown(model_rows(results), words=2),
+        markdown(model_rows(found), words=2),
         '## How',
         f'{len(folds)} folds of {", ".join(map(str, held))} held-out recordings, '
         f'{config["seeds"] // len(folds)} seed each; in brackets the 95% interval over folds, '
         'corrected for training sets that overlap '
         '(Nadeau and Bengio 2003). A network is trained on labelled windows of '
-        f'{config["window"]} steps. Then every recording occurs {own["rounds"]} times, in random '
-        f'order, {own["session"]} to a session; two neighbours of one label are one stretch. The '
+        f'{config["window"]} steps. Then every recording occurs {own.rounds} times, in random '
+        f'order, {own.session} to a session; two neighbours of one label are one stretch. The '
         'sequence models are fitted to the codes of sessions of training recordings, without '
         'labels, and find the most likely states of held-out sessions. For `none` the codes are '
-        f'those of k-means with {own["tokens"]} centroids on the encoder\'s vectors, and '
+        f'those of k-means with {own.tokens} centroids on the encoder\'s vectors, and '
         '`classifier` is the class of the window around each place, which labels made. `codes` '
         'takes every code for a state. HMM, sticky HMM and HSMM are given the number of '
-        f'behaviours; "states found" looks for up to {own["states"]}. Durations are negative '
-        f'binomial with {own["phases"]} phases, {own["duration_s"]:g} s expected. "late": from '
-        f'codes up to {own["lag_s"]:g} s after each place, as in a stream. The estimate is that '
+        f'behaviours; "states found" looks for up to {own.states}. Durations are negative '
+        f'binomial with {own.phases} phases, {own.duration_s:g} s expected. "late": from '
+        f'codes up to {own.lag_s:g} s after each place, as in a stream. The estimate is that '
         'of the weak limit of a sticky HDP-HSMM by EM, no sample of its posterior; it ends in the '
         'best optimum of a few starts, which need not be the best there is.',
         'Frame accuracy: states matched one to one to labels so that most steps agree. Boundary '
@@ -243,7 +246,7 @@ def text(results: Mapping[str, Any]) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def write(workdir: str | Path, results: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:
+def write(workdir: str | Path, results: Results, picture: Picture) -> None:
     """Writes report.md and session.png."""
     replace_file(Path(workdir) / 'report.md', text(results))
-    save(figure(pictures), Path(workdir) / 'session.png')
+    save(figure(picture), Path(workdir) / 'session.png')

@@ -174,9 +174,9 @@ def figures(
     Raises:
         ValueError: shapes or dtypes do not fit, or no step counts.
     """
-    edges = boundaries(labels, states, tolerance, mask)
+    edges = boundaries(labels, states, tolerance=tolerance, mask=mask)
     found = {
-        'frame_accuracy': frame_accuracy(labels, states, mask, matching),
+        'frame_accuracy': frame_accuracy(labels, states, mask=mask, matching=matching),
         'adjusted_rand_index': adjusted_rand_index(labels, states, mask),
         'boundary_precision': edges.precision,
         'boundary_recall': edges.recall,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def axes_of(quantizer: Quantizer, codes: np.ndarray) -> tuple[np.ndarray, tuple[
     A product or residual code has an axis a part. A grid (FSQ) has one a feature: its single code
     numbers tens of thousands of combinations, of which a session shows each but once.
     """
-    leaf = quantizer
+    leaf: Any = quantizer
     while isinstance(leaf, Projected | Banked | Guarded):
         leaf = leaf.inner
     if isinstance(leaf, FSQ) and not quantizer.code_shape:

@@ -6,10 +6,11 @@ random order, are sessions; their codes go to hidden (semi-)Markov models, which
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +18,19 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from vqjax.hsmm import HSMM
-from vqjax.ops.fields import check_count
+from vqjax.results.records import Results
 from vqjax.results.summaries import shorten
 from vqjax.studies.autopsy import faults
 from vqjax.studies.behaviour import peers, report, segmentation
+from vqjax.studies.behaviour.outcome import (
+    Behaviours,
+    CodedRun,
+    Figures,
+    FoldMethod,
+    FoldResult,
+    Picture,
+    SequenceModels,
+)
 from vqjax.studies.behaviour.sessions import Sessions, as_steps, axes_of, draw
 from vqjax.studies.study import Study
 from vqjax.trainer.config import settings
@@ -37,11 +47,6 @@ BASELINE = 'none'
 TOLERANCE_S = 0.5  # of a boundary
 FIGURES = ('frame_accuracy', 'adjusted_rand_index', 'boundary_f1', 'boundary_precision',
            'boundary_recall', 'states_found', 'log_likelihood')  # fmt: skip
-# Beside the fields of a run: those of the sequence models.
-OWN = {
-    'rounds': 3, 'session': 8, 'states': 12, 'phases': 4, 'duration_s': 8.0, 'lag_s': 2.0,
-    'tokens': 64, 'restarts': 8,
-}  # fmt: skip
 
 
 class Tokens(NamedTuple):
@@ -56,28 +61,35 @@ def prepare(config: dict[str, Any]) -> Study:
     """All folds in turn, then sequence models and peers on what was held out.
 
     Args:
-      config: the fields of every configuration, and those of `OWN`.
+      config: the fields of every configuration, and those of `SequenceModels`.
 
     Raises:
       RunError: this cannot be studied.
     """
-    own = {name: config.get(name, default) for name, default in OWN.items()}
-    plain = {name: value for name, value in config.items() if name not in OWN}
-    _check(own, plain)
+    names = SequenceModels.names()
+    plain = {name: value for name, value in config.items() if name not in names}
+    _check(plain)
+    try:
+        own = SequenceModels(**{name: config[name] for name in names if name in config})
+    except ValueError as error:
+        raise RunError(str(error)) from None
     return Study(plain, functools.partial(conclude, own), faults.PARTS)
 
 
-def conclude(own: Mapping[str, Any], results: dict[str, Any], folder: Workdir) -> None:
+def conclude(own: SequenceModels, results: Results, folder: Workdir) -> Results:
     """Measures every fold, and writes and prints the report."""
-    folds, seeds = results['config']['folds'], results['config']['seeds']
-    found = [measure(folder.path, results, own, range(f, seeds, folds)) for f in range(folds)]
-    results |= {'sequence_models': dict(own), 'folds': [figures for figures, _ in found]}
-    shorten(results)
+    folds, seeds = results.config['folds'], results.config['seeds']
+    found = [
+        measure(folder.path, results, own=own, seeds=range(f, seeds, folds)) for f in range(folds)
+    ]
+    added = Behaviours(own, tuple(fold for fold, _ in found)).plain()
+    results = dataclasses.replace(shorten(results), added={**results.added, **added})
     report.write(folder.path, results, found[0][1])
     show(report.table(results))
+    return results
 
 
-def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+def _check(plain: Mapping[str, Any]) -> None:
     """Checks that this can be studied.
 
     Raises:
@@ -85,14 +97,6 @@ def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     """
     given = settings.check(dict(plain), faults.PARTS)
     finished.check_kept(plain)
-    try:
-        for name in ('rounds', 'session', 'states', 'phases', 'tokens', 'restarts'):
-            check_count(name, own[name])
-        for name in ('duration_s', 'lag_s'):
-            if not isinstance(own[name], int | float) or not 0 < own[name] < float('inf'):
-                raise ValueError(f'{name} must be seconds above 0, got {own[name]!r}')
-    except ValueError as error:
-        raise RunError(str(error)) from None
     if not given.folds or given.fold >= 0:
         raise RunError(
             'study behaviour holds recordings out in turn: set folds to 2 or more, fold to -1'
@@ -114,87 +118,91 @@ def _check(own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
 
 
 def measure(
-    workdir: pathlib.Path, results: Mapping[str, Any], own: Mapping[str, Any], seeds: Sequence[int]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    workdir: pathlib.Path, results: Results, own: SequenceModels, seeds: Sequence[int]
+) -> tuple[FoldResult, Picture]:
     """Figures of the seeds that share a fold, and what a picture shows: a session of the first."""
-    result: dict[str, Any] = {'methods': {}, 'peers': {}}
-    pictures: dict[str, Any] = {'found': {}}
-    for method, entry in results['methods'].items():
-        rows = []
+    methods = {}
+    peers_found: dict[int, Mapping[str, Figures]] = {}
+    shown_first: dict[str, Mapping[str, np.ndarray]] = {}
+    for name, method in results.methods.items():
+        runs = []
         for seed in seeds:
-            figures, model = (
-                entry['seeds'][seed],
-                finished.read(workdir, method, seed, faults.PARTS),
-            )
+            figures = method.seeds[seed].figures
+            model = finished.read(workdir, name, seed=seed, parts=faults.PARTS)
             train, test = _sessions(model.dataset, own, seed)
-            row = {k: figures[k] for k in ('accuracy', 'ece', 'perplexity') if k in figures}
-            row['models'], shown = _models(model, train, test, own, seed)
-            rows.append(row)
-            if seed not in result['peers']:
-                result['peers'][seed], others = _peers(model.dataset, train, test, own, seed)
+            kept = {k: figures[k] for k in ('accuracy', 'ece', 'perplexity') if k in figures}
+            by_model, shown = _models(model, train=train, test=test, own=own, seed=seed)
+            runs.append(CodedRun(kept, by_model))
+            if seed not in peers_found:
+                peers_found[seed], others = _peers(
+                    model.dataset, train=train, test=test, own=own, seed=seed
+                )
                 shown |= others
             if seed == seeds[0]:
-                pictures |= {'session': test, 'dataset': model.dataset}
-                pictures['found'][method] = shown
-                result['recordings'] = model.dataset.counts()
-        result['methods'][method] = {'seeds': rows, 'spec': entry['spec'], 'bits': entry['bits']}
-    return result, pictures
+                session, dataset = test, model.dataset
+                shown_first[name] = shown
+        methods[name] = FoldMethod(tuple(runs), method.spec, method.bits)
+    fold = FoldResult(methods, peers_found, dataset.counts())
+    return fold, Picture(session, dataset, shown_first)
 
 
-def _sessions(dataset: RecordingSet, own: Mapping[str, Any], seed: int) -> tuple[Sessions, ...]:
+def _sessions(dataset: RecordingSet, own: SequenceModels, seed: int) -> tuple[Sessions, Sessions]:
     """Sessions of the recordings that training saw, and of the held-out ones."""
     seen = dataset.recordings['train'] + dataset.recordings['validation']
-    labels, length = dataset.labels, own['session']
-    train = draw(seen, labels, own['rounds'], length, seed)
-    return train, draw(dataset.recordings['test'], labels, own['rounds'], length, seed + 1)
+    labels, length = dataset.labels, own.session
+    train = draw(seen, labels, rounds=own.rounds, length=length, seed=seed)
+    return train, draw(
+        dataset.recordings['test'], labels, rounds=own.rounds, length=length, seed=seed + 1
+    )
 
 
-def models(own: Mapping[str, Any], labels: int, seconds: float) -> dict[str, dict[str, Any]]:
+def models(own: SequenceModels, labels: int, seconds: float) -> dict[str, dict[str, Any]]:
     """What the sequence models are, by name, for places of so many seconds."""
     given = {'num_states': labels, 'gamma': None, 'concentration': float(labels)}
-    duration = own['duration_s'] / seconds
-    lasting = {'phases': own['phases'], 'duration': max(duration, own['phases'] + 1.0)}
+    duration = own.duration_s / seconds
+    lasting = {'phases': own.phases, 'duration': max(duration, own.phases + 1.0)}
     return {
         'HMM': given | {'phases': 1, 'duration': None},
         'sticky HMM': given | {'phases': 1, 'duration': max(duration, 2.0)},
         'HSMM': given | lasting,
-        'HSMM, states found': lasting | {'num_states': own['states']},
+        'HSMM, states found': lasting | {'num_states': own.states},
     }
 
 
 def _models(
-    model: finished.Finished, train: Sessions, test: Sessions, own: Mapping[str, Any], seed: int
+    model: finished.Finished, train: Sessions, test: Sessions, own: SequenceModels, seed: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
     """Figures of every sequence model on the codes of a run, and states of the first session."""
     stride, rate = model.encoder.stride, model.dataset.rate
     labels, steps = len(model.dataset.labels), test.labels.shape[1]
     tolerance = round(TOLERANCE_S * rate)
-    found, shown = {}, {}
+    found: dict[str, dict[str, float]] = {}
+    shown: dict[str, np.ndarray] = {}
 
     def add(name: str, states: np.ndarray, nats: float | None = None) -> None:
         states = as_steps(states, stride, steps)
-        found[name] = segmentation.figures(test.labels, states, tolerance, test.mask)
+        found[name] = segmentation.figures(test.labels, states, tolerance=tolerance, mask=test.mask)
         if nats is not None:
             found[name]['log_likelihood'] = nats
         shown[name] = states[0]
 
     if model.codec is None:
         add('classifier', _classified(model, test))
-    coded, held_out = tokens(model, train, test, own['tokens'], seed)
+    coded, held_out = tokens(model, train=train, test=test, number=own.tokens, seed=seed)
     joint = np.ravel_multi_index(np.moveaxis(np.maximum(held_out.codes, 0), -1, 0), coded.sizes)
     add('codes', np.where(held_out.codes[..., 0] < 0, -1, joint))
     places = int((held_out.codes[..., 0] >= 0).sum())
     for name, fields in models(own, labels, stride / rate).items():
         hsmm = HSMM(num_codes=coded.sizes, **fields)
         # Mergers leave bad optima; a given number of states has no other way out of them.
-        restarts = 2 if hsmm.gamma else own['restarts']
+        restarts = 2 if hsmm.gamma else own.restarts
         fitted = hsmm.fit(jax.random.key(seed), coded.codes, restarts=restarts)
         nats = hsmm.log_likelihood(fitted.params, held_out.codes)
         states = np.asarray(hsmm.viterbi(fitted.params, held_out.codes))
         add(name, states, float(np.sum(nats)) / places)
-    lag = round(own['lag_s'] * rate / stride)
+    lag = round(own.lag_s * rate / stride)
     states = np.asarray(hsmm.filter(fitted.params, held_out.codes, lag=lag))
-    add(f'{name}, {own["lag_s"]:g} s late', states)
+    add(f'{name}, {own.lag_s:g} s late', states)
     return found, shown
 
 
@@ -213,12 +221,15 @@ def tokens(
         real = np.isfinite(fitted).all(-1)
         means = KMeans(number, n_init=3, random_state=seed).fit(fitted[real])
         rows = [[_nearest(means, vectors) for vectors in part] for part in rows]
-        return tuple(Tokens(np.stack(part)[..., None], (number,), stride) for part in rows)
-    quantizer = model.codec.quantizer
-    return tuple(Tokens(*axes_of(quantizer, np.stack(part)), stride) for part in rows)
+        made: list[tuple[np.ndarray, tuple[int, ...]]]
+        made = [(np.stack(part)[..., None], (number,)) for part in rows]
+    else:
+        made = [axes_of(model.codec.quantizer, np.stack(part)) for part in rows]
+    coded, held_out = (Tokens(codes, sizes, stride) for codes, sizes in made)
+    return coded, held_out
 
 
-def _nearest(means, vectors):
+def _nearest(means: KMeans, vectors: np.ndarray) -> np.ndarray:
     """The nearest centroid of every vector, -1 where it is missing: int [n]."""
     codes, real = np.full(len(vectors), -1), np.isfinite(vectors).all(-1)
     codes[real] = means.predict(vectors[real])
@@ -239,19 +250,20 @@ def _classified(model: finished.Finished, test: Sessions) -> np.ndarray:
 
 
 def _peers(
-    dataset: RecordingSet, train: Sessions, test: Sessions, own: Mapping[str, Any], seed: int
+    dataset: RecordingSet, train: Sessions, test: Sessions, own: SequenceModels, seed: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
     """Figures of what others do with the same sessions; without those that are not installed."""
     tolerance, labels = round(TOLERANCE_S * dataset.rate), len(dataset.labels)
-    tried = {
-        'k-means + hmmlearn': lambda: peers.TokensHMM(own['tokens'], labels, seed).fit(
+    tried: dict[str, Callable[[], Any]] = {
+        'k-means + hmmlearn': lambda: peers.TokensHMM(own.tokens, labels, seed).fit(
             train.signals, train.mask
         ),
         'ruptures + k-means': lambda: peers.ChangePoints(labels, tolerance, seed=seed).fit(
             train.signals, train.labels, train.mask
         ),
     }
-    found, shown = {}, {}
+    found: dict[str, dict[str, float]] = {}
+    shown: dict[str, np.ndarray] = {}
     for name, fit in tried.items():
         try:
             states = fit().predict(test.signals, test.mask)
@@ -260,6 +272,6 @@ def _peers(
                 raise
             _log.warning('without %s: %s', name, error)
             continue
-        found[name] = segmentation.figures(test.labels, states, tolerance, test.mask)
+        found[name] = segmentation.figures(test.labels, states, tolerance=tolerance, mask=test.mask)
         shown[name] = states[0]
     return found, shown

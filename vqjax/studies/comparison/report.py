@@ -10,18 +10,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax.atomic import replace_file
-from vqjax.metrics import Interval
+from vqjax.results.records import Results
 from vqjax.results.summaries import (
     BASELINE,
-    METHODS,
     code_use,
+    compare,
     mean_calibrated_error,
-    paired_difference,
     verdict,
 )
 from vqjax.studies.comparison import trials
 from vqjax.studies.reporting import notes, plots, tables
 from vqjax.trainer.files.display import show
+
+_COLUMNS = 100  # of the terminal's report
 
 # Cells. A table is a list of rows of text; where it is printed decides its look.
 
@@ -36,111 +37,105 @@ def _share(x: float) -> str:
     return f'{100 * x:.1f}%' if x >= 0.01 else f'{100 * x:.2g}%'
 
 
-def _difference(results: Mapping[str, Any], name: str) -> Interval | None:
-    methods = results['methods']
-    if BASELINE not in methods or name == BASELINE:
-        return None
-    return paired_difference(methods[name]['seeds'], methods[BASELINE]['seeds'], 'accuracy')
-
-
-def _outcome_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
-    decodes = any('reconstruction_error' in m['summary'] for m in results['methods'].values())
+def _outcome_rows(results: Results) -> Iterable[list[str]]:
+    decodes = any('reconstruction_error' in m.summary for m in results.methods.values())
     yield [
         "method", "accuracy %", "95% interval", "bits per image", "parameters", "seconds",
         *["reconstruction error"] * decodes,
     ]  # fmt: skip
-    for name, method in results['methods'].items():
-        summary = method['summary']
+    for name, method in results.methods.items():
+        summary = method.summary
         row = [
             name,
-            tables.percent(summary['accuracy']),
-            tables.percent_range(summary['accuracy']),
-            _number(method['bits']),
-            f'{method["params"]:,}',
-            f'{method["seconds"]:.0f}',
+            tables.percent(method.accuracy),
+            tables.percent_range(method.accuracy, len(method.seeds)),
+            _number(method.bits),
+            f'{method.params:,}',
+            f'{method.seconds:.0f}',
         ]
         if decodes:
             error = summary.get('reconstruction_error')
-            row.append('' if error is None else f'{error["mean"]:.4f}')
+            row.append('' if error is None else f'{error.mean:.4f}')
         yield row
 
 
-def _difference_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _difference_rows(results: Results) -> Iterable[list[str]]:
     yield [
         "method", "verdict", "points", "95% interval",
         f"{notes.runs(results)} better / equal / worse",
     ]  # fmt: skip
-    for name, method in results['methods'].items():
-        difference = _difference(results, name)
+    for name, method in results.methods.items():
+        difference = compare(results, name)
         if difference is None:
             continue
-        seeds = {s['seed']: s['accuracy'] for s in results['methods'][BASELINE]['seeds']}
-        signs = [
-            np.sign(s['accuracy'] - seeds[s['seed']]) for s in method['seeds'] if s['seed'] in seeds
-        ]
+        seeds = {s.seed: s.accuracy for s in results.methods[BASELINE].seeds}
+        signs = [np.sign(s.accuracy - seeds[s.seed]) for s in method.seeds if s.seed in seeds]
         tally = ' / '.join(str(signs.count(sign)) for sign in (1, 0, -1))
         said = verdict(difference, len(signs))
-        yield [name, said, tables.points(difference), tables.points_range(difference), tally]
+        interval = tables.points_range(difference, len(signs))
+        yield [name, said, tables.points(difference), interval, tally]
 
 
-def _perplexity_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _perplexity_rows(results: Results) -> Iterable[list[str]]:
     yield ['method', 'perplexity', '95% interval', 'if uniform', 'lowest seed', 'by stage']
-    for name, method in results['methods'].items():
+    for name, method in results.methods.items():
         use = code_use(method)
         if use is None:
             continue
-        per_stage = [seed['perplexity_per_stage'] for seed in method['seeds']]
+        per_stage = [seed.perplexity_per_stage for seed in method.seeds]
         # Where folds chose other numbers of stages, there is no mean by stage.
         stages = np.mean(per_stage, axis=0) if len({len(x) for x in per_stage}) == 1 else ()
-        found = method['summary']['perplexity']
+        found = method.summary['perplexity']
         yield [
             name,
-            _number(found['mean']),
-            f'{_number(found["low"])} to {_number(found["high"])}',
+            _number(found.mean),
+            f'{_number(found.low)} to {_number(found.high)}'
+            if len(method.seeds) > 1
+            else tables.ONE_RUN,
             _number(use.uniform.perplexity),
-            _number(min(np.min(seed['perplexity_per_stage']) for seed in method['seeds'])),
+            _number(min(min(stages) for stages in per_stage)),
             ', '.join(_number(x) for x in stages) if len(stages) > 1 else '',
         ]
 
 
-def _use_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _use_rows(results: Results) -> Iterable[list[str]]:
     yield ['method', 'codes', 'test tokens', 'codes in use', 'share in use', 'if uniform']
-    for name, method in results['methods'].items():
+    for name, method in results.methods.items():
         use = code_use(method)
         if use is None:
             continue
-        summary = method['summary']
+        summary = method.summary
         yield [
             name,
             f'{use.num_codes:,}',
             f'{use.num_tokens:,}',
-            _number(summary['active_codes']['mean']),
-            _share(summary['usage']['mean']),
+            _number(summary['active_codes'].mean),
+            _share(summary['usage'].mean),
             _share(use.uniform.usage),
         ]
 
 
-def _calibration_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _calibration_rows(results: Results) -> Iterable[list[str]]:
     scaled = _rescaled(results)
     yield [
         'method', 'NLL (nats)', 'Brier score', 'ECE',
         *['ECE at fitted T', 'NLL at fitted T', 'T'] * scaled,
         'ECE of a calibrated model', '95% range of that',
     ]  # fmt: skip
-    for name, method in results['methods'].items():
-        summary, band = method['summary'], mean_calibrated_error(method)
+    for name, method in results.methods.items():
+        summary, band = method.summary, mean_calibrated_error(method)
         yield [
             name,
-            *(f'{summary[metric]["mean"]:.3f}' for metric in ('nll', 'brier', 'ece')),
-            *(f'{summary[m]["mean"]:.3f}' for m in ('scaled_ece', 'scaled_nll') if scaled),
-            *(f'{summary[m]["mean"]:.2f}' for m in ('temperature',) if scaled),
+            *(f'{summary[metric].mean:.3f}' for metric in ('nll', 'brier', 'ece')),
+            *(f'{summary[m].mean:.3f}' for m in ('scaled_ece', 'scaled_nll') if scaled),
+            *(f'{summary[m].mean:.2f}' for m in ('temperature',) if scaled),
             f'{band.mean:.3f}',
             f'{band.low:.3f} to {band.high:.3f}',
         ]
 
 
-def _rescaled(results: Mapping[str, Any]) -> bool:
-    return all('temperature' in method['summary'] for method in results['methods'].values())
+def _rescaled(results: Results) -> bool:
+    return all('temperature' in method.summary for method in results.methods.values())
 
 
 def _over(value: str, interval: str) -> str:
@@ -148,64 +143,68 @@ def _over(value: str, interval: str) -> str:
     return value and f'{value}\n({interval})'
 
 
-def table(results: Mapping[str, Any]) -> Table:
-    """The comparison in under 100 columns, intervals and baselines below the values."""
-    config = results['config']
+def table(results: Results) -> Table:
+    """The comparison in at most 100 columns, intervals and baselines below the values."""
+    config = results.config
     split = notes.split(results)
-    num_seeds = max(len(m['seeds']) for m in results['methods'].values())
+    num_seeds = max(len(m.seeds) for m in results.methods.values())
     number = notes.counted(num_seeds, notes.runs(results))
+    interval = f'( ) 95% interval over {notes.over_what(results)}'
+    if notes.alone(results):
+        interval = 'one run of each method: no interval'
     found = Table(
         title=f'{config["dataset"]}: {split} split, {number}',
-        caption=f'( ) 95% interval over {notes.over_what(results)}   '
-        '[ ] calibrated model, uniform source',
+        caption=f'{interval}   [ ] calibrated model, uniform source',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    found.add_column('method', style='bold')
-    headings = ("accuracy %", f"compared\nwith {BASELINE}", "ECE", "perplexity", "in use", "usage",
-                "bits per\nimage", "params", "s")  # fmt: skip
+    found.add_column('method', style='bold', overflow='fold')
+    headings = ("accuracy %", f"compared\nwith {BASELINE}", "ECE", "perplexity",
+                "codes in use", "bits/\nimage", "params", "s")  # fmt: skip
     for heading in headings:
-        found.add_column(heading, justify='right')
-    for name, method in results['methods'].items():
-        summary, use, difference = method['summary'], code_use(method), _difference(results, name)
-        codes = [''] * 3
+        found.add_column(heading, justify='right', no_wrap=True)
+    for name, method in results.methods.items():
+        summary, use, difference = method.summary, code_use(method), compare(results, name)
+        runs = len(method.seeds)
+        codes = ['', '']
         if use is not None:
             codes = [
-                f'{_number(summary["perplexity"]["mean"])}\n[{_number(use.uniform.perplexity)}]',
-                f'{summary["active_codes"]["mean"]:.0f}\nof {use.num_codes:,}',
-                f'{_share(summary["usage"]["mean"])}\n[{_share(use.uniform.usage)}]',
+                f'{_number(summary["perplexity"].mean)}\n[{_number(use.uniform.perplexity)}]',
+                f'{summary["active_codes"].mean:.0f} of {use.num_codes:,}\n'
+                f'{_share(summary["usage"].mean)} [{_share(use.uniform.usage)}]',
             ]
         cells = [
             name,
-            _over(tables.percent(summary['accuracy']), tables.percent_range(summary['accuracy'])),
-            _over(tables.points(difference), tables.points_range(difference)),
-            f'{summary["ece"]["mean"]:.3f}\n[{mean_calibrated_error(method).mean:.3f}]',
+            _over(tables.percent(method.accuracy), tables.percent_range(method.accuracy, runs)),
+            _over(tables.points(difference), tables.points_range(difference, runs)),
+            f'{summary["ece"].mean:.3f}\n[{mean_calibrated_error(method).mean:.3f}]',
             *codes,
-            _number(method['bits']),
-            f'{method["params"]:,}',
-            f'{method["seconds"]:.0f}',
+            _number(method.bits),
+            f'{method.params:,}',
+            f'{method.seconds:.0f}',
         ]
         found.add_row(*(escape(cell) for cell in cells))
     return found
 
 
-def print_table(results: Mapping[str, Any]) -> None:
+def print_table(results: Results) -> None:
     """Prints `table` to stdout, in colour only on a terminal and where NO_COLOR is not set."""
-    show(table(results))
+    show(table(results), _COLUMNS)
 
 
-def print_findings(results: Mapping[str, Any]) -> None:
+def print_findings(results: Results) -> None:
     """Prints what is wrong with the runs, or that nothing is."""
-    lines = [notes.finding(f).replace('**', '') for f in results['findings']]
+    lines = [notes.finding(f).replace('**', '') for f in results.findings]
     lines = [line for line in (notes.rising(results), *lines) if line]
-    show(escape('\n'.join(lines or ['Diagnosis: nothing wrong.'])))
+    show(escape('\n'.join(lines or ['Diagnosis: nothing wrong.'])), _COLUMNS)
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """The text of report.md."""
-    config, methods = results['config'], results['methods']
+    config, methods = results.config, results.methods
     split = notes.split(results)
-    num_seeds = max(len(m['seeds']) for m in methods.values())
+    num_seeds = max(len(m.seeds) for m in methods.values())
     parts = [
         f'# Comparison on {config["dataset"]}',
         f'{notes.counted(len(methods), "methods")}, '
@@ -215,7 +214,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     if rising := notes.rising(results):
         parts.append(f'**{rising}**')
-    changed = {n: m['overrides'] for n, m in methods.items() if m.get('overrides')}
+    changed = {n: m.overrides for n, m in methods.items() if m.overrides}
     if changed:
         said = (f'{n} ({", ".join(f"{k} {v}" for k, v in o.items())})' for n, o in changed.items())
         parts.append(f'But for what is overridden: {", ".join(said)}.')
@@ -223,7 +222,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         '![Test accuracy of every method](accuracy.png)',
         f'## Outcome on the {split} split',
         tables.markdown(_outcome_rows(results)),
-        f'95% interval: {METHODS[notes.covered(methods)]}. {notes.sampling_note(methods)}'
+        f'{notes.interval(results)} {notes.sampling_note(methods)}'
         f'Seconds: all {notes.runs(results)} together.',
     ]
     parts += trials.tuning_section(results)
@@ -232,8 +231,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts += [
             f'## Accuracy compared with {BASELINE}',
             tables.markdown(differences, words=2),
-            f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. 95% '
-            f'interval: {METHODS[notes.covered(methods)]}.',
+            f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. '
+            f'{notes.interval(results)}',
         ]
     parts += trials.halves_section(results)
     perplexities = list(_perplexity_rows(results))
@@ -254,11 +253,11 @@ def markdown(results: Mapping[str, Any]) -> str:
         'with the same confidences.' + notes.TEMPERATURE * _rescaled(results),
         '![Reliability](reliability.png)',
     ]
-    if results.get('findings'):
-        parts += ['## Findings', '\n'.join(notes.finding(f) for f in results['findings'])]
+    if results.findings:
+        parts += ['## Findings', '\n'.join(notes.finding(f) for f in results.findings)]
     parts += [
         '## How it was made',
-        tables.made_by(results.get('command'), results['environment']),
+        tables.made_by(results.command, results.environment),
         'With the configuration that `results.json` holds.',
     ]
     return '\n\n'.join(parts) + '\n'
@@ -266,14 +265,13 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def write(
     workdir: str | Path,
-    results: Mapping[str, Any],
+    results: Results,
     histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] | None,
 ) -> None:
     """Writes report.md, accuracy.png, perplexity.png, usage.png and reliability.png to `workdir`.
 
     Args:
         workdir: an existing folder.
-        results: the content of results.json.
         histories: {method: [for each seed: the validation records over training]}; None, without
             records, leaves perplexity.png empty but for a note.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from vqjax.metrics import Interval
-from vqjax.results.summaries import paired_difference, still_rising
+from vqjax.results.records import Results
+from vqjax.results.summaries import compare, still_rising
 
 LABELS = {
     'vq_ema': 'VQ-EMA',
@@ -34,7 +35,7 @@ class Point(NamedTuple):
       evenness: perplexity as a share of a uniform source's.
       collapsed, runs: how many, of how many.
       learning: its training accuracy still rose at the end of the runs, see
-        `trainer.convergence`; the accuracy is then less than longer runs would have.
+        `summaries.rise`; the accuracy is then less than longer runs would have.
     """
 
     name: str
@@ -47,6 +48,17 @@ class Point(NamedTuple):
     runs: int
     learning: bool = False
 
+    @property
+    def loss(self) -> Interval:
+        """The difference of a point that has one.
+
+        Raises:
+          ValueError: the same bottleneck without a quantizer was not run.
+        """
+        if self.difference is None:
+            raise ValueError(f'{self.name} is compared with nothing: run its baseline too')
+        return self.difference
+
 
 class Enough(NamedTuple):
     """The smallest rate that loses less than WITHIN: shown, and by the point estimate; or None."""
@@ -58,42 +70,41 @@ class Enough(NamedTuple):
 Curves = dict[str, list[Point]]
 
 
-def bottleneck(results: Mapping[str, Any], name: str) -> str:
+def bottleneck(results: Results, name: str) -> str:
     """That of a method: its own where the overrides name one."""
-    own = results['methods'][name].get('overrides', {})
-    return own.get('bottleneck', results['config']['bottleneck'])
+    own = results.methods[name].overrides
+    return own.get('bottleneck', results.config['bottleneck'])
 
 
-def bottlenecks(results: Mapping[str, Any]) -> list[str]:
+def bottlenecks(results: Results) -> list[str]:
     """Those of all methods, each once."""
-    return list(dict.fromkeys(bottleneck(results, name) for name in results['methods']))
+    return list(dict.fromkeys(bottleneck(results, name) for name in results.methods))
 
 
-def baseline(results: Mapping[str, Any], kind: str) -> str | None:
+def baseline(results: Results, kind: str) -> str | None:
     """The method of a bottleneck that has no quantizer; None where none was run."""
-    methods = results['methods']
-    names = (n for n in methods if methods[n]['spec'] is None and bottleneck(results, n) == kind)
+    methods = results.methods
+    names = (n for n in methods if methods[n].spec is None and bottleneck(results, n) == kind)
     return next(names, None)
 
 
-def curves(results: Mapping[str, Any], kind: str) -> Curves:
+def curves(results: Results, kind: str) -> Curves:
     """Family -> its points by bits, of the methods with this bottleneck."""
-    methods, found = results['methods'], {}
+    found: Curves = {}
     none, rising = baseline(results, kind), still_rising(results)
-    for name, method in methods.items():
-        if method['spec'] is None or bottleneck(results, name) != kind:
+    for name, method in results.methods.items():
+        if method.bits_per_token is None or bottleneck(results, name) != kind:
             continue
-        seeds, summary = method['seeds'], method['summary']
         point = Point(
-            name,
-            method['bits_per_token'],
-            method['bits'],
-            Interval(**summary['accuracy']),
-            paired_difference(seeds, methods[none]['seeds'], 'accuracy') if none else None,
-            summary['evenness']['mean'],
-            round(sum(seed['collapsed'] for seed in seeds)),
-            len(seeds),
-            name in rising,
+            name=name,
+            bits=method.bits_per_token,
+            image_bits=method.bits,
+            accuracy=method.accuracy,
+            difference=compare(results, name, to=none) if none else None,
+            evenness=method.summary['evenness'].mean,
+            collapsed=round(sum(seed.figures['collapsed'] for seed in method.seeds)),
+            runs=len(method.seeds),
+            learning=name in rising,
         )
         found.setdefault(name.split('-')[0], []).append(point)
     return {family: sorted(points, key=lambda p: p.bits) for family, points in found.items()}
@@ -105,9 +116,10 @@ def enough(points: Iterable[Point]) -> Enough:
     Shown: the lower end of the paired 95% interval says so. By the point estimate: its mean does.
     A larger rate may fall behind again, which is no part of the question.
     """
-    points = sorted((p for p in points if p.difference is not None), key=lambda p: p.bits)
-    shown = (p for p in points if p.difference.low > -WITHIN)
-    estimate = (p for p in points if p.difference.mean > -WITHIN)
+    known = [(p, p.difference) for p in points if p.difference is not None]
+    known.sort(key=lambda pair: pair[0].bits)
+    shown = (p for p, difference in known if difference.low > -WITHIN)
+    estimate = (p for p, difference in known if difference.mean > -WITHIN)
     return Enough(next(shown, None), next(estimate, None))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from vqjax.metrics import Interval
+from vqjax.results.records import Results
 from vqjax.studies.rates.curves import (
     WITHIN,
     baseline,
@@ -35,7 +34,7 @@ _SPREAD, _SHARE = 0.5, 0.04
 
 
 @plots.styled
-def figure(results: Mapping[str, Any]) -> Figure:
+def figure(results: Results) -> Figure:
     """Mean and 95% interval of every point, none a band; errors on a log scale."""
     kinds = [kind for kind in bottlenecks(results) if curves(results, kind)]
     families = list(dict.fromkeys(f for kind in kinds for f in curves(results, kind)))
@@ -47,7 +46,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     drawn = plots.new_figure(1 + 5.2 * max(len(kinds), 1), 5.4)
     axes = drawn.subplots(1, max(len(kinds), 1), sharey=True, squeeze=False)[0]
     for kind, axis in zip(kinds, axes, strict=False):
-        _panel(axis, results, kind, styles, floor)
+        _panel(axis, results, kind=kind, styles=styles, floor=floor)
     axes[0].set_yscale('log')
     axes[0].invert_yaxis()
     axes[0].set_ylim(top=floor)  # a bar that ends there goes on to no error at all
@@ -60,10 +59,10 @@ def figure(results: Mapping[str, Any]) -> Figure:
     return drawn
 
 
-def _floor(results: Mapping[str, Any]) -> float:
+def _floor(results: Results) -> float:
     """The error in percent at which the picture ends: it stands for none, where bars reach that."""
-    found = [m['summary']['accuracy'] for m in results['methods'].values()]
-    means, least = ([100 * (1 - a[k]) for a in found] for k in ('mean', 'high'))
+    means = [100 * (1 - method.accuracy.mean) for method in results.methods.values()]
+    least = [100 * (1 - method.accuracy.high) for method in results.methods.values()]
     if min(least, default=0.0) > 0:
         return 0.9 * min(least)
     return 0.3 * min((e for e in means if e > 0), default=1.0)
@@ -79,16 +78,16 @@ def _ticks(most: float, least: float) -> list[float]:
     return inside
 
 
-def _errors(accuracy: Any, floor: float) -> tuple[float, float, float]:
+def _errors(accuracy: Interval, floor: float) -> tuple[float, float, float]:
     """Mean of the error in percent, and how far its bar reaches below and above."""
-    mean, low, high = (max(100 * (1 - accuracy[k]), floor) for k in ('mean', 'high', 'low'))
+    mean, high, low = (max(100 * (1 - x), floor) for x in accuracy)
     return mean, mean - low, high - mean
 
 
 def _panel(axis, results, kind, styles, floor):
     by_family, none = curves(results, kind), baseline(results, kind)
     if none:
-        mean, below, above = _errors(results['methods'][none]['summary']['accuracy'], floor)
+        mean, below, above = _errors(results.methods[none].accuracy, floor)
         axis.axhspan(mean - below, mean + above, color=plots.LIGHT, alpha=0.6, lw=0)
         axis.axhline(mean, color=plots.GREY, lw=1, ls='--')
         axis.axhline(mean + 100 * WITHIN, color=plots.GREY, lw=1, ls=':')
@@ -98,7 +97,7 @@ def _panel(axis, results, kind, styles, floor):
     offsets = dict(zip(styles, places, strict=True))
     for family, points in by_family.items():
         colour, mark = styles[family]
-        found = np.array([_errors(point.accuracy._asdict(), floor) for point in points]).T
+        found = np.array([_errors(point.accuracy, floor) for point in points]).T
         axis.errorbar(
             [p.bits + offsets[family] for p in points], found[0], found[1:],
             fmt=f'{mark}-', color=colour, ms=5.5, mec='white', mew=0.6, lw=1.4, elinewidth=1.0,
@@ -111,7 +110,7 @@ def _panel(axis, results, kind, styles, floor):
         )  # fmt: skip
     axis.set_xticks(rates, [str(rate) for rate in rates])
     axis.set_xlabel('bits a token')
-    axis.set_title(f'{results["config"]["dataset"]}: {title(kind, by_family)}')
+    axis.set_title(f'{results.config["dataset"]}: {title(kind, by_family)}')
     if (number := tokens(by_family)) > 1:
         above = axis.secondary_xaxis('top')
         above.set_xticks(rates, [str(number * rate) for rate in rates])

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vqjax import quantizers
 from vqjax.atomic import replace_file
+from vqjax.results.records import Results
 from vqjax.results.summaries import METHODS, still_rising
 from vqjax.studies.rates.curves import (
     WITHIN,
@@ -44,7 +45,7 @@ def bits(point: Point | None) -> str:
 # Tables -----------------------------------------------------------------------------------------
 
 
-def enough_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def enough_rows(results: Results) -> Iterable[list[str]]:
     """Family by family the bits a token that are enough, for every bottleneck."""
     found = {kind: curves(results, kind) for kind in bottlenecks(results)}
     yield ['quantizer', *(f'{k}, {how}' for k in found for how in ('shown', 'point estimate'))]
@@ -53,7 +54,7 @@ def enough_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
         yield [label(family), *(bits(point) for pair in each for point in pair)]
 
 
-def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
+def point_rows(results: Results, kind: str) -> Iterable[list[str]]:
     """A row for every point of a bottleneck."""
     yield ['quantizer', 'codes', 'bits a token', 'bits an image', 'accuracy %', '95% interval',
            'points compared with none', '95% interval', 'perplexity, share of uniform',
@@ -62,42 +63,44 @@ def point_rows(results: Mapping[str, Any], kind: str) -> Iterable[list[str]]:
         for point in points:
             yield [
                 label(family),
-                _codes(results['methods'][point.name]['spec']),
+                _codes(results.methods[point.name].spec),
                 bits(point),
                 f'{round(point.image_bits, 2):g}',
                 _accuracy(point),
-                tables.percent_range(point.accuracy._asdict()),
+                tables.percent_range(point.accuracy, point.runs),
                 tables.points(point.difference),
-                tables.points_range(point.difference),
+                tables.points_range(point.difference, point.runs),
                 f'{100 * point.evenness:.0f}%',
                 f'{point.collapsed} of {point.runs}',
                 *calibration(results, point.name),
             ]
 
 
-def calibration(results: Mapping[str, Any], name: str) -> list[str]:
+def calibration(results: Results, name: str) -> list[str]:
     """The cells of a method under CALIBRATION; '' where a run does not tell them."""
-    summary = results['methods'][name]['summary']
-    return [f'{summary[m]["mean"]:.3f}' if m in summary else '' for m in CALIBRATION.values()]
+    summary = results.methods[name].summary
+    return [f'{summary[m].mean:.3f}' if m in summary else '' for m in CALIBRATION.values()]
 
 
 def _accuracy(point: Point) -> str:
-    return tables.percent(point.accuracy._asdict()) + LEARNING * point.learning
+    return tables.percent(point.accuracy) + LEARNING * point.learning
 
 
-def _codes(spec: Mapping[str, Any]) -> str:
+def _codes(spec: Mapping[str, Any] | None) -> str:
+    if spec is None:
+        return ''
     quantizer = quantizers.make(spec)
     stages = quantizers.stages(quantizer)
     return (f'{stages} x ' if stages > 1 else '') + f'{quantizer.num_codes:,}'
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Results) -> Table:
     """Accuracy and points compared with none, a row for each family, a column for each rate."""
     found = {kind: curves(results, kind) for kind in bottlenecks(results)}
     every = (p for by_family in found.values() for points in by_family.values() for p in points)
     rates = sorted({nominal(point) for point in every})
     made = Table(
-        title=f'{results["config"]["dataset"]}: accuracy %, points compared with none below it',
+        title=f'{results.config["dataset"]}: accuracy %, points compared with none below it',
         caption=f'shown, point estimate: bits a token that lose less than {100 * WITHIN:g} point\n'
         f'{LEARNING} not converged   intervals: report.md',
         box=box.SIMPLE_HEAD,
@@ -122,10 +125,10 @@ def _cell(point: Point) -> str:
     return _accuracy(point) + (below and f'\n{below}')
 
 
-def _none_cells(results: Mapping[str, Any], kind: str, number: int) -> list[str]:
+def _none_cells(results: Results, kind: str, number: int) -> list[str]:
     none = baseline(results, kind)
-    accuracy = none and results['methods'][none]['summary']['accuracy']
-    return [f'none {tables.percent(accuracy)}' if accuracy else '', *[''] * (number - 1)]
+    told = f'none {tables.percent(results.methods[none].accuracy)}' if none else ''
+    return [told, *[''] * (number - 1)]
 
 
 # Findings ---------------------------------------------------------------------------------------
@@ -137,17 +140,17 @@ def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
     return ', '.join(f'{label(f)} ({bits(point)})' for f, point in ordered) or 'at no rate'
 
 
-def _enough_said(results: Mapping[str, Any], kind: str) -> str:
+def _enough_said(results: Results, kind: str, none: str) -> str:
     by_family = curves(results, kind)
     found = {family: enough(points) for family, points in by_family.items()}
-    accuracy = results['methods'][baseline(results, kind)]['summary']['accuracy']
+    accuracy, runs = results.methods[none].accuracy, len(results.methods[none].seeds)
     shown = [(f, e.shown) for f, e in found.items() if e.shown]
     estimate = [(f, e.estimate) for f, e in found.items() if e.estimate]
     never = ', '.join(label(f) for f, e in found.items() if not e.estimate)
     return (
         f'**{title(kind, by_family)}**: without a quantizer {tables.percent(accuracy)}% '
-        f'({tables.percent_range(accuracy)}). Bits a token within {100 * WITHIN:g} point of it, '
-        f'shown: {_listed(shown)}. By the point estimate: {_listed(estimate)}.'
+        f'({tables.percent_range(accuracy, runs)}). Bits a token within {100 * WITHIN:g} point of '
+        f'it, shown: {_listed(shown)}. By the point estimate: {_listed(estimate)}.'
         + (f' Not at any rate: {never}.' if never else '')
     )
 
@@ -155,7 +158,7 @@ def _enough_said(results: Mapping[str, Any], kind: str) -> str:
 def _losses(points: Mapping[str, Point]) -> str:
     """The family that loses least and the one that loses most, each with its points."""
     ends = [max, min] if len(points) > 1 else [max]
-    chosen = (end(points, key=lambda f: points[f].difference.mean) for end in ends)
+    chosen = (end(points, key=lambda f: points[f].loss.mean) for end in ends)
     return ' to '.join(f'{tables.points(points[f].difference)} ({label(f)})' for f in chosen)
 
 
@@ -163,7 +166,7 @@ def _at(by_family: Curves, rate: int) -> dict[str, Point]:
     return {f: p for f, points in by_family.items() for p in points if nominal(p) == rate}
 
 
-def _learning(results: Mapping[str, Any]) -> str:
+def _learning(results: Results) -> str:
     """Which points have not converged, and what that means; '' where all have."""
     rises = ', '.join(f'{n} {100 * x:+.1f}' for n, x in still_rising(results).items())
     return rises and (
@@ -173,19 +176,20 @@ def _learning(results: Mapping[str, Any]) -> str:
     )
 
 
-def findings(results: Mapping[str, Any]) -> list[str]:
+def findings(results: Results) -> list[str]:
     """What the results say, as sentences; of bottlenecks whose baseline was run."""
-    kinds = {k: curves(results, k) for k in bottlenecks(results) if baseline(results, k)}
+    baselines = {kind: baseline(results, kind) for kind in bottlenecks(results)}
+    kinds = {kind: curves(results, kind) for kind, none in baselines.items() if none}
     kinds = {kind: by_family for kind, by_family in kinds.items() if by_family}
     every = {k: [p for points in found.values() for p in points] for k, found in kinds.items()}
     if not kinds:
         return []
-    said = [_enough_said(results, kind) for kind in kinds]
+    said = [_enough_said(results, kind, baselines[kind] or '') for kind in kinds]
     for kind, found in kinds.items():
         rates = sorted({nominal(point) for point in every[kind]})
         ends = ', '.join(f'{_losses(_at(found, rate))} at {rate} bits' for rate in rates)
         said.append(f'{kind}: points compared with none, the best and the worst: {ends}.')
-    halves = [(p.difference.high - p.difference.low) / 2 for p in itertools.chain(*every.values())]
+    halves = [(p.loss.high - p.loss.low) / 2 for p in itertools.chain(*every.values())]
     said.append(
         f'Half of the interval of such a difference is {100 * np.median(halves):.1f} points in the '
         f'median ({100 * min(halves):.1f} to {100 * max(halves):.1f}): a loss of less than '
@@ -227,7 +231,7 @@ def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
 # Report -----------------------------------------------------------------------------------------
 
 
-def _left_out(results: Mapping[str, Any]) -> str:
+def _left_out(results: Results) -> str:
     """The families that end before the largest rate, as sentences; '' where none does."""
     last: dict[str, int] = {}
     for kind in bottlenecks(results):
@@ -238,9 +242,9 @@ def _left_out(results: Mapping[str, Any]) -> str:
     return said and f'Not run to the largest rate, {most} bits: {said}. '
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """The text of report.md."""
-    config, methods = results['config'], results['methods']
+    config, methods = results.config, results.methods
     learning = _learning(results)
     every = (points for kind in bottlenecks(results) for points in curves(results, kind).values())
     several = any(len(points) > 1 for points in every)
@@ -272,11 +276,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             continue
         parts.append(f'## {title(kind, by_family).capitalize()}')
         if none:
-            accuracy = methods[none]['summary']['accuracy']
+            accuracy, runs = methods[none].accuracy, len(methods[none].seeds)
             told = map(' '.join, zip(CALIBRATION, calibration(results, none), strict=True))
             parts.append(
-                f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy)}), '
-                f'{methods[none]["bits"]:,.0f} bits an image; '
+                f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy, runs)}), '
+                f'{methods[none].bits:,.0f} bits an image; '
                 f'{", ".join(told)}.'
             )
         parts.append(tables.markdown(point_rows(results, kind)))
@@ -290,12 +294,12 @@ def markdown(results: Mapping[str, Any]) -> str:
         'mean over stages. Collapsed: all codes of an image together tell fewer images apart than '
         'there are classes (95% of their number).',
         '## How it was made',
-        tables.made_by(results.get('command'), results['environment']),
+        tables.made_by(results.command, results.environment),
         'With the configuration that `results.json` holds.',
     ]) + '\n'  # fmt: skip
 
 
-def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
+def write(workdir: str | Path, results: Results) -> None:
     """Writes report.md and rates.png to an existing folder."""
     workdir = Path(workdir)
     replace_file(workdir / 'report.md', markdown(results))

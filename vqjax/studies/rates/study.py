@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from vqjax import health, metrics, quantizers
-from vqjax.results.records import read_counts
+from vqjax.results.records import MethodResult, Results
 from vqjax.results.summaries import joint_perplexity, shorten, summarise
 from vqjax.studies.rates import report
 from vqjax.studies.study import Study
@@ -18,7 +22,7 @@ def prepare(config: dict[str, Any]) -> Study:
     return Study(config, conclude)
 
 
-def conclude(results: dict[str, Any], folder: Workdir) -> None:
+def conclude(results: Results, folder: Workdir) -> Results:
     """Says of every run how even its codes are used and whether it collapsed; writes the reports.
 
     Adds `bits_per_token` to every method with a quantizer, and to its seeds `evenness` (perplexity
@@ -26,21 +30,39 @@ def conclude(results: dict[str, Any], folder: Workdir) -> None:
     in use of the stage with the fewest) and `collapsed`, 0 or 1: all codes of an image together
     tell fewer images apart than there are classes.
     """
-    for name, method in results['methods'].items():
-        if method['spec'] is None:
-            continue
-        quantizer = quantizers.make(method['spec'])
-        method['bits_per_token'] = float(quantizer.bits)
-        codes = quantizers.stages(quantizer) * round(method['bits'] / quantizer.bits)
-        for seed in method['seeds']:
-            classes = folder.finished(name, seed['seed'])['images']['num_classes']
-            uniform = metrics.uniform_baseline(round(seed['tokens']), quantizer.num_codes)
-            used = read_counts(seed) > 0
-            seed['least_usage'] = float(used.mean(-1).min())
-            seed['evenness'] = seed['perplexity'] / uniform.perplexity
-            bound = health.CLASS_SHARE * classes
-            seed['collapsed'] = float(joint_perplexity(seed, codes) < bound)
-        method['summary'] = summarise(method['seeds'])
-    shorten(results)
+    methods = {
+        name: method
+        if method.spec is None
+        else _judged(method, method.spec, name=name, folder=folder)
+        for name, method in results.methods.items()
+    }
+    results = shorten(dataclasses.replace(results, methods=methods))
     report.write(folder.path, results)
     show(report.table(results))
+    return results
+
+
+def _judged(
+    method: MethodResult, spec: Mapping[str, Any], name: str, folder: Workdir
+) -> MethodResult:
+    """A method with what `conclude` adds."""
+    quantizer = quantizers.make(spec)
+    codes = quantizers.stages(quantizer) * round(method.bits / quantizer.bits)
+    seeds = []
+    for seed in method.seeds:
+        bound = health.CLASS_SHARE * folder.finished_run(name, seed.seed).images.num_classes
+        tokens, perplexity = (seed.figures[figure] for figure in ('tokens', 'perplexity'))
+        uniform = metrics.uniform_baseline(round(tokens), quantizer.num_codes)
+        used = np.asarray(seed.counts) > 0
+        more = {
+            'least_usage': float(used.mean(-1).min()),
+            'evenness': perplexity / uniform.perplexity,
+            'collapsed': float(joint_perplexity(seed, codes) < bound),
+        }
+        seeds.append(seed.with_figures(more))
+    return dataclasses.replace(
+        method,
+        bits_per_token=float(quantizer.bits),
+        seeds=tuple(seeds),
+        summary=summarise(seeds),
+    )

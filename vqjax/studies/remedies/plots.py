@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from vqjax.results import summaries
+from vqjax.results.records import MethodResult, Results
 from vqjax.studies.remedies import verdicts
 from vqjax.studies.reporting import plots
 
@@ -27,9 +26,9 @@ _SOUND, _COLLAPSED = plots.BLUE, plots.VERMILION
 
 
 @plots.styled
-def figure(results: Mapping[str, Any]) -> Figure:
+def figure(results: Results) -> Figure:
     """Error of every seed, mean and interval, and the perplexity, on log scales; best on top."""
-    methods = results['methods']
+    methods = results.methods
     members: dict[str, list[str]] = {
         'controls': [n for n in verdicts.by_accuracy(results) if n in _CONTROLS]
     }
@@ -40,7 +39,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     size = sum(len(members[g]) + 1 for g in groups)  # with a row for its title
     drawn = plots.new_figure(9, 1.4 + 0.22 * size)
     left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    errors = [100 * (1 - s['accuracy']) for m in methods.values() for s in m['seeds']]
+    errors = [100 * (1 - s.accuracy) for m in methods.values() for s in m.seeds]
     floor = 0.7 * min((e for e in errors if e > 0), default=1.0)  # stands for no error at all
     for name, colour in zip(_CONTROLS, (plots.GREY, _COLLAPSED), strict=True):
         if name in methods:
@@ -51,7 +50,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     for title in groups:
         labels.append(title)
         for name in members[title]:
-            _draw_row(left, right, len(labels), methods[name], floor, name)
+            _draw_row(left, right, row=len(labels), method=methods[name], floor=floor, name=name)
             labels.append(name)
     left.set_yticks(range(len(labels)), labels)
     left.set_ylim(len(labels), -1)
@@ -67,33 +66,33 @@ def figure(results: Mapping[str, Any]) -> Figure:
     left.set_xlabel('test error (%)')
     right.tick_params(axis='y', length=0)
     right.set_xlabel('test perplexity (mean over stages)')
-    left.set_title(f'{results["config"]["dataset"]}: each remedy alone')
+    left.set_title(f'{results.config["dataset"]}: each remedy alone')
     drawn.legend(handles=_legend(), loc='outside lower center', ncols=4, fontsize=9)
     return drawn
 
 
-def _error(method, floor):
+def _error(method: MethodResult, floor: float) -> tuple[float, float, float]:
     """Mean, low and high of the test error in percent, not below what stands for none."""
-    accuracy = method['summary']['accuracy']
-    found = (100 * (1 - accuracy[k]) for k in ('mean', 'high', 'low'))
-    return tuple(max(x, floor) for x in found)
+    mean, low, high = method.accuracy
+    mean, low, high = (max(100 * (1 - x), floor) for x in (mean, high, low))
+    return mean, low, high
 
 
-def _draw_row(left, right, row, method, floor, name):
-    seeds = method['seeds']
+def _draw_row(
+    left: Axes, right: Axes, *, row: int, method: MethodResult, floor: float, name: str
+) -> None:
     for axis, key in ((left, 'accuracy'), (right, 'perplexity')):
-        if key not in seeds[0]:
+        if key not in method.seeds[0].figures:
             continue
-        values = np.array([s[key] for s in seeds])
+        values = np.array([seed.figures[key] for seed in method.seeds])
         if key == 'accuracy':
             values = np.maximum(100 * (1 - values), floor)
-        collapsed = np.array([bool(s.get('collapsed', 0)) for s in seeds])
+        collapsed = np.array([bool(seed.figures.get('collapsed', 0)) for seed in method.seeds])
         marks = ((~collapsed, 'o', _SOUND, 0.3, 0), (collapsed, 'x', _COLLAPSED, 0.6, 1))
         for kind, mark, colour, alpha, edge in marks:
             x = values[kind]
             axis.plot(x, np.full(len(x), row), mark, color=colour, ms=4, alpha=alpha, mew=edge)
-        middle = method['summary'][key]
-        low, mean, high = (middle[k] for k in ('low', 'mean', 'high'))
+        mean, low, high = method.summary[key]
         if key == 'accuracy':
             mean, low, high = _error(method, floor)
         colour = plots.GREY if name == summaries.BASELINE else plots.DARK

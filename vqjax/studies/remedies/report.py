@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax.atomic import replace_file
+from vqjax.results.records import Results
 from vqjax.results.summaries import BASELINE as NONE
-from vqjax.results.summaries import METHODS, covers
+from vqjax.results.summaries import METHODS, compare
 from vqjax.studies.remedies.plots import figure
 from vqjax.studies.remedies.verdicts import (
     CLAIMS,
@@ -20,7 +21,7 @@ from vqjax.studies.remedies.verdicts import (
     acted,
     by_accuracy,
     choice,
-    difference,
+    collapses,
     guard,
     holds,
     verdict,
@@ -41,66 +42,67 @@ def command(config: Mapping[str, Any]) -> str:
 # Tables, all with a row for each remedy, the most accurate first.
 
 
-def _outcome_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _outcome_rows(results: Results) -> Iterable[list[str]]:
     yield ['remedy', 'how often it acted', 'accuracy %', f'points compared with {NONE}',
            'runs collapsed']  # fmt: skip
     for name in by_accuracy(results):
-        method = results['methods'][name]
+        method = results.methods[name]
         yield [
             name,
             acted(name, results),
-            tables.percent(method['summary']['accuracy']),
-            tables.points(difference(results, name, NONE)),
-            _collapsed(method),
+            tables.percent(method.accuracy),
+            tables.points(compare(results, name, NONE)),
+            _collapsed(name, results),
         ]
 
 
-def _interval_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _interval_rows(results: Results) -> Iterable[list[str]]:
     yield ['remedy', 'accuracy %', f'points compared with {NONE}', f'points compared with {WEAK}',
            'runs collapsed %']  # fmt: skip
     for name in by_accuracy(results):
-        method = results['methods'][name]
-        quantized = 'perplexity' in method['summary']
+        method = results.methods[name]
+        quantized, runs = 'perplexity' in method.summary, len(method.seeds)
         yield [
             name,
-            tables.percent_range(method['summary']['accuracy']),
-            *(tables.points_range(difference(results, name, to)) for to in (NONE, WEAK)),
-            '{:.0f} to {:.0f}'.format(*(100 * method['collapse'][k] for k in ('low', 'high')))
+            tables.percent_range(method.accuracy, runs),
+            *(tables.points_range(compare(results, name, to), runs) for to in (NONE, WEAK)),
+            '{:.0f} to {:.0f}'.format(*(100 * x for x in collapses(name, results)[1:]))
             if quantized
             else '',
         ]
 
 
-def _code_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _code_rows(results: Results) -> Iterable[list[str]]:
     yield ['remedy', 'perplexity', 'codes in use', 'bits per image']
     for name in by_accuracy(results):
-        method = results['methods'][name]
-        summary = method['summary']
+        method = results.methods[name]
+        summary = method.summary
         if 'perplexity' in summary:
             found = [
-                f'{summary["perplexity"]["mean"]:.1f}',
-                f'{summary["active_codes"]["mean"]:.0f}',
+                f'{summary["perplexity"].mean:.1f}',
+                f'{summary["active_codes"].mean:.0f}',
             ]
-            yield [name, *found, f'{method["bits"]:,.0f}']
+            yield [name, *found, f'{method.bits:,.0f}']
 
 
-def _collapsed(method):
-    if 'perplexity' not in method['summary']:
+def _collapsed(name: str, results: Results) -> str:
+    method = results.methods[name]
+    if 'perplexity' not in method.summary:
         return ''
-    runs = len(method['seeds'])
-    return f'{round(method["collapse"]["mean"] * runs)} of {runs}'
+    runs = len(method.seeds)
+    return f'{round(collapses(name, results).mean * runs)} of {runs}'
 
 
-def _claim_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+def _claim_rows(results: Results) -> Iterable[list[str]]:
     yield ['source', 'claim', 'holds', 'remedy', 'outcome']
     for name, (source, claim, _) in CLAIMS.items():
-        if name in results['methods'] and (said := verdict(name, results)):
+        if name in results.methods and (said := verdict(name, results)):
             yield [source, claim, holds(name, results), name, said]
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Results) -> Table:
     """All remedies, one a row, without their intervals."""
-    config = results['config']
+    config = results.config
     seeds = notes.counted(config['seeds'], 'seeds')
     found = Table(
         title=f'{config["dataset"]}: {seeds}, {notes.epochs(config)}',
@@ -124,12 +126,12 @@ def table(results: Mapping[str, Any]) -> Table:
     return found
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """The text of report.md."""
-    config = results['config']
+    config = results.config
     return '\n\n'.join([
         f'# Remedies on {config["dataset"]}',
-        f'{len(results["methods"])} remedies and controls, {config["seeds"]} seeds each: each '
+        f'{len(results.methods)} remedies and controls, {config["seeds"]} seeds each: each '
         f'remedy alone, added to one weak baseline (`{WEAK}`) that collapses. What fails here '
         'fails added to this baseline, which is no verdict on a run with a sound start and revival '
         '(`configs/digits.py`).',
@@ -150,14 +152,14 @@ def markdown(results: Mapping[str, Any]) -> str:
         tables.markdown(_outcome_rows(results), words=2),
         '## Intervals',
         '95%: of accuracies and differences '
-        f'{METHODS[covers(*(m["seeds"] for m in results["methods"].values()))]}, of the share '
+        f'{METHODS[notes.covered(results.methods)]}, of the share '
         'of collapsed runs after Wilson.',
         tables.markdown(_interval_rows(results)),
         '## Codes',
         'Means over seeds, and over stages where there are several.',
         tables.markdown(_code_rows(results)),
         '## How it was made',
-        tables.made_by(command(config), results['environment']),
+        tables.made_by(command(config), results.environment),
         f'{config["epochs"]} epochs of batches of {config["batch_size"]} images. Same seeds, data '
         'order and number of images for all; small_batches takes four times the steps for it. The '
         "encoder's features are not standardised here, which is what lets the baseline collapse: "
@@ -167,7 +169,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]) + '\n'  # fmt: skip
 
 
-def write(workdir: str | Path, results: Mapping[str, Any]) -> None:
+def write(workdir: str | Path, results: Results) -> None:
     """Writes report.md and remedies.png to an existing folder."""
 
     workdir = Path(workdir)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vqjax import health, metrics, quantizers
+from vqjax.results.records import Results
 from vqjax.results.summaries import joint_perplexity, shorten
 from vqjax.studies.remedies import report
 from vqjax.studies.study import Study
@@ -20,21 +22,26 @@ def prepare(config: dict[str, Any]) -> Study:
     return Study(config, conclude)
 
 
-def conclude(results: dict[str, Any], folder: Workdir) -> None:
+def conclude(results: Results, folder: Workdir) -> Results:
     """Says of every run whether it collapsed and how often its remedy acted; writes the reports."""
-    for name, method in results['methods'].items():
+    methods = {}
+    for name, method in results.methods.items():
         # Stages together: eight groups of nine codes tell far more than ten classes apart.
-        stages = 1 if method['spec'] is None else quantizers.stages(quantizers.make(method['spec']))
-        for seed in method['seeds']:
-            finished = folder.finished(name, seed['seed'])
-            bound = health.CLASS_SHARE * finished['images']['num_classes']
-            seed['collapsed'] = float(joint_perplexity(seed, stages) < bound)
-            seed |= actions(method['spec'], method['overrides'], finished['history'])
-        collapses = int(sum(seed['collapsed'] for seed in method['seeds']))
-        method['collapse'] = metrics.wilson_interval(collapses, len(method['seeds']))._asdict()
-    shorten(results)
+        stages = 1 if method.spec is None else quantizers.stages(quantizers.make(method.spec))
+        seeds = []
+        for seed in method.seeds:
+            finished = folder.finished_run(name, seed.seed)
+            bound = health.CLASS_SHARE * finished.images.num_classes
+            collapsed = {'collapsed': float(joint_perplexity(seed, stages) < bound)}
+            acted = actions(method.spec, method.overrides, finished.history)
+            seeds.append(seed.with_figures(collapsed | acted))
+        collapses = int(sum(seed.figures['collapsed'] for seed in seeds))
+        collapse = metrics.wilson_interval(collapses, len(seeds))
+        methods[name] = dataclasses.replace(method, seeds=tuple(seeds), collapse=collapse)
+    results = shorten(dataclasses.replace(results, methods=methods))
     report.write(folder.path, results)
     show(report.table(results))
+    return results
 
 
 def actions(

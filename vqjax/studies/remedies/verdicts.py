@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from vqjax.metrics import Interval
+from vqjax.results.records import Results
 from vqjax.results.summaries import BASELINE as NONE
-from vqjax.results.summaries import MARGIN, paired_difference
+from vqjax.results.summaries import MARGIN, compare
 from vqjax.studies.reporting import tables
 
 # What becomes of a remedy, the best first.
@@ -65,33 +65,25 @@ ACTIONS = {
 }
 
 
-def difference(results: Mapping[str, Any], name: str, to: str) -> Interval | None:
-    """Paired difference of accuracy of one remedy to another; None for itself or one not run."""
-    methods = results['methods']
-    if name == to or to not in methods:
-        return None
-    return paired_difference(methods[name]['seeds'], methods[to]['seeds'], 'accuracy')
-
-
-def never_acted(name: str, results: Mapping[str, Any]) -> bool:
+def never_acted(name: str, results: Results) -> bool:
     """Whether what a remedy does was counted, and did not happen in any run."""
-    seeds = results['methods'][name]['seeds']
-    counted = [seed[action] for seed in seeds for action in ACTIONS if action in seed]
+    figures = [seed.figures for seed in results.methods[name].seeds]
+    counted = [told[action] for told in figures for action in ACTIONS if action in told]
     return bool(counted) and not any(counted)
 
 
-def acted(name: str, results: Mapping[str, Any]) -> str:
+def acted(name: str, results: Results) -> str:
     """How often a remedy acted, '-' where its idea is no event that could be counted."""
-    method, epochs = results['methods'][name], results['config']['epochs']
+    method, epochs = results.methods[name], results.config['epochs']
     if never_acted(name, results):
         return 'never'
     for action, text in ACTIONS.items():
-        found = [seed[action] for seed in method['seeds'] if action in seed]
+        found = [seed.figures[action] for seed in method.seeds if action in seed.figures]
         if found:
             runs = sum(x > 0 for x in found)
             some = '' if runs == len(found) else f', in {runs} of {len(found)}'
             return text.format(np.mean(found)) + some
-    given = method.get('overrides', {})
+    given = method.overrides
     if 'continuous_epochs' in given:
         share = given['continuous_epochs'] / epochs
         return 'after training' if share >= 1 else f'the first {share:.0%} of the steps'
@@ -102,10 +94,22 @@ def acted(name: str, results: Mapping[str, Any]) -> str:
     return '-'
 
 
-def group(name: str, results: Mapping[str, Any]) -> str:
+def collapses(name: str, results: Results) -> Interval:
+    """Share of the runs of a remedy that collapsed, with its 95% interval.
+
+    Raises:
+      ValueError: the study has not said of the runs whether they did.
+    """
+    found = results.methods[name].collapse
+    if found is None:
+        raise ValueError(f'{name} has no collapse: these are no results of the study remedies')
+    return found
+
+
+def group(name: str, results: Results) -> str:
     """Which of GROUPS a remedy belongs to."""
-    gain, loss = (difference(results, name, to) for to in (WEAK, NONE))
-    collapse = results['methods'][name]['collapse']['mean']
+    gain, loss = (compare(results, name, to) for to in (WEAK, NONE))
+    collapse = collapses(name, results).mean
     if never_acted(name, results):
         return IDLE
     if loss is not None and loss.low > -MARGIN and not collapse:
@@ -115,10 +119,10 @@ def group(name: str, results: Mapping[str, Any]) -> str:
     return HELPS if gain.low > 0 else HARMS if gain.high < 0 else NOTHING
 
 
-def verdict(name: str, results: Mapping[str, Any]) -> str:
+def verdict(name: str, results: Results) -> str:
     """What became of a remedy: whether it beats `weak`, and whether it is as good as `none`."""
-    gain, loss = (difference(results, name, to) for to in (WEAK, NONE))
-    collapse = results['methods'][name]['collapse']['mean']
+    gain, loss = (compare(results, name, to) for to in (WEAK, NONE))
+    collapse = collapses(name, results).mean
     if name == WEAK:
         return ''
     if never_acted(name, results):
@@ -136,16 +140,16 @@ def verdict(name: str, results: Mapping[str, Any]) -> str:
     return said
 
 
-def holds(name: str, results: Mapping[str, Any]) -> str:
+def holds(name: str, results: Results) -> str:
     """Whether the claim about a remedy holds, '' where what it is compared with was not run."""
-    methods, kind = results['methods'], CLAIMS[name][2]
+    methods, kind = results.methods, CLAIMS[name][2]
     if never_acted(name, results):
         return 'not tested'
     if kind == NEEDED:
-        others = [n for n in by_accuracy(results) if n != name and methods[n]['spec']]
+        others = [n for n in by_accuracy(results) if n != name and methods[n].spec]
         cured = [n for n in others if prevents(n, results)]
         return f'fails: {", ".join(cured[:3])} do without' if cured else 'not refuted'
-    gain = difference(results, name, WEAK if kind == CURES else kind)
+    gain = compare(results, name, WEAK if kind == CURES else kind)
     if gain is None:
         return ''
     if kind != CURES:
@@ -155,20 +159,19 @@ def holds(name: str, results: Mapping[str, Any]) -> str:
     return 'in part' if gain.low > 0 else 'fails'
 
 
-def prevents(name: str, results: Mapping[str, Any]) -> bool:
+def prevents(name: str, results: Results) -> bool:
     """Better than `weak`, and no run collapsed."""
-    gain = difference(results, name, WEAK)
-    collapse = results['methods'][name]['collapse']['mean']
+    gain = compare(results, name, WEAK)
+    collapse = collapses(name, results).mean
     return gain is not None and gain.low > 0 and not collapse
 
 
-def by_accuracy(results: Mapping[str, Any]) -> list[str]:
+def by_accuracy(results: Results) -> list[str]:
     """Names of the remedies, the most accurate first."""
-    methods = results['methods']
-    return sorted(methods, key=lambda n: -methods[n]['summary']['accuracy']['mean'])
+    return sorted(results.methods, key=lambda n: -results.methods[n].accuracy.mean)
 
 
-def choice(results: Mapping[str, Any]) -> str:
+def choice(results: Results) -> str:
     """Which single changes cure the baseline, which help, and which do nothing or harm."""
     members: dict[str, list[str]] = {title: [] for title in GROUPS}
     for name in by_accuracy(results):
@@ -181,15 +184,14 @@ def choice(results: Mapping[str, Any]) -> str:
     )
 
 
-def guard(results: Mapping[str, Any]) -> list[str]:
+def guard(results: Results) -> list[str]:
     """Whether a run that collapses ends as a healthy one does once it is guarded; [] if not run."""
-    methods = results['methods']
-    if not {WEAK, HEALTHY, GUARD} <= methods.keys():
+    if not {WEAK, HEALTHY, GUARD} <= results.methods.keys():
         return []
-    share = {n: f'{100 * methods[n]["collapse"]["mean"]:.0f}%' for n in (WEAK, GUARD)}
+    share = {n: f'{100 * collapses(n, results).mean:.0f}%' for n in (WEAK, GUARD)}
     ends = {}
     for name in (WEAK, GUARD):
-        found = difference(results, name, HEALTHY)
+        found = compare(results, name, HEALTHY)
         ends[name] = f'{tables.points(found)} points ({tables.points_range(found)})'
     return [
         '## The guard',

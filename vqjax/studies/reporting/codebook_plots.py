@@ -69,7 +69,8 @@ def feature_map(features: np.ndarray, labels: np.ndarray, codebook: np.ndarray) 
     axis.set_xlim(flat[:, 0].min() - margin[0], flat[:, 0].max() + margin[0])
     axis.set_ylim(flat[:, 1].min() - margin[1], flat[:, 1].max() + margin[1])
     area = 12 + 1500 * count[used] / count.sum()
-    axis.scatter(*codes[used].T, s=area, color='none', edgecolor=DARK, lw=1.1, zorder=4)
+    x, y = codes[used].T
+    axis.scatter(x, y, s=area, color='none', edgecolor=DARK, lw=1.1, zorder=4)
     axis.plot(*codes[~used].T, 'x', color=GREY, ms=4, mew=0.8, zorder=4)
     axis.set_title(
         f'{used.sum():,} of {len(codebook):,} codes in use (circles; crosses: unused)',

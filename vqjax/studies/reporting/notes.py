@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqjax.metrics import wilson_interval
-from vqjax.results.summaries import BASELINE, EXAMPLES, FOLDS, RISE, SEEDS, covers, still_rising
+from vqjax.results.records import MethodResult, Results, RunFinding
+from vqjax.results.summaries import (
+    BASELINE,
+    EXAMPLES,
+    FOLDS,
+    METHODS,
+    RISE,
+    SEEDS,
+    covers,
+    still_rising,
+)
 
 TEMPERATURE = (
     ' T: one temperature a run, fitted on its validation split (Guo et al. 2017) and applied to '
@@ -12,24 +22,36 @@ TEMPERATURE = (
 )
 
 
-def runs(results: Mapping[str, Any]) -> str:
+def runs(results: Results) -> str:
     """What the runs of a method are: 'seeds', or 'folds' where each tests another part."""
-    return FOLDS if covered(results['methods']) == FOLDS else SEEDS
+    return FOLDS if covered(results.methods) == FOLDS else SEEDS
 
 
-def split(results: Mapping[str, Any]) -> str:
+def split(results: Results) -> str:
     """The split that the runs were measured on."""
-    return results['config'].get('split', 'test')
+    return results.config.get('split', 'test')
 
 
-def covered(methods: Mapping[str, Any]) -> str:
+def covered(methods: Mapping[str, MethodResult]) -> str:
     """What the intervals of all these methods cover, see `summaries.covers`."""
-    return covers(*(method['seeds'] for method in methods.values()))
+    return covers(*(method.seeds for method in methods.values()))
 
 
-def over_what(results: Mapping[str, Any]) -> str:
+def alone(results: Results) -> bool:
+    """Whether every method has one run, so that there is no interval."""
+    return all(len(method.seeds) == 1 for method in results.methods.values())
+
+
+def interval(results: Results) -> str:
+    """What the 95% intervals of accuracies are, in a sentence."""
+    if alone(results):
+        return 'There is one run of each method, and so no interval: set seeds to 5 or more.'
+    return f'95% interval: {METHODS[covered(results.methods)]}.'
+
+
+def over_what(results: Results) -> str:
     """The same in words."""
-    kind = covered(results['methods'])
+    kind = covered(results.methods)
     return 'seeds and test examples' if kind == EXAMPLES else kind
 
 
@@ -61,7 +83,7 @@ def started(config: Mapping[str, Any]) -> str:
     )
 
 
-def rising(results: Mapping[str, Any]) -> str:
+def rising(results: Results) -> str:
     """That runs were too short, with the methods whose training accuracy tells; '' otherwise."""
     rises = ', '.join(f'{n} {100 * x:+.1f} points' for n, x in still_rising(results).items())
     return rises and (
@@ -71,13 +93,14 @@ def rising(results: Mapping[str, Any]) -> str:
     )
 
 
-def finding(found: Mapping[str, Any]) -> str:
+def finding(found: RunFinding) -> str:
     """What `health.diagnose` found, with its evidence and remedy, as an item of a list."""
-    where = ', '.join(f'{k} {found[k]}' for k in ('method', 'seed') if k in found)
-    evidence = ', '.join(f'{k} = {v:.4g}' for k, v in found['evidence'].items())
+    told = {'method': found.method, 'seed': found.seed}
+    where = ', '.join(f'{k} {v}' for k, v in told.items() if v is not None)
+    evidence = ', '.join(f'{k} = {v:.4g}' for k, v in found.evidence.items())
     return (
-        f'- **{found["name"]}** ({found["severity"]}{", " + where if where else ""}): '
-        f'{evidence}. Remedy: {found["remedy"]}'
+        f'- **{found.name}** ({found.severity}{", " + where if where else ""}): '
+        f'{evidence}. Remedy: {found.remedy}'
     )
 
 
@@ -90,14 +113,14 @@ def sampling_error(accuracy: float, num_images: int) -> float:
     return (found.high - found.low) / 2
 
 
-def sampling_note(methods: Mapping[str, Any]) -> str:
+def sampling_note(methods: Mapping[str, MethodResult]) -> str:
     """What an interval over seeds alone leaves out; '' of the others."""
     if covered(methods) != SEEDS:
         return ''
     name = BASELINE if BASELINE in methods else next(iter(methods))
     method = methods[name]
-    num_images = round(sum(method['seeds'][0]['reliability']['count']))
-    half = sampling_error(method['summary']['accuracy']['mean'], num_images)
+    num_images = method.seeds[0].num_examples
+    half = sampling_error(method.accuracy.mean, num_images)
     return (
         f'It leaves out that the {num_images:,} test images are themselves a sample: that alone '
         f'is worth {100 * half:.1f} points either way at the accuracy of {name}. '

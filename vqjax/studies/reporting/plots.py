@@ -25,7 +25,7 @@ from matplotlib.ticker import (
 )
 
 from vqjax.atomic import replace_file
-from vqjax.results.records import read_counts
+from vqjax.results.records import MethodResult, Results
 from vqjax.results.summaries import code_use
 from vqjax.studies.reporting import notes
 
@@ -112,9 +112,9 @@ def _caption(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=9, color=GREY)
 
 
-def _counts(method: Mapping[str, Any]) -> np.ndarray:
+def _counts(method: MethodResult) -> np.ndarray:
     """Use of the codes at the end, [seeds, stages, K]: the most of both, where folds differ."""
-    counts = [read_counts(seed) for seed in method['seeds']]
+    counts = [seed.counts for seed in method.seeds if seed.counts is not None]
     counts = [x.reshape(-1, x.shape[-1]) for x in counts]
     most = np.max([x.shape for x in counts], axis=0)
     return np.stack([np.pad(x, [(0, n) for n in most - x.shape]) for x in counts])
@@ -126,29 +126,35 @@ def _stage_colour(colour: str, stage: int, num_stages: int) -> tuple[float, ...]
     return tuple(1 - keep * (1 - x) for x in mpl.colors.to_rgb(colour))
 
 
+def _percent(method: MethodResult) -> tuple[float, float, float]:
+    """Accuracy with its interval; both ends are the mean of one run, which tells of no other."""
+    mean, low, high = (100 * x for x in method.accuracy)
+    return (mean, low, high) if len(method.seeds) > 1 else (mean, mean, mean)
+
+
 # A comparison.
 
 
 @styled
-def accuracy(results: Mapping[str, Any]) -> Figure:
+def accuracy(results: Results) -> Figure:
     """Test accuracy of every seed, its mean and 95% interval, one row a method."""
-    methods = results['methods']
+    methods = results.methods
     colours = _colours(list(methods))
     figure = new_figure(7, 1.2 + 0.6 * len(methods))
     axis = figure.subplots()
     for row, (name, method) in enumerate(methods.items()):
-        summary = {k: 100 * v for k, v in method['summary']['accuracy'].items()}
-        seeds = [100 * seed['accuracy'] for seed in method['seeds']]
+        mean, low, high = _percent(method)
+        seeds = [100 * seed.accuracy for seed in method.seeds]
         if name == 'none':
-            axis.axvspan(summary['low'], summary['high'], color=LIGHT, alpha=0.6, lw=0)
-            axis.axvline(summary['mean'], color=GREY, lw=1, ls='--')
+            axis.axvspan(low, high, color=LIGHT, alpha=0.6, lw=0)
+            axis.axvline(mean, color=GREY, lw=1, ls='--')
         # Equal seeds would hide each other: they are spread a little across the row.
         offset = 0.2 + 0.1 * (np.arange(len(seeds)) % 3 - 1)
         axis.plot(seeds, row + offset, 'o', color=colours[name], ms=4.5, alpha=0.45, mew=0)
-        axis.plot([summary['low'], summary['high']], [row - 0.14] * 2, color=colours[name], lw=3)
-        axis.plot(summary['mean'], row - 0.14, 'D', color=colours[name], ms=7, mec='white')
+        axis.plot([low, high], [row - 0.14] * 2, color=colours[name], lw=3)
+        axis.plot(mean, row - 0.14, 'D', color=colours[name], ms=7, mec='white')
         axis.annotate(
-            f"{summary['mean']:.1f}", (summary["mean"], row - 0.14), (0, 7),
+            f"{mean:.1f}", (mean, row - 0.14), (0, 7),
             textcoords="offset points", ha="center", color=colours[name], weight="bold",
             path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
@@ -156,9 +162,14 @@ def accuracy(results: Mapping[str, Any]) -> Figure:
     axis.set_ylim(len(methods) - 0.4, -0.75)
     axis.grid(axis='y', visible=False)
     axis.set_xlabel(f'{notes.split(results)} accuracy (%)')
-    axis.set_title(results['config']['dataset'])
+    axis.set_title(results.config['dataset'])
     shaded = '; shaded: interval of none' if 'none' in methods else ''
-    _caption(figure, f'dots: runs; diamonds: their mean with 95% interval{shaded}')
+    _caption(
+        figure,
+        'one run of each method: no interval'
+        if notes.alone(results)
+        else f'dots: runs; diamonds: their mean with 95% interval{shaded}',
+    )
     return figure
 
 
@@ -197,16 +208,17 @@ def perplexity(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
 
 
 @styled
-def usage(results: Mapping[str, Any]) -> Figure:
+def usage(results: Results) -> Figure:
     """Sorted use of the codes at the end, mean over seeds, beside a uniform source."""
-    methods = {n: m for n, m in results['methods'].items() if 'counts' in m['seeds'][0]}
+    uses = {name: code_use(method) for name, method in results.methods.items()}
+    methods = {name: use for name, use in uses.items() if use is not None}
     if not methods:
         return _note('no method with codes: no usage')
-    colours = _colours(list(results['methods']))
+    colours = _colours(list(results.methods))
     figure, axes = _panels(list(methods), sharex=True, sharey=True)
     for name, axis in axes.items():
-        counts = -np.sort(-_counts(methods[name]), axis=-1)
-        num_codes, num_tokens, baseline = code_use(methods[name])
+        counts = -np.sort(-_counts(results.methods[name]), axis=-1)
+        num_codes, num_tokens, baseline = methods[name]
         num_stages = counts.shape[1]
         rank = np.arange(1, num_codes + 1)
         draws = np.random.default_rng(0).multinomial(
@@ -241,21 +253,21 @@ def usage(results: Mapping[str, Any]) -> Figure:
 
 
 @styled
-def reliability(results: Mapping[str, Any]) -> Figure:
+def reliability(results: Results) -> Figure:
     """Error against the error predicted, of each confidence bin, all seeds together.
 
     On log scales, since a good model has nearly all images at a confidence of 99% and more. The
     grey bars hold 95% of calibrated models.
     """
-    methods = results['methods']
+    methods = results.methods
     colours = _colours(list(methods))
     figure, axes = _panels(list(methods), sharex=True, sharey=True)
     least = 0.1  # percent: below it the scales are linear, down to no error at all
     for name, axis in axes.items():
-        tables = [seed['reliability'] for seed in methods[name]['seeds']]
+        tables = [seed.reliability for seed in methods[name].seeds if seed.reliability]
         confidence, hits, count = (
-            np.array([table[key] for table in tables], float)
-            for key in ('confidence', 'accuracy', 'count')
+            np.array(columns, float)
+            for columns in zip(*((t.confidence, t.accuracy, t.count) for t in tables), strict=True)
         )
         total = count.sum(0)
         full = total > 0
@@ -274,7 +286,7 @@ def reliability(results: Mapping[str, Any]) -> Figure:
             zorder=3, clip_on=False,
         )  # fmt: skip
         axis.set_title(
-            f"ECE {methods[name]['summary']['ece']['mean']:.3f}",
+            f"ECE {methods[name].summary['ece'].mean:.3f}",
             loc="right", weight="normal", fontsize=10,
         )  # fmt: skip
         axis.set_xscale('symlog', linthresh=least, linscale=0.4)
@@ -294,37 +306,37 @@ def reliability(results: Mapping[str, Any]) -> Figure:
 
 
 @styled
-def accuracy_against_bits(results: Mapping[str, Any]) -> Figure:
+def accuracy_against_bits(results: Results) -> Figure:
     """Test accuracy with its 95% interval against bits per image; without quantizer, a band."""
-    methods = results['methods']
+    methods = results.methods
     colours = _colours(list(methods))
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
-    points, taken = {}, []
+    points: dict[str, tuple[float, float]] = {}
+    taken: list[Any] = []
     for name, method in methods.items():
-        summary = {k: 100 * v for k, v in method['summary']['accuracy'].items()}
-        mean, low, high = (summary[k] for k in ('mean', 'low', 'high'))
+        mean, low, high = _percent(method)
         if name == 'none':  # thousands of bits away from the others: a level and not a point
             axis.axhspan(low, high, color=LIGHT, alpha=0.6, lw=0)
             axis.axhline(mean, color=GREY, lw=1, ls='--')
             taken.append(
                 axis.annotate(
-                    f"none\n({method['bits']:,.0f} bits)", (1, mean), (6, 0),
+                    f"none\n({method.bits:,.0f} bits)", (1, mean), (6, 0),
                     xycoords=("axes fraction", "data"), textcoords="offset points",
                     va="center", color=GREY,
                 )
             )  # fmt: skip
             continue
         bars = axis.errorbar(
-            method["bits"], mean, [[mean - low], [high - mean]],
+            method.bits, mean, [[mean - low], [high - mean]],
             fmt="o", ms=7, capsize=3, lw=2, color=colours[name], mec="white",
         )  # fmt: skip
-        points[name] = (method['bits'], mean)
+        points[name] = (method.bits, mean)
         taken += [*bars.lines[2], bars.lines[0]]
     axis.margins(x=0.15)
     axis.set_xlim(left=0)
     axis.set(xlabel='bits per image', ylabel='test accuracy (%)')
-    _label_points(figure, axis, points, colours, taken)
+    _label_points(figure, axis, points=points, colours=colours, taken=taken)
     return figure
 
 

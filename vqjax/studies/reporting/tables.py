@@ -7,6 +7,8 @@ from typing import Any
 
 from vqjax.metrics import Interval
 
+ONE_RUN = 'one run'  # in place of an interval
+
 
 def markdown(rows: Iterable[Sequence[str]], words: int = 1) -> str:
     """A table in Markdown whose source reads as a table too: cells padded to their column.
@@ -30,14 +32,16 @@ def markdown(rows: Iterable[Sequence[str]], words: int = 1) -> str:
     return '\n'.join(map(line, [header, rule, *body]))
 
 
-def percent(interval: Mapping[str, float]) -> str:
+def percent(interval: Interval) -> str:
     """The mean of a share, in percent."""
-    return f'{100 * interval["mean"]:.1f}'
+    return f'{100 * interval.mean:.1f}'
 
 
-def percent_range(interval: Mapping[str, float]) -> str:
-    """The 95% interval of a share, in percent: 'low to high'."""
-    return f'{100 * interval["low"]:.1f} to {100 * interval["high"]:.1f}'
+def percent_range(interval: Interval, runs: int | None = None) -> str:
+    """The 95% interval of a share, in percent: 'low to high'; 'one run' of one run alone."""
+    if runs == 1:
+        return ONE_RUN
+    return f'{100 * interval.low:.1f} to {100 * interval.high:.1f}'
 
 
 def points(difference: Interval | None) -> str:
@@ -45,10 +49,13 @@ def points(difference: Interval | None) -> str:
     return '' if difference is None else f'{100 * difference.mean:+.1f}'
 
 
-def points_range(difference: Interval | None) -> str:
-    """The 95% interval of a difference of shares, in points with a sign; '' for None."""
-    if difference is None:
-        return ''
+def points_range(difference: Interval | None, runs: int | None = None) -> str:
+    """The 95% interval of a difference of shares, in points with a sign; '' for None.
+
+    'one run' where it is of one run alone, which says nothing of others.
+    """
+    if difference is None or runs == 1:
+        return '' if difference is None else ONE_RUN
     return f'{100 * difference.low:+.1f} to {100 * difference.high:+.1f}'
 
 

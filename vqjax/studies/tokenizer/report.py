@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vqjax import quantizers
 from vqjax.atomic import replace_file
+from vqjax.results.records import Results
 from vqjax.studies.reporting import notes, tables
 from vqjax.studies.reporting.plots import save
 from vqjax.studies.tokenizer.plots import figure
@@ -20,7 +21,7 @@ from vqjax.studies.tokenizer.targets import TARGETS
 COMMAND = 'python train.py --config configs/tokenizer.py --config.data_dir=FOLDER'
 
 
-def _rows(figures):
+def _rows(figures: Mapping[str, Mapping[str, float]]) -> Iterator[list[str]]:
     """Name, target and the figure of each method."""
     for name in next(iter(figures.values())):
         bound, above = TARGETS.get(name, (None, True))
@@ -42,9 +43,9 @@ def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]])
     return found
 
 
-def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
+def markdown(results: Results, figures: Mapping[str, Mapping[str, float]]) -> str:
     """The text of report.md."""
-    config = results['config']
+    config = results.config
     parts = [
         f'# Tokenizer on {config["dataset"]}',
         f'{len(figures)} tokenizers of images, {_tokens_an_image(results):.0f} tokens per image, '
@@ -56,31 +57,39 @@ def markdown(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, floa
     ]
     lines = []
     for name in figures:
-        found = [f['name'] for f in results['findings'] if (f['method'], f['seed']) == (name, 0)]
+        found = [f.name for f in results.findings if (f.method, f.seed) == (name, 0)]
         lines.append(f'- {name}: ' + (', '.join(found) or 'nothing wrong') + '.')
     parts += [
         '\n'.join(lines),
         '## Figures and targets',
         tables.markdown([['figure', 'target', *figures], *_rows(figures)]),
         '## How it was made',
-        tables.made_by(COMMAND, results['environment']),
+        tables.made_by(COMMAND, results.environment),
     ]
     return '\n\n'.join(parts) + '\n'
 
 
-def num_codes(results: Mapping[str, Any], name: str) -> int:
-    """K of a method."""
-    return quantizers.make(results['methods'][name]['spec']).num_codes
+def num_codes(results: Results, name: str) -> int:
+    """K of a method.
+
+    Raises:
+      ValueError: it has no quantizer.
+    """
+    spec = results.methods[name].spec
+    if spec is None:
+        raise ValueError(f'{name} has no quantizer, so no codes')
+    return quantizers.make(spec).num_codes
 
 
-def _tokens_an_image(results):
-    seed = next(m['seeds'][0] for m in results['methods'].values() if m['spec'])
-    return seed['tokens'] / sum(seed['reliability']['count'])
+def _tokens_an_image(results: Results) -> float:
+    seed = next(method.seeds[0] for method in results.methods.values() if method.spec)
+    return seed.figures['tokens'] / seed.num_examples
 
 
 def write(
     workdir: str | Path,
-    results: Mapping[str, Any],
+    results: Results,
+    *,
     histories: Mapping[str, Sequence[Mapping[str, float]]],
     figures: Mapping[str, Mapping[str, float]],
 ) -> None:

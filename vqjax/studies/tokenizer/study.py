@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from vqjax.results.records import Results
 from vqjax.results.summaries import shorten
 from vqjax.studies.study import Study
 from vqjax.studies.tokenizer import report, targets
@@ -26,23 +28,22 @@ def prepare(config: dict[str, Any]) -> Study:
     return Study(config, conclude)
 
 
-def conclude(results: dict[str, Any], folder: Workdir) -> None:
+def conclude(results: Results, folder: Workdir) -> Results:
     """Writes and prints the reports of seed 0."""
-    quantized = [name for name, method in results['methods'].items() if method['spec']]
+    quantized = [name for name, method in results.methods.items() if method.spec]
     histories = {name: _complete(folder.history(name, 0), name) for name in quantized}
     figures = {
         name: targets.measure(
-            history, results['methods'][name]['seeds'][0], report.num_codes(results, name)
+            history, results.methods[name].seeds[0].figures, report.num_codes(results, name)
         )
         for name, history in histories.items()
     }
-    report.write(folder.path, results, histories, figures)
-    shorten(results)
-    table = report.table(results['config'], figures)
-    show(table)
+    report.write(folder.path, results, histories=histories, figures=figures)
+    show(report.table(results.config, figures))
+    return shorten(results)
 
 
-def _complete(history: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+def _complete(history: list[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
     """The history of a run that recorded every step: the figures compare its start with its end."""
     steps = [r['step'] for r in history if 'gradient_norm' in r]
     if steps != list(range(1, len(steps) + 1)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqjax import quantizers
+from vqjax.results.records import MethodResult, Results, SeedResult
 from vqjax.studies.reporting.notes import counted, epochs
 from vqjax.studies.reporting.tables import made_by, markdown
 from vqjax.trainer.step.two_level import NAMES
@@ -22,19 +23,19 @@ SHOWN = 10  # images of the picture
 HEADINGS = ('', 'bits an image', 'parameters', 'error', 'perplexity', 'seconds a seed')
 
 
-def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def rows(results: Results) -> list[tuple[str, ...]]:
     """Cells of the table, the headings first; a two-level method has a row a level below it."""
-    found = [HEADINGS]
-    for name, method in results['methods'].items():
-        seeds = method['seeds']
+    found: list[tuple[str, ...]] = [HEADINGS]
+    for name, method in results.methods.items():
+        seeds = method.seeds
         error = _over_seeds(seeds, 'reconstruction_error')
         use = [_mean(seeds, f'perplexity_{part}') for part in NAMES]
         told = ' + '.join(filter(None, use)) or _mean(seeds, 'perplexity')
-        seconds = f'{method["seconds"] / len(seeds):.0f}'
-        found.append((name, f'{method["bits"]:.0f}', f'{method["params"]:,}', error, told, seconds))
+        seconds = f'{method.seconds / len(seeds):.0f}'
+        found.append((name, f'{method.bits:.0f}', f'{method.params:,}', error, told, seconds))
         for i, part in enumerate(NAMES):
-            if f'error_{part}' in seeds[0]:
-                bits = f'{method["spec"]["sizes"][i] * level_bits(method["spec"])[i]:.0f}'
+            if method.spec is not None and f'error_{part}' in seeds[0].figures:
+                bits = f'{method.spec["sizes"][i] * level_bits(method.spec)[i]:.0f}'
                 error = _over_seeds(seeds, f'error_{part}')
                 found.append((f'{name}, {part} alone', bits, '', error, use[i], ''))
     return found
@@ -47,20 +48,22 @@ def level_bits(spec: Mapping[str, Any] | None) -> list[float]:
     return [quantizers.make(inner).bits for inner in spec['inner']]
 
 
-def _mean(seeds, name):
-    return f'{np.mean([seed[name] for seed in seeds]):.0f}' if name in seeds[0] else ''
+def _mean(seeds: Sequence[SeedResult], name: str) -> str:
+    if name not in seeds[0].figures:
+        return ''
+    return f'{np.mean([seed.figures[name] for seed in seeds]):.0f}'
 
 
-def _over_seeds(seeds, name):
-    values = [seed[name] for seed in seeds]
+def _over_seeds(seeds: Sequence[SeedResult], name: str) -> str:
+    values = [seed.figures[name] for seed in seeds]
     if len(values) == 1:
         return f'{values[0]:.4f}'
     return f'{np.mean(values):.4f} ({min(values):.4f}, {max(values):.4f})'
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Results) -> Table:
     """For the terminal."""
-    config = results['config']
+    config = results.config
     drawn = Table(
         title=f'{config["dataset"]}: two levels of codes against one, {_length(config)}',
         box=box.SIMPLE_HEAD,
@@ -74,7 +77,7 @@ def table(results: Mapping[str, Any]) -> Table:
     return drawn
 
 
-def _length(config):
+def _length(config: Mapping[str, Any]) -> str:
     return f'{epochs(config)}, {counted(config["seeds"], "seeds")}'
 
 
@@ -89,12 +92,12 @@ def command(config: Mapping[str, Any]) -> str:
     )
 
 
-def text(results: Mapping[str, Any]) -> str:
+def text(results: Results) -> str:
     """The content of report.md."""
-    config = results['config']
+    config = results.config
     parts = [
         f'# Two levels of codes on {config["dataset"]}',
-        made_by(command(config), results['environment']),
+        made_by(command(config), results.environment),
         f'VQ-VAE-2 (arXiv:1906.00446): the top grid is quantized first, and the bottom, twice as '
         f'high and wide, knows its vectors. {_length(config)}, batches of '
         f'{config["batch_size"]} images; the error is the mean square of standardised pixels on '
@@ -102,27 +105,30 @@ def text(results: Mapping[str, Any]) -> str:
         'Perplexity is that of top + bottom. "Alone": the same decoder, with every vector of the '
         'other level at its mean.',
         markdown(rows(results)),
-        *_at_equal_bits(results['methods']),
+        *_at_equal_bits(results.methods),
         '![reconstructions](reconstructions.png)',
         f'The first {SHOWN} images of the test split, seed 0.',
     ]
     return '\n\n'.join(parts) + '\n'
 
 
-def _at_equal_bits(methods):
+def _at_equal_bits(methods: Mapping[str, MethodResult]) -> list[str]:
     """A sentence on each pair of methods, of two levels and of one, that have the same bits."""
     said = []
     for name, method in methods.items():
         for other, single in methods.items():
-            if not level_bits(method['spec']) or level_bits(single['spec']):
+            if not level_bits(method.spec) or level_bits(single.spec):
                 continue
-            if method['bits'] != single['bits'] or single['spec'] is None:
+            if method.bits != single.bits or single.spec is None:
                 continue
-            pairs = zip(method['seeds'], single['seeds'], strict=True)
-            apart = [a['reconstruction_error'] - b['reconstruction_error'] for a, b in pairs]
+            a, b = (
+                [seed.figures['reconstruction_error'] for seed in seeds]
+                for seeds in (method.seeds, single.seeds)
+            )
+            apart = [x - y for x, y in zip(a, b, strict=True)]
             listed = ', '.join(f'{x:+.4f}' for x in apart)
             said.append(
-                f'{name} less {other}, {method["bits"]:.0f} bits each: {np.mean(apart):+.4f} of '
+                f'{name} less {other}, {method.bits:.0f} bits each: {np.mean(apart):+.4f} of '
                 f'error on average, seed by seed {listed}.'
             )
     return said
@@ -130,7 +136,7 @@ def _at_equal_bits(methods):
 
 def write(
     workdir: str | Path,
-    results: Mapping[str, Any],
+    results: Results,
     pictures: Mapping[tuple[str, str], np.ndarray],
 ) -> None:
     """Writes report.md and reconstructions.png."""

@@ -13,6 +13,7 @@ import ml_collections
 
 from vqjax import encoders, ops
 from vqjax.trainer.errors import RunError
+from vqjax.trainer.wording import shorten
 
 # What float32 and an int32 counter of steps can hold.
 _MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
@@ -73,13 +74,27 @@ class Fields:
     # Data.
     dataset: str = option(
         'digits',
-        "'digits', 'basic_motions', 'japanese_vowels', 'recordings' (your own), or any TFDS set "
-        'of images or recordings with one label',
+        "'digits'; your own images as 'folder' (a subfolder for each class) or 'npz' (arrays); "
+        "'basic_motions', 'japanese_vowels', 'recordings' (your own); or any TFDS set of images or "
+        'recordings with one label',
         shared=True,
     )
     data_dir: str = option(
         '',
-        "folder of prepared TFDS sets, '' = TFDS's own default; or of your recordings, .npz",
+        'folder of your images or recordings, or .npz file of your images; or folder of prepared '
+        "TFDS sets, '' = TFDS's own default",
+        shared=True,
+    )
+    image_size: int = option(
+        0,
+        'side in pixels to crop and resize the images of a folder or TFDS set to; 0 = as they are',
+        least=0,
+        shared=True,
+    )
+    data_digest: str = option(
+        '',
+        'what the content of your own images has to be, as a run of them writes it to config.json; '
+        "'' = anything",
         shared=True,
     )
     window: int = option(
@@ -287,9 +302,10 @@ def _check(name: str, value: Any, field: Field) -> None:
     wanted = int | kind if isinstance(0.5, kind) else kind
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, wanted):
         said = kind if isinstance(kind, types.UnionType) else kind.__name__
-        raise RunError(f'{name} is {value!r}: give a value of type {said}')
+        more = ', and hand data to studies.run(config, workdir, dataset=...)' * (name == 'dataset')
+        raise RunError(f'{name} is {shorten(value)}: give a value of type {said}{more}')
     if field.choices and value not in field.choices:
-        raise RunError(f'{name} is {value!r}: choose one of {", ".join(field.choices)}')
+        raise RunError(f'{name} is {shorten(value)}: choose one of {", ".join(field.choices)}')
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     _check_number(name, value)
@@ -324,14 +340,14 @@ def _check_plain(name: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for key, entry in value.items():
             if not isinstance(key, str):
-                raise RunError(f'{name} has the key {key!r}: give text')
+                raise RunError(f'{name} has the key {shorten(key)}: give text')
             _check_plain(f'{name}.{key}', entry)
     elif isinstance(value, list | tuple):
         for place, entry in enumerate(value):
             _check_plain(f'{name}[{place}]', entry)
     elif isinstance(value, str):
         if not value.isprintable():
-            raise RunError(f'{name} is {value!r}: give text in one line')
+            raise RunError(f'{name} is {shorten(value)}: give text in one line')
     elif value is None or isinstance(value, bool):
         pass
     elif type(value) in (int, float):

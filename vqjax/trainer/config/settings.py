@@ -20,6 +20,7 @@ from vqjax.trainer.config.fields import (
 from vqjax.trainer.data.recordings import Cutting
 from vqjax.trainer.errors import RunError
 from vqjax.trainer.step import two_level
+from vqjax.trainer.wording import shorten
 
 
 class Parts(NamedTuple):
@@ -28,11 +29,13 @@ class Parts(NamedTuple):
     make: spec -> quantizer.
     spec: its inverse, as results.json and the diagnosis see it.
     bridge: quantizer -> the Linen module class around it.
+    dataset: in place of the one that the configuration names, see `sets.open_own`.
     """
 
     make: Callable[[Any], Any] = quantizers.make
     spec: Callable[[Any], Any] = quantizers.to_spec
     bridge: Callable[[Any], Any] = lambda quantizer: nn.Quantize
+    dataset: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
     """What fields have to be beside each other."""
     shape = config['mesh_shape']
     if len(shape) != 2 or not all(type(n) is int and (n >= 1 or n == -1) for n in shape):
-        raise RunError(f'mesh_shape is {shape!r}: give (data, model), each at least 1 or -1')
+        raise RunError(f'mesh_shape is {shorten(shape)}: give (data, model), each at least 1 or -1')
     if config['continuous_epochs'] > config['epochs'] and not config['steps']:
         raise RunError(
             f'continuous_epochs is {config["continuous_epochs"]}, longer than the run of '
@@ -168,7 +171,9 @@ def _check_overrides(config: Mapping[str, Any]) -> None:
                 f'{", ".join(config["quantizers"])}'
             )
         if not isinstance(fields, Mapping):
-            raise RunError(f'overrides.{method} is {fields!r}: give a mapping of field to value')
+            raise RunError(
+                f'overrides.{method} is {shorten(fields)}: give a mapping of field to value'
+            )
         check_fields(fields, OWN, f'overrides.{method}.')
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from vqjax import quantizers
 from vqjax.trainer.config.fields import OWN
 from vqjax.trainer.errors import RunError
+from vqjax.trainer.wording import shorten
 
 EVERY = 'every'  # of the space: fields that all methods vary
 QUANTIZER = 'quantizer'  # of a method's space: its spec, or fields of it
@@ -130,7 +131,7 @@ def _flatten(given: Any, where: str, path: Path = ()) -> list[tuple[Path, Mappin
     """Paths and distributions of a nested mapping: what holds mappings alone is none itself."""
     if not isinstance(given, Mapping) or path and not given:
         said = '.'.join((where, *path))
-        raise RunError(f'{said} is {given!r}: give a distribution, one of {_DISTRIBUTIONS}')
+        raise RunError(f'{said} is {shorten(given)}: give a distribution, one of {_DISTRIBUTIONS}')
     if not path or all(isinstance(x, Mapping) for x in given.values()):
         parts = ((name, inner) for name, inner in given.items())
         return [x for name, inner in parts for x in _flatten(inner, where, (*path, name))]
@@ -150,11 +151,11 @@ def _check_distribution(where: str, given: Mapping[str, Any]) -> None:
     values = given[kind]
     if kind == 'choice':
         if not isinstance(values, list | tuple) or not values:
-            raise RunError(f'{where}.choice is {values!r}: give a list of at least one value')
+            raise RunError(f'{where}.choice is {shorten(values)}: give a list, not an empty one')
         return
     numbers = isinstance(values, list | tuple) and all(type(x) in (int, float) for x in values)
     if not numbers or len(values) != 2:
-        raise RunError(f'{where}.{kind} is {values!r}: give two numbers, (low, high)')
+        raise RunError(f'{where}.{kind} is {shorten(values)}: give two numbers, (low, high)')
     low, high = values
     if low > high:
         raise RunError(f'{where}.{kind} is from {low} to {high}: give the lower one first')

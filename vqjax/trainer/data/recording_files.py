@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vqjax.trainer.data.recordings import Recording
+from vqjax.trainer.wording import nearest_path
 
 # Folder in aeon's data, and steps a second: ten for the watch, one every 6.4 ms for the speech.
 _SHIPPED = {'basic_motions': ('BasicMotions', 10.0), 'japanese_vowels': ('JapaneseVowels', 156.25)}
@@ -63,7 +64,7 @@ def read_folder(data_dir: str) -> dict[str, list[Recording]]:
     folder = pathlib.Path(data_dir)
     where = f"dataset='recordings' in data_dir={str(data_dir)!r}"
     if not folder.is_dir():
-        raise ValueError(f'{where}: there is no such folder')
+        raise ValueError(f'{where}: there is no such folder{nearest_path(data_dir)}')
     own = [split for split in _SPLITS if (folder / split).is_dir()]
     loose = sorted(folder.glob('*.npz'))
     if own and loose:

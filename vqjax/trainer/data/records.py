@@ -64,12 +64,16 @@ class DataInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Splits 'train', 'validation', 'test', and the training images' mean and std, float32 [C]."""
+    """Splits 'train', 'validation', 'test', and the training images' mean and std, float32 [C].
+
+    `digest` tells the content of a set of one's own; it is '' of those that are known by name.
+    """
 
     info: DataInfo
     splits: Mapping[str, Split]
     mean: np.ndarray
     std: np.ndarray
+    digest: str = dataclasses.field(default='', kw_only=True)
 
     @property
     def num_corrupt(self) -> dict[str, int]:

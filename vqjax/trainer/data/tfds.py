@@ -1,17 +1,17 @@
 """The images or recordings of a prepared TFDS set, read without TensorFlow."""
 
 import io
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageOps
 
+from vqjax.trainer.data import pixels
 from vqjax.trainer.data.recording_files import NAMES
 from vqjax.trainer.data.recordings import Recording
-
-_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+from vqjax.trainer.wording import nearest, nearest_path
 
 
 class TfdsRecords:
@@ -66,14 +66,12 @@ class TfdsRecords:
         except Exception:
             return {}
 
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """What messages call images: by their number."""
+        return [f'number {i}' for i in indices]
+
     def _decode(self, encoded: bytes) -> np.ndarray:
-        height, width, channels = self.image_shape
-        image: Image.Image = Image.open(io.BytesIO(encoded))
-        if image.mode != _MODES[channels]:
-            image = image.convert(_MODES[channels])
-        if self._resize:
-            image = ImageOps.fit(image, (width, height))
-        return np.asarray(image).reshape(self.image_shape)
+        return pixels.decode(io.BytesIO(encoded), self.image_shape, self._resize)
 
 
 def open_splits(
@@ -102,12 +100,17 @@ def open_recordings(name: str, data_dir: str | None) -> dict[str, list[Recording
 
 def _guarded(function: Callable[..., Any], name: str, data_dir: str | None, *rest: Any) -> Any:
     """function(name, data_dir, ...), whose every error is one sentence."""
+    if '/' in name and pathlib.Path(name).expanduser().exists():
+        raise ValueError(
+            f"dataset={name!r} is a path: set dataset to 'folder' or 'npz', and data_dir to {name}"
+        )
     try:
         return function(name, data_dir, *rest)
     except tfds.core.registered.DatasetNotFoundError:
+        known = ('digits', 'folder', 'npz', *NAMES)
         raise ValueError(
-            f"dataset={name!r} is neither 'digits', {', '.join(map(repr, NAMES))} nor a TFDS set, "
-            f'and is not in {_where(data_dir)}'
+            f'dataset={name!r} is neither {", ".join(map(repr, known))} nor a TFDS set, '
+            f'and is not in {_where(data_dir)}{_meant(name, known, data_dir)}'
         ) from None
     except ValueError:
         raise
@@ -117,6 +120,13 @@ def _guarded(function: Callable[..., Any], name: str, data_dir: str | None, *res
             f'dataset={name!r} in {_where(data_dir)} cannot be opened '
             f'({type(error).__name__}: {reason[:200]})'
         ) from error
+
+
+def _meant(name: str, known: Sequence[str], data_dir: str | None) -> str:
+    """The nearest name of a set that there is."""
+    prepared = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR)
+    there = [p.name for p in prepared.iterdir() if p.is_dir()] if prepared.is_dir() else []
+    return nearest(name, (*known, *there, *tfds.list_builders(with_community_datasets=False)))
 
 
 def _recordings(name: str, data_dir: str | None) -> dict[str, list[Recording]] | None:
@@ -173,7 +183,7 @@ def _open(
     height, width, channels = info.features[image_key].shape
     if image_size is not None:
         height = width = image_size
-    if not height or not width or channels not in _MODES:
+    if not height or not width or channels not in pixels.MODES:
         raise ValueError(
             f'dataset={name!r} has images of shape {info.features[image_key].shape}: '
             'give image_size, and a set with 1, 3 or 4 channels'
@@ -223,7 +233,11 @@ def prepare_command(name: str, data_dir: str | None) -> str:
 
 
 def _where(data_dir: str | None) -> str:
-    return f'data_dir={str(data_dir or tfds.core.constants.DATA_DIR)!r}'
+    """`data_dir=...`, with the nearest spelling where there is no such folder."""
+    said = f'data_dir={str(data_dir or tfds.core.constants.DATA_DIR)!r}'
+    if data_dir and not pathlib.Path(data_dir).exists():
+        said += f' (there is no such folder{nearest_path(data_dir)})'
+    return said
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqjax import atomic, runfiles
-from vqjax.results.records import read_correct, read_counts
+from vqjax.results.finished import FinishedRun
 from vqjax.trainer.config.fields import complete
 from vqjax.trainer.errors import FolderInUse, RunError
 from vqjax.trainer.files import checkpoints, recorder
@@ -66,6 +66,12 @@ class Workdir:
             return
         there = read_json(file, 'choose another --workdir')
         found = checkpoints.differences(complete(there), complete(self.config))
+        if found.keys() == {'data_digest'}:
+            raise RunError(
+                f'workdir {self.path} holds a run on other data: images, labels or splits are not '
+                f'what they were ({checkpoints.describe(found, "there", "here")}); choose another '
+                '--workdir'
+            )
         if found:
             raise RunError(
                 f'workdir {self.path} holds a run of another configuration: '
@@ -89,11 +95,11 @@ class Workdir:
         """Folder of the checkpoints of one run."""
         return runfiles.checkpoints_folder(self.path, method, seed)
 
-    def finish(self, method: str, seed: int, record: dict[str, Any]) -> None:
+    def finish(self, method: str, seed: int, run: FinishedRun) -> None:
         """Keeps the outcome of one run: it will not be trained again."""
-        self.write_json(str(runfiles.record_file('', method, seed)), record)
+        self.write_json(str(runfiles.record_file('', method, seed)), run.plain())
 
-    def finished(self, method: str, seed: int) -> dict[str, Any] | None:
+    def finished(self, method: str, seed: int) -> FinishedRun | None:
         """The outcome of one run, or None while it is not finished.
 
         Raises:
@@ -102,14 +108,23 @@ class Workdir:
         file = runfiles.record_file(self.path, method, seed)
         if not file.exists():
             return None
-        remedy = 'remove it, and the same command finishes that run again'
-        record = read_json(file, remedy)
-        wrong = _missing(record, seed)
-        if wrong:
-            raise RunError(f'{file} is damaged ({wrong}): {remedy}')
-        return record
+        try:
+            return FinishedRun.load(file, seed)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
-    def history(self, method: str, seed: int) -> list[dict[str, Any]]:
+    def finished_run(self, method: str, seed: int) -> FinishedRun:
+        """The outcome of a run that is finished.
+
+        Raises:
+          RunError: it is not, or its file is damaged.
+        """
+        found = self.finished(method, seed)
+        if found is None:
+            raise RunError(f'{method} with seed {seed} is not finished in {self.path}')
+        return found
+
+    def history(self, method: str, seed: int) -> list[Mapping[str, Any]]:
         """The records of a finished run in order: its evaluations and, if recorded, its steps.
 
         Raises:
@@ -123,8 +138,8 @@ class Workdir:
                 f'finished/{method}/seed_{seed}.json and checkpoints/{method}/seed_{seed} there, '
                 'and the same command trains it again'
             )
-        evaluations = self.finished(method, seed)['history']
-        return sorted([*recorder.read_lines(file), *evaluations], key=lambda record: record['step'])
+        records = [*recorder.read_lines(file), *self.finished_run(method, seed).history]
+        return sorted(records, key=lambda record: record['step'])
 
     def close(self) -> None:
         """Lets another run have the folder."""
@@ -137,27 +152,6 @@ class Workdir:
         kept = (*self.path.glob('finished/*/*.json'), *self.path.glob('checkpoints/*/*/[0-9]*'))
         if not kept:
             shutil.rmtree(self._made, ignore_errors=True)
-
-
-def _missing(record: Mapping[str, Any], seed: int) -> str:
-    """What a finished run's record lacks, '' where it is whole."""
-    kinds = {'result': dict, 'history': list, 'bits': int | float, 'params': int, 'images': dict}
-    for name, kind in kinds.items():
-        if not isinstance(record.get(name), kind):
-            return f'it has no {name}'
-    if record['result'].get('seed') != seed:
-        return f'it is of seed {record["result"].get("seed")}'
-    if not all(isinstance(r, dict) and 'step' in r for r in record['history']):
-        return 'its history is none'
-    lacking = {'accuracy', 'nll', 'seconds', 'reliability'} - record['result'].keys()
-    if lacking:
-        return f'its result has no {min(lacking)}'
-    try:
-        read_counts(record['result'])
-        read_correct(record['result'])
-    except ValueError as error:
-        return str(error)
-    return ''
 
 
 def cannot_write(what: Any, error: OSError) -> str:

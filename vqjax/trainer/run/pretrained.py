@@ -9,6 +9,7 @@ from flax import traverse_util
 from vqjax import runfiles
 from vqjax.runfiles import BATCH_STATS, ENCODER, HEAD
 from vqjax.trainer.errors import RunError
+from vqjax.trainer.wording import nearest_path
 
 _SEED = '{seed}'
 
@@ -67,7 +68,7 @@ def _folder(path: str, seed: int) -> pathlib.Path:
     if not folder.is_dir():
         raise RunError(
             f'init_from: there is no folder {folder}: name the checkpoints of a run, '
-            'WORKDIR/checkpoints/METHOD/seed_0'
+            f'WORKDIR/checkpoints/METHOD/seed_0{nearest_path(folder)}'
         )
     return folder
 

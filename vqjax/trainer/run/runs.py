@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from vqjax import quantizers
-from vqjax.results.records import pack_correct, pack_counts
+from vqjax.results.finished import FinishedRun, ImageStatistics
+from vqjax.results.records import Fold, Reliability, SeedResult
 from vqjax.trainer import errors
 from vqjax.trainer.config.settings import Method, fold_of
 from vqjax.trainer.data.batches import eval_batches, init_batch
@@ -166,45 +167,53 @@ class Run:
                 scaled = recalibrate(evaluation, self._evaluate('validation'))
         if self.context.workdir is None:
             return
-        quantizer = self.settings.quantizer
-        record = measure(evaluation, quantizer) | scaled
-        if split != 'test':
-            record['split'] = split
-        record['validation_accuracy'] = self.progress.history[-1]['accuracy']
-        record['seconds'] = self.progress.elapsed()
-        if self.settings.classification_weight:
-            record['correct'] = pack_correct(evaluation.probs.argmax(-1) == evaluation.labels)
+        result = self._result(evaluation, scaled)
         tokens = 1
         if evaluation.counts is not None:
-            record['counts'] = pack_counts(evaluation.counts)
-            stages = quantizers.stages(quantizer)
+            stages = quantizers.stages(self.settings.quantizer)
             tokens = round(float(evaluation.counts.sum()) / len(evaluation.labels) / stages)
         dataset = self.context.dataset
-        more = {}
-        if isinstance(dataset, RecordingSet):
-            more['recordings'] = dataset.about()
-        if turn := fold_of(self.context.settings.config, self.seed):
-            sizes = {split: dataset.info.num_examples[split] for split in ('train', 'test')}
-            record['fold'] = {'repeat': turn[0], 'fold': turn[1]} | sizes
-        self.context.workdir.finish(
-            self.method,
-            self.seed,
-            {
-                'result': {'seed': self.seed} | record,
-                'history': self.progress.history,
-                'bits': self._bits_per_token() * tokens,
-                'params': count_params(self.form.read(self.state)),
-                # What a tokenizer made of this run has to know of its images.
-                'images': {
-                    'shape': list(dataset.info.image_shape),
-                    'mean': dataset.mean.tolist(),
-                    'std': dataset.std.tolist(),
-                    'num_classes': dataset.info.num_classes,
-                },
-            }
-            | more,
+        run = FinishedRun(
+            result=result,
+            history=tuple(self.progress.history),
+            bits=self._bits_per_token() * tokens,
+            params=count_params(self.form.read(self.state)),
+            images=ImageStatistics(
+                shape=tuple(dataset.info.image_shape),
+                mean=tuple(dataset.mean.tolist()),
+                std=tuple(dataset.std.tolist()),
+                num_classes=dataset.info.num_classes,
+            ),
+            recordings=dataset.about() if isinstance(dataset, RecordingSet) else None,
         )
-        self.context.display.finished(self.method, self.seed, record, record['seconds'])
+        self.context.workdir.finish(self.method, self.seed, run)
+        seconds = result.figures['seconds']
+        self.context.display.finished(self.method, self.seed, result.figures, seconds)
+
+    def _result(self, evaluation: Evaluation, scaled: dict[str, float]) -> SeedResult:
+        """What the run shows on its split; scaled: the figures at a fitted temperature."""
+        figures = measure(evaluation, self.settings.quantizer) | scaled
+        tables = {name: figures.pop(name, None) for name in ('perplexity_per_stage', 'reliability')}
+        figures['validation_accuracy'] = self.progress.history[-1]['accuracy']
+        figures['seconds'] = self.progress.elapsed()
+        correct = None
+        if self.settings.classification_weight:
+            correct = evaluation.probs.argmax(-1) == evaluation.labels
+        fold = None
+        if turn := fold_of(self.context.settings.config, self.seed):
+            sizes = self.context.dataset.info.num_examples
+            fold = Fold(*turn, train=sizes['train'], test=sizes['test'])
+        split = self.settings.split
+        return SeedResult(
+            seed=self.seed,
+            figures=figures,
+            split=None if split == 'test' else split,
+            fold=fold,
+            correct=correct,
+            counts=evaluation.counts,
+            perplexity_per_stage=tuple(tables['perplexity_per_stage'] or ()),
+            reliability=Reliability.read(tables['reliability']),
+        )
 
     def _train(self) -> None:
         while self.step < self.plan.num_steps:

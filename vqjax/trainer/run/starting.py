@@ -60,9 +60,11 @@ def start(context: Context, method: str, seed: int, task: Task) -> Start:
         state = _restore(context, checkpoints, like, batches, progress)
         loaded = _load(own, seed, dataset, task, like) if own.init_from and state is None else None
         if encoded.may_stand_in(own, dataset):
-            if state is None and loaded is None:
-                state = starts.init_state(task, seed, start_images(dataset, own, seed))
-            encoder = loaded or encoded.encoder_of(task, state)
+            encoder = loaded
+            if encoder is None:
+                if state is None:
+                    state = starts.init_state(task, seed, start_images(dataset, own, seed))
+                encoder = encoded.encoder_of(task, state)
             dataset = encoded.stand_in(dataset, task, encoder)
             task = encoded.reading(task, True)
             position = batches.get_state()

@@ -150,7 +150,9 @@ def measure(evaluation: Evaluation, quantizer: Any = None) -> dict[str, Any]:
     and, where groups or stages share a codebook, position_overlap (of their uses of it, 0 to 1);
     the means of the evaluation; reliability is a table over 15 confidence bins.
     """
-    probs, labels = evaluation.probs, evaluation.labels
+    # Any: the metrics name the arrays of JAX alone, and take those of NumPy too.
+    probs: Any = evaluation.probs
+    labels: Any = evaluation.labels
     bins = metrics.reliability(probs, labels)
     record: dict[str, Any] = {
         'accuracy': float(metrics.accuracy(probs, labels)),
@@ -163,7 +165,7 @@ def measure(evaluation: Evaluation, quantizer: Any = None) -> dict[str, Any]:
         },
     } | evaluation.means
     if evaluation.counts is not None:
-        counts = evaluation.counts.reshape(-1, evaluation.counts.shape[-1])
+        counts: Any = evaluation.counts.reshape(-1, evaluation.counts.shape[-1])
         per_stage = np.asarray(metrics.perplexity(counts))
         record |= {
             'perplexity': float(per_stage.mean()),
@@ -186,12 +188,14 @@ def recalibrate(test: Evaluation, validation: Evaluation) -> dict[str, float]:
     """
     if test.probs.shape[-1] < 2:
         return {}
-    temperature = calibration.fit_temperature(validation.probs, validation.labels)
-    probs = calibration.at_temperature(test.probs, temperature)
+    fitted: Any = validation  # as above
+    told: Any = test
+    temperature = calibration.fit_temperature(fitted.probs, fitted.labels)
+    probs: Any = calibration.at_temperature(told.probs, temperature)
     return {
         'temperature': temperature,
-        'scaled_nll': float(metrics.negative_log_likelihood(probs, test.labels)),
-        'scaled_ece': float(metrics.expected_calibration_error(probs, test.labels)),
+        'scaled_nll': float(metrics.negative_log_likelihood(probs, told.labels)),
+        'scaled_ece': float(metrics.expected_calibration_error(probs, told.labels)),
     }
 
 

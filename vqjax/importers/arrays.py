@@ -1,9 +1,8 @@
-"""What arrays of another library must be, and the codebook that they give: see `importers`."""
+"""What arrays of another library must be, and the codebook that they give."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,17 +19,14 @@ class Book:
         self.counts, self.sums = counts, sums
 
     @classmethod
-    def checked(cls, entries, metric, eps):
-        """From imported counts [..., K], codebook and sums [..., K, D], in this order by key."""
-        of_counts, of_codebook, of_sums = entries
+    def checked(cls, entries, metric, eps, floor=None):
+        """From imported counts [..., K], codebook and sums [..., K, D], in this order by key.
+
+        A count below `floor` (eps where None is given) and not above 0 is that.
+        """
+        check_shapes(entries)
+        of_counts, of_codebook, _ = entries
         counts, codebook, sums = (finite(key, value) for key, value in entries.items())
-        if codebook.ndim < 2 or codebook.shape != sums.shape or counts.shape != sums.shape[:-1]:
-            raise ValueError(
-                f'{of_counts} {counts.shape}, {of_codebook} {codebook.shape} and {of_sums} '
-                f'{sums.shape} do not fit together: need [..., K] and twice [..., K, D]'
-            )
-        if not codebook.size:
-            raise ValueError(f'{of_codebook} is empty: its shape is {codebook.shape}')
         if (counts < 0).any():
             raise ValueError(f'{of_counts} holds {counts.min()}: it counts, and is never below 0')
         # What the codebook is derived from must be within float32 too.
@@ -41,7 +37,7 @@ class Book:
                 'counts and sums of all codes down alike'
             )
         # A code without any weight would be carried off by the next step's eps.
-        counts = np.where(counts > 0, counts, np.float32(eps))
+        counts = np.where(counts > 0, counts, np.float32(eps if floor is None else floor))
         smoothed = jnp.vectorize(lambda c: ops.smoothed(c, eps), signature='(k)->(k)')(counts)
         inverse = np.asarray(1 / smoothed)[..., None]
         if metric == 'cosine':
@@ -70,26 +66,25 @@ class Book:
         return VQEMAState(jnp.asarray(self.counts), jnp.asarray(self.sums), step)
 
 
-def under(state_dict: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of numbers whose keys start with `prefix`, by the rest of the key."""
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(f'state_dict must be a mapping of arrays, got {type(state_dict).__name__}')
-    for key in state_dict:
-        if not isinstance(key, str):
-            raise ValueError(f'state_dict must have names as keys, got {key!r}')
-    entries = {
-        key.removeprefix(prefix): numbers(key, value)
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }
-    if prefix and not entries:
-        raise ValueError(f'no key starts with {prefix!r}: found {listed(state_dict)}')
-    return entries
+def check_shapes(entries: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless counts, codebook and sums, in this order by key, fit together."""
+    of_counts, of_codebook, of_sums = entries
+    counts, codebook, sums = (value.shape for value in entries.values())
+    if len(codebook) < 2 or codebook != sums or counts != sums[:-1]:
+        raise ValueError(
+            f'{of_counts} {counts}, {of_codebook} {codebook} and {of_sums} {sums} do not fit '
+            'together: need [..., K] and twice [..., K, D]'
+        )
+    if 0 in codebook:
+        raise ValueError(f'{of_codebook} is empty: its shape is {codebook}')
 
 
 def numbers(key: str, value: Any) -> np.ndarray:
-    """The value as an array, if it is one of numbers or truths."""
+    """The value as an array, if it is one of numbers or truths; torch's tensors are taken too."""
     try:
+        if hasattr(value, 'detach'):  # a tensor, of which NumPy knows no bfloat16
+            value = value.detach().cpu()
+            value = value.float() if value.is_floating_point() else value
         array = np.asarray(value)
     except Exception as error:  # whatever an object that is no array raises
         raise ValueError(f'{key} must be an array of numbers: {error}') from None
@@ -107,23 +102,6 @@ def finite(key: str, value: np.ndarray) -> np.ndarray:
     return array
 
 
-def num_layers(entries: Iterable[str]) -> int:
-    """How many numbers there are in keys `layers.N.`"""
-    numbers = [re.match(r'layers\.(\d+)\.', key) for key in entries]
-    return len({match[1] for match in numbers if match})
-
-
-def check_keys(found: Collection[str], expected: Collection[str], prefix: str) -> None:
-    """Raise ValueError, listing both sides, unless these keys were found and no others."""
-    missing = [key for key in expected if key not in found]
-    unknown = [key for key in found if key not in expected]
-    if missing or unknown:
-        raise ValueError(
-            f'state does not fit (prefix {prefix!r}): missing {listed(missing)}; unknown '
-            f'{listed(unknown)}; expected {listed(expected)}; found {listed(found)}'
-        )
-
-
 def listed(keys: Collection[str]) -> str:
-    """The first of many keys."""
+    """The first of many keys, as text."""
     return f'{list(keys)[:12]}' + (f' and {len(keys) - 12} more' if len(keys) > 12 else '')

@@ -1,0 +1,144 @@
+"""The protocol every quantizer follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from vqjax.ops import AxisName
+from vqjax.ops.serialization import exported
+
+PyTree = Any
+
+
+@exported
+class Quantized(NamedTuple):
+    """What a quantizer makes of z.
+
+    z_q: [..., D] in z's dtype: `decode(codes)` to the bit (in float32), carrying the gradient.
+    codes: int32 [..., *code_shape]; -1 where masked, dropped or not finite.
+    loss: float32 [], weighted, ready to add to the task loss. A vector that is not finite and not
+      masked shows in it wherever a term measures it, and spoils the gradient to itself alone.
+    losses: the same terms unweighted, by name.
+    """
+
+    z_q: jax.Array
+    codes: jax.Array
+    loss: jax.Array
+    losses: dict[str, jax.Array]
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """A frozen dataclass whose methods are pure functions; params and state are pytrees.
+
+    Of `Base`, these raise ValueError when a call is traced: for a z that is not floating point or
+    holds no vector, a mask that is not bool [...], codes that are no integers [..., *code_shape],
+    an `axis_name` that is no mapped axis, and params and state that `init` would not have made for
+    this quantizer and D. Params may be of any floating dtype (computed with in float32),
+    statistics only of their own. What a mask hides reaches nothing, NaN included.
+
+    Squares are float32: right where vectors and codes are of lengths from about 1e-16 to 1e16.
+    Above 1e19 a vector has an infinite loss where one measures it, and code -1 where it is brought
+    to unit length; codes that are all below 1e-19 are not told apart.
+    """
+
+    @property
+    def num_codes(self) -> int:
+        """K, the codes of one entry of `codes`."""
+        ...
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Trailing axes of codes: () for a leaf."""
+        ...
+
+    @property
+    def bits(self) -> float:
+        """Bits that the codes of one vector take."""
+        ...
+
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
+        """(params, state) from a real batch z [..., D], which a data-driven start reads."""
+        ...
+
+    def quantize(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
+        """Codes and vectors for z [..., D]; changes nothing."""
+        ...
+
+    def update(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
+        """The state after a training step that gave z [..., D] these codes.
+
+        Codes outside [0, num_codes) count nowhere. weights, float [...], say how much each vector
+        counts for in counts and sums (None: 1): one of weight 2 as itself twice, one of weight 0
+        as a masked one, and so do those below 0 or not finite, whose values no trace knows. A
+        revival may take any vector of a weight above 0.
+        """
+        ...
+
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
+        """Vectors float32 [..., D] of codes [..., *code_shape].
+
+        Zeros for -1 and whatever else is outside [0, num_codes), whose values no trace knows.
+        """
+        ...
+
+    # What `Base` gives to all, and combinators ask of what is in them. Not looked for at run time.
+    if TYPE_CHECKING:
+
+        @property
+        def grid(self) -> tuple[int, ...]: ...
+
+        @property
+        def stage_scale(self) -> float | tuple[float, ...]: ...
+
+        @property
+        def starts_from_data(self) -> bool: ...
+
+        @property
+        def targets_only(self) -> bool: ...
+
+        @property
+        def code_sizes(self) -> np.ndarray: ...
+
+        def by_codebook(self, codes: jax.Array) -> jax.Array: ...
+
+        def unbound(self, z: jax.Array) -> jax.Array: ...
+
+        def shapes(self, dim: int) -> tuple[PyTree, PyTree]: ...
+
+        def coded(self, codes: jax.Array) -> jax.Array: ...
+
+        def code_shape_of(self, codes: jax.Array) -> tuple[int, ...]: ...
+
+        def completed(self, codes: jax.Array) -> jax.Array: ...
+
+        def first_stages(
+            self, num: int, params: PyTree, state: PyTree
+        ) -> tuple[Quantizer, PyTree, PyTree]: ...
