@@ -29,8 +29,8 @@ NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes 
 COMPILATION_CACHE = flags.DEFINE_bool(
     'compilation_cache',
     True,
-    'Keep compiled programs in ~/.cache/vqjax (or the folder in JAX_COMPILATION_CACHE_DIR), so that '
-    'the next run does not compile them again.',
+    'Keep compiled programs in ~/.cache/vqjax (or the folder in JAX_COMPILATION_CACHE_DIR), so '
+    'that the next run does not compile them again.',
 )
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 

@@ -42,7 +42,7 @@ class StoredVQEMA(VQEMA):
         names = [f.name for f in dataclasses.fields(VQEMA) if f.init]
         return VQEMA(**{n: getattr(self, n) for n in names if n != 'init'}, init=self.start)
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):  # type: ignore[misc]
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
         """() and what VQEMA starts from, with its codebook."""
         params, averages = self.averaging.init(key, z, mask, axis_name)
         return params, StoredState(averages, self.averaging.read_codebook(params, averages))
@@ -79,7 +79,7 @@ class MissingTotal(VQEMA):
 class DiscardedInit(StoredVQEMA):
     """The codebook starts from the data, its sums from zero: the first update erases it."""
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):  # type: ignore[misc]
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
         """A k-means codebook with counts of one and sums of zero."""
         params, state = super().init(key, z, mask, axis_name)
         counts, sums = jnp.ones_like(state.averages.counts), jnp.zeros_like(state.averages.sums)
@@ -90,7 +90,7 @@ class DiscardedInit(StoredVQEMA):
 class ZeroCounts(StoredVQEMA):
     """Counts start at 0 with the sums at the codebook: an unused code is inflated 1e5 times."""
 
-    def init(self, key, z, mask=None, axis_name: AxisName = None):  # type: ignore[misc]
+    def init(self, key, z, mask=None, axis_name: AxisName = None):
         """A k-means codebook with counts of zero and sums equal to it."""
         params, state = super().init(key, z, mask, axis_name)
         counts, sums = jnp.zeros_like(state.averages.counts), state.codebook
