@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import matplotlib as mpl
 
 HERE = Path(__file__).absolute().parents[1]
 EMPTY, FULL, OTHER = 'empty cache', 'full cache', 'other checkout'
@@ -42,6 +43,7 @@ def train(checkout: Path, workdir: Path, caches: Path, flags: Sequence[str]) -> 
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
     environ |= {'PYTHONPATH': str(checkout), 'XDG_CACHE_HOME': str(caches), 'JAX_LOG_COMPILES': '1'}
+    environ['MPLCONFIGDIR'] = mpl.get_cachedir()  # the list of fonts is found, whatever the caches
     before = len(list(caches.rglob('*-cache')))
     command = [sys.executable, str(checkout / 'train.py'), f'--workdir={workdir}', *flags]
     log = workdir.with_suffix('.log')
