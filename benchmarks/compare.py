@@ -122,14 +122,10 @@ def main(argv=None):
                     found = largest_difference(workdirs[EMPTY], workdir)
                     differences[name] = max(differences.get(name, 0.0), found)
     base = OTHER if options.against is not None else EMPTY
-    ratios = {
-        clock: {
-            name: common.ratio({n: [r[clock] for r in took] for n, took in runs.items()}, name, base)
-            for name in runs
-            if name != base
-        }
-        for clock in ('seconds', 'cpu_seconds')
-    }
+    ratios = {}
+    for clock in ('seconds', 'cpu_seconds'):
+        times = {name: [took[clock] for took in each] for name, each in runs.items()}
+        ratios[clock] = {name: common.ratio(times, name, base) for name in runs if name != base}
     results = {'runs': runs, 'base': base, 'ratios': ratios, 'largest_difference': differences}
     print(json.dumps({'ratios': ratios, 'largest_difference': differences}))
     common.write(options.out, 'compare', results)

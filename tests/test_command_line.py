@@ -68,7 +68,13 @@ def test_a_mistake_is_one_line_from_any_folder(tmp_path, content, flags, text):
     if content is not None:
         file.write_text(content)
     run = subprocess.run(
-        [sys.executable, str(ROOT / 'train.py'), '--config=mine.py', '--nocompilation_cache', *flags],
+        [
+            sys.executable,
+            str(ROOT / 'train.py'),
+            '--config=mine.py',
+            '--nocompilation_cache',
+            *flags,
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -5,52 +5,63 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from vqjax.trainer.run import compilation
 
 PROGRAM = """
-import jax, jax.monitoring
+import jax, numpy as np
 from vqjax.trainer.run import compilation
 counted = []
 jax.monitoring.register_event_listener(lambda event, **_: counted.append(event))
 compilation.cache_programs()
-double = jax.pmap(lambda x: 2 * x)
-assert double(jax.numpy.ones((1, 3)))[0, 0] == 2
+assert np.asarray(jax.pmap(lambda x: 2 * x)(np.ones((1, 3), np.float32)))[0, 0] == 2
 print(sum(event.endswith('cache_hits') for event in counted))
 """
 
 
-def hits(**environ):
-    """How many programs a process read from the cache; None takes a variable away."""
-    whole = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
-    whole |= {k: str(v) for k, v in environ.items()}
-    done = subprocess.run([sys.executable, '-c', PROGRAM], env=whole, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return int(done.stdout)
+def test_a_second_process_reads_the_program_of_the_first(tmp_path):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
+    environ |= {'XDG_CACHE_HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu'}
+    for hits in ('0', '1'):
+        command = [sys.executable, '-c', PROGRAM]
+        run = subprocess.run(command, env=environ, capture_output=True, text=True)
+        assert run.returncode == 0 and run.stdout.strip() == hits, run.stderr
+        assert len(list((tmp_path / 'vqjax' / 'programs').glob('*-cache'))) == 1
 
 
-def programs(folder):
-    return sorted(path.name for path in folder.rglob('*-cache'))
+@pytest.fixture
+def configured(monkeypatch):
+    """What is set of JAX's configuration, which stays as it is."""
+    found = {}
+    monkeypatch.setattr(jax.config, 'update', found.__setitem__)
+    for name in os.environ:
+        if name.startswith('JAX_'):
+            monkeypatch.delenv(name)
+    return found
 
 
-def test_a_second_process_reads_what_the_first_compiled(tmp_path):
-    assert hits(XDG_CACHE_HOME=tmp_path) == 0
-    kept = programs(tmp_path / 'vqjax' / 'programs')
-    assert any('lambda' in name for name in kept), kept
-    assert hits(XDG_CACHE_HOME=tmp_path) == len(kept)
-    assert programs(tmp_path) == kept
+FOLDER, SECONDS = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
 
 
-def test_the_folder_of_the_environment_goes_before_the_default(tmp_path):
-    own = tmp_path / 'own'
-    hits(XDG_CACHE_HOME=tmp_path / 'xdg', JAX_COMPILATION_CACHE_DIR=own)
-    assert programs(own) and not (tmp_path / 'xdg').exists()
+def test_what_the_environment_sets_is_left_to_it(tmp_path, monkeypatch, configured):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'own'))
+    compilation.cache_programs()
+    assert configured == {SECONDS: 0.0} and not (tmp_path / 'xdg').exists()
+    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '2')
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    configured.clear()
+    compilation.cache_programs()
+    assert configured == {FOLDER: str(tmp_path / 'xdg' / 'vqjax' / 'programs')}
 
 
-def test_a_folder_that_cannot_be_made_means_no_cache(tmp_path):
+def test_a_folder_that_cannot_be_written_means_no_cache(tmp_path, monkeypatch, configured):
     (tmp_path / 'file').write_text('')
-    assert hits(XDG_CACHE_HOME=tmp_path / 'file') == 0
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    compilation.cache_programs()
+    assert configured == {}
 
 
 @pytest.mark.parametrize(

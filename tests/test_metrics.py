@@ -111,7 +111,9 @@ def test_arrays_of_numpy_and_of_jax_give_the_same():
         )
         found = [f(probs, labels, mask=mask) for f in of_probs]
         found += [f(probs[:60], labels[:60]) for f in of_probs]
-        return found + [f(counts) for f in (metrics.perplexity, metrics.active_codes, metrics.usage)]
+        return found + [
+            f(counts) for f in (metrics.perplexity, metrics.active_codes, metrics.usage)
+        ]
 
     with warnings.catch_warnings():
         warnings.simplefilter('error')
