@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,7 +45,7 @@ def write(
     about = {
         'spec': to_spec(quantizer),
         'dim': dim,
-        'info': dict(info),
+        'info': _plain(info, 'info'),
         'encoder': None,
         'versions': {'vqjax': vqjax.__version__, 'jax': jax.__version__},
     }
@@ -59,22 +59,45 @@ def write(
         'about': text,
         'sha256': _digest(text, arrays),
     }
-    path = pathlib.Path(path)
+    # Where a link points to, so that the link stays one.
+    path = pathlib.Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f'there is no folder {path.parent} to write {path.name} to: make it'
+        )
     data = _safetensors().numpy.save(
         {name: np.asarray(value, order='C') for name, value in arrays.items()}, metadata
     )
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f'.{path.name}.', delete=False
-    ) as file:
-        temporary = pathlib.Path(file.name)
-        try:
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}')
+    try:
+        # Opened as any new file, so that its mode is the one that the umask leaves.
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), 'wb') as file:
             file.write(data)
-            file.close()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o7777)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: Any, name: str) -> Any:
+    """`value` as JSON has it: keys as text, scalars and arrays of NumPy and JAX as Python's."""
+    if isinstance(value, Mapping):
+        keys = [str(key) for key in value]
+        if len(set(keys)) < len(keys) or not all(isinstance(k, str | int | float) for k in value):
+            raise ValueError(f'{name} must have keys that differ as text, got {list(value)}')
+        items = zip(keys, value.values(), strict=True)
+        return {key: _plain(part, f'{name}[{key!r}]') for key, part in items}
+    if isinstance(value, list | tuple):
+        return [_plain(part, f'{name}[{i}]') for i, part in enumerate(value)]
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return _plain(np.asarray(value).tolist(), name)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ValueError(
+        f'{name} must be plain data (numbers, text, lists and mappings of them), got {value!r:.100}'
+    )
 
 
 def read(path: str | os.PathLike, codec: Callable[..., Any]) -> Any:

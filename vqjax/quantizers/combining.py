@@ -22,7 +22,10 @@ def quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen=None) 
 
 
 def quantize_detached(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:
-    """`quantize_chosen` whose z_q hands its gradient to params alone, and its losses to both."""
+    """`quantize_chosen` whose z_q hands its gradient to params alone, and its losses to both.
+
+    Where there are params, reverse mode and first derivatives only (`jax.custom_vjp`).
+    """
     if not jax.tree.leaves(params):
         out = quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen)
         return out._replace(z_q=lax.stop_gradient(out.z_q))

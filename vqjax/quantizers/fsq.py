@@ -121,8 +121,14 @@ class FSQ(Base):
         return self.bound(x + shift) * half - offset
 
     def unbound(self, z: jax.Array) -> jax.Array:
-        """The inverse of the bound, cut off where it would be infinite. z [..., len(levels)]."""
+        """The inverse of the bound, cut off where it would be infinite. z [..., len(levels)].
+
+        What is not finite stays so, and has no code.
+        """
         check_features(z, len(self.levels), f'levels={self.levels}')
+        return jnp.where(jnp.isfinite(z), self._unbounded(z), z)
+
+    def _unbounded(self, z):
         if self.symmetric:
             return ops.inverse_bound(self.bound, jnp.clip(z, -0.999, 0.999))
         half, offset, shift = self._plain()

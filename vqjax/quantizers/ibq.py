@@ -17,10 +17,10 @@ from vqjax.quantizers.base import (
     blank,
     check,
     check_count,
-    check_positive,
     check_start,
     check_weight,
     checked,
+    is_number,
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_assignment, given_start
@@ -51,6 +51,9 @@ class IBQ(Codebook):
       init: start of the codebook; the paper's is `ops.normal`.
       assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
 
+    Its gradient is written by hand (`ops.soft_index`), so there is reverse mode only: `jax.jvp`,
+    `jax.jacfwd` and second derivatives raise JAX's TypeError.
+
     Params codebook float32 [K, D], state (). Raises ValueError for a field out of range.
     """
 
@@ -69,7 +72,9 @@ class IBQ(Codebook):
         check_count('num_codes', self.num_codes)
         for name in ('commitment', 'codebook', 'index', 'entropy', 'gamma'):
             check_weight(name, getattr(self, name))
-        check_positive('inv_temperature', self.inv_temperature)
+        # Beyond it the gradient of the entropies, and its square in an optimizer, leave float32.
+        known = is_number(self.inv_temperature) and 0 < self.inv_temperature <= 1e6
+        check(known, 'inv_temperature', self.inv_temperature, 'above 0 and at most 1e6')
         check(self.metric in _METRICS, 'metric', self.metric, f'one of {_METRICS}')
         check_assignment(self)
         object.__setattr__(self, 'start', given_start(self, init))

@@ -16,13 +16,14 @@ from vqjax.quantizers.base import (
     Base,
     Quantized,
     blank,
+    check,
     check_count,
     check_features,
     check_flag,
-    check_positive,
     check_weight,
     checked,
     hide,
+    is_number,
     only_codes,
 )
 
@@ -102,7 +103,9 @@ class LFQ(Base):
         check_count('num_bits', self.num_bits, 1, 30)
         for name in ('entropy', 'commitment', 'gamma'):
             check_weight(name, getattr(self, name))
-        check_positive('inv_temperature', self.inv_temperature)
+        # Beyond it the gradient of the entropies, and its square in an optimizer, leave float32.
+        known = is_number(self.inv_temperature) and 0 < self.inv_temperature <= 1e6
+        check(known, 'inv_temperature', self.inv_temperature, 'above 0 and at most 1e6')
         check_flag('spherical', self.spherical)
 
     @property
