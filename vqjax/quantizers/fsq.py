@@ -28,6 +28,7 @@ from vqjax.quantizers.base import (
     hide,
     only_codes,
 )
+from vqjax.quantizers.protocol import PyTree
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +56,7 @@ class FSQ(Base):
     noise: float = 0.0
     bound: Callable[[jax.Array], jax.Array] = ops.tanh
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         levels = self.levels
         check(isinstance(levels, tuple) and len(levels), 'levels', levels, 'a list of levels')
         check_flag('symmetric', self.symmetric)
@@ -98,7 +99,13 @@ class FSQ(Base):
         return (), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., len(levels)]."""
         del key, mask, axis_name
         check_features(z, len(self.levels), f'levels={self.levels}')
@@ -147,7 +154,13 @@ class FSQ(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes and grid values of z [..., len(levels)]; the gradient is that of the bound."""
         del params, state
@@ -177,7 +190,7 @@ class FSQ(Base):
         )
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Grid values float32 [..., len(levels)] of codes [...]; zeros for -1."""
         del params, state
         index = (

@@ -24,6 +24,7 @@ from vqjax.quantizers.base import (
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_assignment, given_start
+from vqjax.quantizers.protocol import PyTree
 
 _METRICS = ('dot', 'euclidean')
 
@@ -68,7 +69,7 @@ class IBQ(Codebook):
     start: Any = argument(default=ops.kmeans, alias='init')
     assignment: Callable = ops.nearest_assignment
 
-    def __post_init__(self, init=None):
+    def __post_init__(self, init: Any = None) -> None:
         check_count('num_codes', self.num_codes)
         for name in ('commitment', 'codebook', 'index', 'entropy', 'gamma'):
             check_weight(name, getattr(self, name))
@@ -84,7 +85,13 @@ class IBQ(Codebook):
         return array_shape(self.num_codes, dim), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(codebook, ()) from what `start` makes of z [..., D].
 
         Raises:
@@ -94,12 +101,20 @@ class IBQ(Codebook):
         x = self.prepare(z)
         return self.start(key, x, self.num_codes, mask=mask, axis_name=axis_name)[0], ()
 
-    def read_codebook(self, params, state) -> jax.Array:
+    def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """Params, float32 [K, D]."""
         del state
         return params
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
         vectors = look_up(params, codes)

@@ -26,6 +26,7 @@ from vqjax.quantizers.base import (
     is_number,
     only_codes,
 )
+from vqjax.quantizers.protocol import PyTree
 
 # The joint entropy of this many bits is exact: 2^18 products of two halves, a slice at a time.
 # More bits are taken in blocks, whose entropies add up to an upper bound of the joint one.
@@ -99,7 +100,7 @@ class LFQ(Base):
 
     stage_scale = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_bits', self.num_bits, 1, 30)
         for name in ('entropy', 'commitment', 'gamma'):
             check_weight(name, getattr(self, name))
@@ -122,7 +123,13 @@ class LFQ(Base):
         return (), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., num_bits]."""
         del key, mask, axis_name
         check_features(z, self.num_bits, f'num_bits={self.num_bits}')
@@ -130,7 +137,13 @@ class LFQ(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Signs of z [..., num_bits] (0 counts as negative), and the entropy losses."""
         del params, state, key
@@ -170,7 +183,7 @@ class LFQ(Base):
         return {'per_sample_entropy': single, 'batch_entropy': batch}
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Signs float32 [..., num_bits] of codes [...]; zeros for -1."""
         del params, state
         places = np.arange(self.num_bits - 1, -1, -1, dtype=np.int32)

@@ -24,6 +24,7 @@ from vqjax.quantizers.base import (
     look_up,
     only_codes,
 )
+from vqjax.quantizers.protocol import PyTree
 
 # Numbers of hidden features that the search holds at once: 4 MB.
 _TILE = 2**20
@@ -82,7 +83,7 @@ class QINCo(Base):
 
     starts_from_data = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_codes', self.num_codes)
         check_count('num_stages', self.num_stages, 2)
         check_count('hidden', self.hidden)
@@ -113,7 +114,13 @@ class QINCo(Base):
         ), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[QINCoParams, tuple]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[QINCoParams, tuple]:
         """(QINCoParams, ()): k-means of z [..., D], then of what each stage left of it.
 
         Raises:
@@ -147,7 +154,13 @@ class QINCo(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., S] and the last sum of z [..., D]."""
         del state, key
@@ -229,7 +242,7 @@ class QINCo(Base):
         return jnp.concatenate([first[None], others])
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         del state
         return self._sums(params, codes)[-1]
