@@ -31,6 +31,7 @@ from jax.sharding import PartitionSpec as P
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.compiling import is_staged, run_compiled
+from vqjax.ops.fields import check_key
 from vqjax.ops.serialization import export_all
 from vqjax.quantizers.protocol import PyTree, Quantized, Quantizer
 
@@ -237,7 +238,8 @@ def _check_vectors(z):
     if z.ndim < 1 or 0 in z.shape:
         raise ValueError(
             f'z must be [..., D] with at least one vector of at least one feature, got z of shape '
-            f'{z.shape}'
+            f'{z.shape}; where a batch may be filtered to nothing, keep its shape and hide vectors '
+            'by mask=, or skip the step'
         )
 
 
@@ -280,18 +282,15 @@ def _weights(weights, shape):
     return weights.astype(jnp.float32)
 
 
-def check_key(key: Any) -> None:
-    """Raise ValueError for what is not one random key."""
-    dtype = getattr(key, 'dtype', None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (typed and key.shape == () or dtype == jnp.uint32 and len(key.shape) == 1):
-        raise ValueError(f'key must be one random key, such as jax.random.key(0), got {key!r:.100}')
-
-
 def as_array(name: str, value: Any) -> jax.Array:
     """`value` as an array of JAX; NumPy's keep their values whatever their byte order."""
     if isinstance(value, jax.Array):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(
+            f'{name} is a masked array of NumPy, whose own mask would be lost: give {name}.data, '
+            'and mask=~numpy.ma.getmaskarray(...) with one entry for each vector'
+        )
     try:
         value = np.asarray(value)
         return jnp.asarray(value.astype(value.dtype.newbyteorder('='), copy=False))

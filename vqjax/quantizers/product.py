@@ -48,7 +48,7 @@ class Product(Base):
     num_groups: int
     shared: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inner(type(self).__name__, self.inner)
         check_count('num_groups', self.num_groups)
         check_flag('shared', self.shared)
@@ -142,7 +142,13 @@ class Product(Base):
         return trees if self.shared else stacked(self.num_groups, trees)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, state): each group starts from its part of z [..., D].
 
         Raises:
@@ -166,7 +172,13 @@ class Product(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., G] and vectors of z [..., D], the groups side by side (`vmap`)."""
         groups = self._grouped(z)
@@ -186,8 +198,16 @@ class Product(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """Each group's state after its part of z [..., D]."""
         groups = self._grouped(z)
         if self.shared:
@@ -206,7 +226,7 @@ class Product(Base):
         return lax.map(update, parts)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Vectors float32 [..., D] of codes [..., G], the groups side by side."""
         vectors = jax.vmap(self.inner.decode, in_axes=(self._axis, self._axis, -1), out_axes=-2)(
             params, state, codes

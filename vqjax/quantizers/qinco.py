@@ -95,7 +95,7 @@ class QINCo(Base):
 
     starts_from_data = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_codes', self.num_codes)
         check_count('num_stages', self.num_stages, 2)
         check_count('hidden', self.hidden)
@@ -152,7 +152,13 @@ class QINCo(Base):
         ), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[QINCoParams, tuple]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[QINCoParams, tuple]:
         """(QINCoParams, ()): k-means of z [..., D], then of what each stage left of it.
 
         Raises:
@@ -191,7 +197,13 @@ class QINCo(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., S] and the last sum of z [..., D]."""
         del state, key
@@ -273,7 +285,7 @@ class QINCo(Base):
         return jnp.concatenate([first[None], others])
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         del state
         return self._sums(params, codes)[-1]
