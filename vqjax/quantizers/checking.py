@@ -203,7 +203,7 @@ def _check_arguments(quantizer, name, given):
     if 'codes' in given:
         # What is quantized grid by grid has codes of a grid, not of a vector.
         rows = None if shape is None else shape[: len(shape) - len(quantizer.grid)]
-        codes = given['codes']
+        codes = _within_int32(given['codes'])
         if name == 'decode' and isinstance(codes, jax.Array | np.ndarray):
             codes = quantizer.completed(codes)
         given['codes'] = _codes(codes, rows, quantizer.code_shape_of(codes))
@@ -245,8 +245,6 @@ def _check_vectors(z):
 
 def _codes(codes, shape, code_shape):
     """Codes int32; where int32 cannot hold one, it is no code and stays none."""
-    if isinstance(codes, np.ndarray) and codes.dtype.kind in 'iu':
-        codes = np.clip(codes, -1, np.iinfo(np.int32).max).astype(np.int32)
     codes = as_array('codes', codes)
     if not jnp.issubdtype(codes.dtype, jnp.integer):
         raise ValueError(f'codes must be integers, got dtype {codes.dtype}')
@@ -266,6 +264,13 @@ def _codes(codes, shape, code_shape):
     if codes.dtype == jnp.int64:
         codes = jnp.maximum(codes, -1)
     return codes.astype(jnp.int32)
+
+
+def _within_int32(codes):
+    """NumPy's integers as int32, before JAX takes the lower half of 64 bits."""
+    if isinstance(codes, np.ndarray) and codes.dtype.kind in 'iu':
+        return np.clip(codes, -1, np.iinfo(np.int32).max).astype(np.int32)
+    return codes
 
 
 def _weights(weights, shape):

@@ -75,7 +75,8 @@ class Product(Base):
 
     def completed(self, codes: jax.Array) -> jax.Array:
         """Codes [..., *shorter, G] whose groups are completed as the inner does it."""
-        if codes.ndim < 1 + len(self.inner.code_shape) or codes.shape[-1] != self.num_groups:
+        whole = codes.shape[-len(self.code_shape) :] == self.code_shape
+        if whole or codes.ndim < len(self.code_shape) or codes.shape[-1] != self.num_groups:
             return codes
         groups = jnp.moveaxis(codes, -1, 0)
         return jnp.moveaxis(self.inner.completed(groups), 0, -1)
