@@ -22,16 +22,15 @@ QUOTES = '\'"'
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for results and checkpoints; default: runs/<config name>.'
 )
+COMPILATION_CACHE = flags.DEFINE_bool(
+    'compilation_cache',
+    True,
+    'Keep compiled programs for later runs: in ~/.cache/vqjax, or in JAX_COMPILATION_CACHE_DIR.',
+)
 COORDINATOR = flags.DEFINE_string(
     'coordinator_address', None, 'host:port of process 0; not needed on TPU pods or under Slurm.'
 )
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes take part.')
-COMPILATION_CACHE = flags.DEFINE_bool(
-    'compilation_cache',
-    True,
-    'Keep compiled programs in ~/.cache/vqjax (or the folder in JAX_COMPILATION_CACHE_DIR), so '
-    'that the next run does not compile them again.',
-)
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 
 

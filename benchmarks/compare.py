@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import matplotlib as mpl
 
 HERE = Path(__file__).absolute().parents[1]
 EMPTY, FULL, OTHER = 'empty cache', 'full cache', 'other checkout'
@@ -42,6 +43,7 @@ def train(checkout: Path, workdir: Path, caches: Path, flags: Sequence[str]) -> 
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
     environ |= {'PYTHONPATH': str(checkout), 'XDG_CACHE_HOME': str(caches), 'JAX_LOG_COMPILES': '1'}
+    environ['MPLCONFIGDIR'] = mpl.get_cachedir()  # the list of fonts is found, whatever the caches
     before = len(list(caches.rglob('*-cache')))
     command = [sys.executable, str(checkout / 'train.py'), f'--workdir={workdir}', *flags]
     log = workdir.with_suffix('.log')
@@ -120,16 +122,10 @@ def main(argv=None):
                     found = largest_difference(workdirs[EMPTY], workdir)
                     differences[name] = max(differences.get(name, 0.0), found)
     base = OTHER if options.against is not None else EMPTY
-    ratios = {
-        clock: {
-            name: common.ratio(
-                {n: [r[clock] for r in took] for n, took in runs.items()}, name, base
-            )
-            for name in runs
-            if name != base
-        }
-        for clock in ('seconds', 'cpu_seconds')
-    }
+    ratios = {}
+    for clock in ('seconds', 'cpu_seconds'):
+        times = {name: [took[clock] for took in each] for name, each in runs.items()}
+        ratios[clock] = {name: common.ratio(times, name, base) for name in runs if name != base}
     results = {'runs': runs, 'base': base, 'ratios': ratios, 'largest_difference': differences}
     print(json.dumps({'ratios': ratios, 'largest_difference': differences}))
     common.write(options.out, 'compare', results)

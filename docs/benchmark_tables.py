@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 
 def table(header, rows):
     """Cells as a table in Markdown."""
@@ -169,6 +171,26 @@ def pipeline(results):
         for name, r in results['rows'].items()
     ]
     return table(['', 'batch', *names, 'pipeline / resident'], rows)
+
+
+def comparing(results):
+    """Time and programs of `make compare`, one row for each way to run it."""
+    names = {'other checkout': 'commit 57f6da1'}
+    middle = statistics.median
+
+    def ratio(clock, name):
+        found = results['ratios'][clock].get(name)
+        return '' if found is None else f'{found:.0%}'
+
+    rows = [
+        [names.get(name, name)]
+        + [f'{middle(run[key] for run in runs):,.0f}' for key in ('seconds', 'cpu_seconds')]
+        + [ratio('cpu_seconds', name)]
+        + [f'{middle(run[key] for run in runs):.0f}' for key in ('programs', 'compiled')]
+        for name, runs in results['runs'].items()
+    ]
+    header = ['seconds', 'processor seconds', 'of the first row', 'programs', 'of them compiled']
+    return table(['', *header], rows)
 
 
 def _bytes(carried):

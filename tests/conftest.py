@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,21 +59,30 @@ def _bytes_held():
     return pages * os.sysconf('SC_PAGE_SIZE')
 
 
+_COMPILED = Path(__file__).parents[1] / '.pytest_cache' / 'compiled'
+_KEPT = 2**30  # bytes of compiled programs, above which a session starts without any
+
+
+def pytest_configure(config):
+    """Programs of sessions before are thrown away when there are too many; workers leave them."""
+    if hasattr(config, 'workerinput') or not _COMPILED.is_dir():
+        return
+    if sum(file.stat().st_size for file in _COMPILED.iterdir()) > _KEPT:
+        shutil.rmtree(_COMPILED)
+
+
 @pytest.fixture(scope='session', autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compiles equal programs once for the whole session: all files, workers and processes.
+def compiled_once():
+    """Compiles equal programs once, for all files, workers and processes, and for later sessions.
 
     JAX's persistent compilation cache, in the folder of JAX_COMPILATION_CACHE_DIR where that is
-    set (then later sessions find the programs too), else in one that pytest removes.
+    set, else beside pytest's own cache.
     """
     import jax  # after the flags above
     from jax.experimental.compilation_cache import compilation_cache
 
-    folder = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        folder = folder.parent  # the workers' common one
     # Processes that tests start inherit the environment; this one has read it already.
-    folder = os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'compiled'))
+    folder = os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_COMPILED))
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

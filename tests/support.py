@@ -211,12 +211,16 @@ def command(*flags: str, folder: pathlib.Path = ROOT) -> Said:
     """The command `train.py` with these flags, run in this process from this folder."""
     from absl.flags import FLAGS
 
+    from vqjax.trainer.run import compilation
+
     out, err, code = io.StringIO(), io.StringIO(), 0
     hook = sys.unraisablehook
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, 'argv', [str(ROOT / 'train.py'), *flags])
         patch.setenv('NO_COLOR', '1')
+        # The cache of the tests stays in place.
+        patch.setattr(compilation, 'cache_programs', lambda: None)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 runpy.run_path(sys.argv[0], run_name='__main__')

@@ -146,5 +146,7 @@ def test_json_that_cannot_be_read_says_why(tmp_path):
     for name, reason in (('gone', 'No such file or directory'), ('.', 'Is a directory')):
         with pytest.raises(ValueError, match=rf'cannot be read \({reason}\): restore it'):
             read_json(tmp_path / name, 'restore it')
+    with pytest.raises(ValueError, match=r'cannot be read \(embedded null'):
+        read_json('a\0b', '')
     (tmp_path / 'good').write_text('{"ü": [1, null]}', encoding='utf-8')
     assert read_json(tmp_path / 'good', '') == {'ü': [1, None]}

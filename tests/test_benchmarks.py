@@ -199,6 +199,25 @@ def test_pipeline(run):
         assert row['runs'].keys() == {'pipeline', 'resident batch'} and row['ratio'] > 0
 
 
+def test_results_of_two_runs_are_compared_by_every_number_but_the_seconds(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    compare = importlib.import_module('compare')
+
+    def write(name, **result):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'results.json').write_text(json.dumps({'methods': [result]}))
+        return tmp_path / name
+
+    first = write('first', accuracy=0.5, seconds=1.0, counts=[100, 3])
+    same = write('same', accuracy=0.5, seconds=9.0, counts=[100, 3])
+    assert compare.largest_difference(first, same) == 0
+    other = write('other', accuracy=0.5, seconds=1.0, counts=[101, 3])
+    assert compare.largest_difference(first, other) == pytest.approx(0.01)
+    assert compare.largest_difference(first, write('less', accuracy=0.5)) == float('inf')
+    for name in ('common', 'compare'):
+        sys.modules.pop(name)
+
+
 @pytest.mark.slow
 def test_scaling(run, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', '')  # what it reads is the compiled program, as shipped

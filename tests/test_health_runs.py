@@ -40,10 +40,10 @@ SOUND = {
     'gradient codebook': Run(VQ(64)),
     'classification': Run(task='classes'),
     'learning rate 0.01': Run(rate=1e-2),
-    'cosine metric': Run(VQEMA(64, metric='cosine')),
-    'SGD': Run(optimizer='sgd', rate=0.03),
 }
 SOUND_LONG = {
+    'SGD': Run(optimizer='sgd', rate=0.03),
+    'cosine metric': Run(VQEMA(64, metric='cosine')),
     'SimVQ': Run(SimVQ(64)),
     'product': Run(Product(VQEMA(32), 2)),
     'LFQ': Run(LFQ(8), z='standard'),
@@ -71,7 +71,6 @@ FAULTS = {
     'decay 0.9999 in 300 steps': ('slow_average', Run(VQEMA(64, decay=0.9999), steps=300)),
     'decay 0, small batches': ('noisy_average', Run(VQEMA(256, decay=0.0), batch=4)),
     'offset of 20': ('offset', Run(z='offset')),
-    'offset of 20 before FSQ': ('offset', Run(**GRID, z='offset')),
     '64 training images': ('overfitting', Run(task='classes', images=64, steps=400)),
     'normal start, no revival': ('blind_start', Run(VQEMA(64, **BLIND))),
     'revival every 1,000 steps': (
@@ -86,21 +85,16 @@ FAULTS = {
         Run(faults.StaleRevival(64, decay=0.9, revival=ops.Revival(below=0.5, every=4))),
     ),
     'gradient stopped at z_q': ('no_straight_through', Run(cut='straight_through')),
-    'gradient stopped at z': ('frozen_parameters', Run(cut='encoder')),
     "quantizer's loss not added": ('loss_left_out', Run(cut='loss')),
     'statistics not updated': ('frozen_codebook', Run(cut='update')),
     'statistics updated in evaluation': ('eval_updates', Run(cut='eval_updates')),
     'smoothed counts without their total': (
         'missing_total', Run(faults.MissingTotal(64, decay=0.95)),
     ),
-    'counts from 0': ('zero_counts', Run(faults.ZeroCounts(64))),
     'start discarded': ('discarded_init', Run(faults.DiscardedInit(64, decay=0.95))),
     'commitment detached': ('detached_commitment', Run(faults.DetachedCommitment(64))),
-    'coefficients swapped': ('swapped_coefficients', Run(faults.SwappedCoefficients(64))),
     'features of 0.001 before FSQ': ('unscaled_fsq', Run(**GRID, z='tiny')),
     'features of 100 before FSQ': ('saturated_grid', Run(**GRID, z='huge')),
-    'dead ReLU': ('constant_inputs', Run(VQEMA(64, **BLIND), z='dead')),
-    'temperature 10': ('random_codes', Run(VQEMA(64, temperature=10.0))),
     'NaN in the weights': ('diverged', Run(cut='nan')),
     'weight decay 30': ('weights_shrink', Run(optimizer='adamw_strong')),
     'a path around the codes': ('codes_ignored', Run(task='leak')),
@@ -108,6 +102,12 @@ FAULTS = {
     'wrong labels': ('no_progress', Run(task='classes', data='wrong_labels')),
 }  # fmt: skip
 FAULTS_LONG = {
+    'temperature 10': ('random_codes', Run(VQEMA(64, temperature=10.0))),
+    'offset of 20 before FSQ': ('offset', Run(**GRID, z='offset')),
+    'dead ReLU': ('constant_inputs', Run(VQEMA(64, **BLIND), z='dead')),
+    'gradient stopped at z': ('frozen_parameters', Run(cut='encoder')),
+    'coefficients swapped': ('swapped_coefficients', Run(faults.SwappedCoefficients(64))),
+    'counts from 0': ('zero_counts', Run(faults.ZeroCounts(64))),
     'commitment 1e-6': ('weak_commitment', Run(VQEMA(64, commitment=1e-6))),
     'learning rate 0.3, standardised': ('learning_rate_high', Run(rate=0.3, z='standard')),
     'decay 0.9999, normal start': (

@@ -1,6 +1,7 @@
 """metrics.py: exact values and known baselines, which no clamp and no padded row may change."""
 
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,35 @@ def test_a_certain_mistake_is_infinitely_unlikely():
     probs = jnp.array([[1.0, 0.0]])
     assert metrics.negative_log_likelihood(probs, jnp.array([1])) == math.inf
     assert metrics.negative_log_likelihood(probs, jnp.array([0])) == 0.0
+
+
+def test_arrays_of_numpy_and_of_jax_give_the_same():
+    probs, labels = confident_model(60)
+    padded = np.concatenate([probs, np.full((4, 10), np.nan, np.float32)])
+    labels = np.concatenate([labels, np.zeros(4, labels.dtype)])
+    mask, counts = np.arange(64) < 60, np.array([[0, 3, 5, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+
+    def measured(probs, labels, mask, counts):
+        of_probs = (
+            metrics.accuracy,
+            metrics.negative_log_likelihood,
+            metrics.brier_score,
+            metrics.expected_calibration_error,
+            metrics.reliability,
+        )
+        found = [f(probs, labels, mask=mask) for f in of_probs]
+        found += [f(probs[:60], labels[:60]) for f in of_probs]
+        return found + [
+            f(counts) for f in (metrics.perplexity, metrics.active_codes, metrics.usage)
+        ]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ours = measured(padded, labels, mask, counts)
+    theirs = jax.jit(measured)(padded, labels, mask, counts)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert isinstance(a, np.ndarray | np.generic) and a.dtype == b.dtype and a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_masked_rows_count_nowhere_even_when_nan():

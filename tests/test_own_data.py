@@ -436,10 +436,17 @@ def test_studies_that_read_their_data_by_name_say_so(tmp_path):
             studies.run({'study': study}, str(tmp_path / 'run'), dataset=SPLITS)
 
 
-def test_a_search_keeps_the_digest_too(tmp_path):
-    """Bad data are refused before its folder is made."""
+def test_a_search_goes_on_with_the_same_data_alone(tmp_path):
     space = {'every': {'learning_rate': {'log_uniform': (1e-3, 1e-2)}}}
-    config = small_config(**TINY, trials=1, space=space)
+    config = small_config(**TINY | {'methods': 'none'}, trials=1, trial_seeds=1, space=space)
+    workdir = tmp_path / 'run'
     with pytest.raises(RunError, match='channels first'):
-        studies.run(config, str(tmp_path / 'run'), dataset=ARRAYS['channels first'][0])
+        studies.run(config, str(workdir), dataset=ARRAYS['channels first'][0])
     assert not list(tmp_path.iterdir())
+    cut = {'train': SPLITS['train']}
+    results = studies.run(config, str(workdir), dataset=cut)
+    files = [workdir / place / 'config.json' for place in ('.', 'search', 'final')]
+    digests = {json.loads(file.read_text())['data_digest'] for file in files}
+    assert digests == {results['config']['data_digest'], sets.from_sources('x', cut).digest}
+    with pytest.raises(RunError, match='holds a run on other data'):
+        studies.run(config, str(workdir), dataset=SPLITS)

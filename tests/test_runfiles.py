@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from support import small_config
 
 from vqjax import VQEMA, runfiles
 from vqjax.codec import Codec
-from vqjax.trainer import experiment
+from vqjax.trainer import experiment, search
 from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.errors import RunError, Stopped
 from vqjax.trainer.files import display
@@ -288,6 +289,41 @@ def test_images_of_another_run_are_one_sentence(workdir):
         with pytest.raises(ValueError) as error:
             Codec.from_workdir(workdir, 'vq')
         sentence(error, workdir, 'does not fit the run vq with seed 0')
+
+
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        ({}, 'it has no time'),
+        ({'time': 3}, 'time is 3'),
+        ({'time': 'now', 'tuning': [1]}, 'tuning is [1]'),
+        ({'time': 'now', 'tuning': {'methods': {'vq': {'trials': 3}}}}, 'trials'),
+    ],
+)
+def test_a_damaged_choice_of_settings_is_one_sentence(tmp_path, content, reason):
+    file = tmp_path / search.OPENED
+    file.write_text(json.dumps(content))
+    with pytest.raises(RunError) as error:
+        search._opened(tmp_path, None, {})
+    sentence(error, file, reason, 'choose another --workdir')
+
+
+def test_a_choice_of_settings_of_another_search_is_one_sentence(tmp_path):
+    trial = {'settings': {}, 'accuracy': [0.5], 'nll': [1.0]}
+    method = {'trials': [trial] * 2, 'chosen': [1, 1, 0], 'together': 1}
+    tuning = {'trials': 2, 'seeds': 1, 'nested': True, 'space': {}, 'methods': {'vq': method}}
+    (tmp_path / search.OPENED).write_text(json.dumps({'time': 'now', 'tuning': tuning}))
+    three, two = (types.SimpleNamespace(seeds=n) for n in (3, 2))
+    assert search._opened(tmp_path, three, {'vq': [None] * 2}).time == 'now'
+    for given, trials in (
+        (two, {'vq': [None] * 2}),
+        (three, {'vq': [None]}),
+        (three, {'fsq': [None] * 2}),
+        (three, {}),
+    ):
+        with pytest.raises(RunError, match='it is of other methods, trials or seeds') as error:
+            search._opened(tmp_path, given, trials)
+        sentence(error, search.OPENED, 'choose another --workdir')
 
 
 # Checkpoints.

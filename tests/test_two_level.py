@@ -46,28 +46,43 @@ def config(**changes):
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
-    """(folder, results of the study)."""
+    """(folder, results of the study) of two equal levels and of one."""
     workdir = tmp_path_factory.mktemp('two') / 'run'
-    return workdir, studies.run(config(), str(workdir))
+    return workdir, studies.run(config(methods='two,one'), str(workdir))
 
 
-def test_bits_and_uses_are_those_of_each_level(done):
-    workdir, results = done
-    # Digits have a bottom grid of 2 x 2 and one top code.
-    assert {n: m['bits'] for n, m in results['methods'].items()} == {
-        'two': 5 * 4, 'mixed': 3 + 4 * 6, 'one': 4 * 5,
-    }  # fmt: skip
-    for name in ('two', 'mixed'):
+@pytest.fixture(scope='module')
+def unlike(tmp_path_factory):
+    """Those of two levels of unlike quantizers."""
+    workdir = tmp_path_factory.mktemp('mixed') / 'run'
+    return workdir, studies.run(config(methods='mixed'), str(workdir))
+
+
+every_run = pytest.mark.parametrize(
+    'runs', ['done', pytest.param('unlike', marks=pytest.mark.slow)]
+)
+# Digits have a bottom grid of 2 x 2 and one top code.
+BITS = {'two': 5 * 4, 'mixed': 3 + 4 * 6, 'one': 4 * 5}
+
+
+@every_run
+def test_bits_and_uses_are_those_of_each_level(request, runs):
+    workdir, results = request.getfixturevalue(runs)
+    for name, method in results['methods'].items():
+        assert method['bits'] == BITS[name]
+        if name == 'one':
+            continue
         found = json.loads((workdir / 'finished' / name / 'seed_0.json').read_text())['result']
         top, bottom = found['perplexity_per_stage']
         assert 1 < top <= 16 and 1 < bottom <= 64
         assert found['tokens'] == 4 * 360
-        spec = results['methods'][name]['spec']
+        spec = method['spec']
         assert spec['name'] == 'levels' and spec['sizes'] == [1, 4]
 
 
-def test_the_study_decodes_the_runs_as_they_ended_and_each_level_alone(done):
-    workdir, results = done
+@every_run
+def test_the_study_decodes_the_runs_as_they_ended_and_each_level_alone(request, runs):
+    workdir, results = request.getfixturevalue(runs)
     for name, method in results['methods'].items():
         [seed] = method['seeds']
         if name == 'one':
@@ -84,8 +99,9 @@ def test_the_study_decodes_the_runs_as_they_ended_and_each_level_alone(done):
         errors, _ = study.decode_apart(task, variables, dataset)
         assert errors['all'] == pytest.approx(seed['reconstruction_error'], rel=1e-5)
     text = (workdir / 'report.md').read_text()
-    for row in ('two ', 'two, top alone', 'mixed, bottom alone', 'one '):
-        assert f'\n| {row}' in text
+    for name in results['methods']:
+        rows = ('',) if name == 'one' else ('', ', top alone', ', bottom alone')
+        assert all(f'\n| {name}{row} ' in text for row in rows), name
     assert (workdir / 'reconstructions.png').stat().st_size > 10_000
 
 

@@ -2,7 +2,8 @@
 
 import importlib
 
-from vqjax import health, metrics, nn, ops, quantizers
+from vqjax import health, metrics, ops, quantizers
+from vqjax import nn as nn
 from vqjax.quantizers import REGISTRY as _REGISTRY
 from vqjax.quantizers import Quantized, Quantizer, make, to_spec
 from vqjax.quantizers.kinds import *  # noqa: F403 - the quantizers
@@ -15,14 +16,17 @@ __all__ = [
     'health',
     'make',
     'metrics',
-    'nn',
     'ops',
     'quantizers',
     'to_spec',
 ]
 # Imported when first asked for.
 _LATER = ('calibration', 'codec', 'hsmm', 'importers', 'intervals', 'nnx', 'testing')
-__all__ += [*_LATER, *(kind.__name__ for kind in _REGISTRY.values())]
+# `nn` and `nnx` are Flax's names as well: `from vqjax import *` leaves those of the user alone.
+__all__ += [
+    *(name for name in _LATER if name != 'nnx'),
+    *(kind.__name__ for kind in _REGISTRY.values()),
+]
 
 
 def __getattr__(name: str):

@@ -28,18 +28,24 @@ def read_json(file: str | os.PathLike, remedy: str) -> dict[str, Any]:
     """
     try:
         text = pathlib.Path(file).read_text(encoding='utf-8')
-        found = json.loads(text)
-    except OSError as error:
-        raise ValueError(f'{file} cannot be read ({error.strerror or error}): {remedy}') from error
     except UnicodeDecodeError as error:
-        reason = f'byte {error.start} is not UTF-8 text'
+        raise _damaged(file, f'byte {error.start} is not UTF-8 text', remedy) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+        reason = getattr(error, 'strerror', None) or error
+        raise ValueError(f'{file} cannot be read ({reason}): {remedy}') from error
+    try:
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = f'not valid JSON: {error}' if text.strip() else 'it is empty'
-    else:
-        if isinstance(found, dict):
-            return found
-        reason = f'it holds {_KINDS.get(type(found), "a number")} instead of a mapping'
-    raise ValueError(f'{file} is damaged ({reason}): {remedy}')
+        raise _damaged(file, reason, remedy) from error
+    if not isinstance(found, dict):
+        kind = _KINDS.get(type(found), 'a number')
+        raise _damaged(file, f'it holds {kind} instead of a mapping', remedy)
+    return found
+
+
+def _damaged(file: str | os.PathLike, reason: str, remedy: str) -> ValueError:
+    return ValueError(f'{file} is damaged ({reason}): {remedy}')
 
 
 _KINDS = {list: 'a list', str: 'a text', bool: 'true or false', type(None): 'null'}

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from vqjax.ops import AxisName
+from vqjax.ops.fields import check
 from vqjax.quantizers import Quantized, Quantizer
 from vqjax.quantizers.base import PyTree
 
@@ -29,6 +30,12 @@ class Quantize(nn.Module):
 
     quantizer: Quantizer
     axis_name: AxisName = None
+
+    def __post_init__(self) -> None:
+        is_quantizer = isinstance(self.quantizer, Quantizer)
+        is_quantizer &= not isinstance(self.quantizer, type)
+        check(is_quantizer, 'quantizer', self.quantizer, 'a quantizer, such as vqjax.VQEMA(256)')
+        super().__post_init__()
 
     @nn.compact
     def __call__(

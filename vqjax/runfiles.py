@@ -179,13 +179,15 @@ def read_extra(folder: pathlib.Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     path = newest_checkpoint(folder)
+    handler: Any = ocp.JsonCheckpointHandler()  # its type asks for a path of etils
     try:
-        extra = ocp.JsonCheckpointHandler().restore(path / 'extra')
+        extra = handler.restore(path / 'extra')
     except Exception as error:  # as above
         raise _unreadable(path, _reason(error)) from error
     config = extra.get('config') if isinstance(extra, dict) else None
-    wrong = _config_fault(config) if isinstance(config, dict) else 'it has no configuration'
-    if wrong:
+    if not isinstance(config, dict):
+        raise _unreadable(path, 'it has no configuration')
+    if wrong := _config_fault(config):
         raise _unreadable(path, wrong)
     return {**extra, 'config': _complete(config)}
 
@@ -266,17 +268,12 @@ def filled(like: Any, raw: Any, folder: str | os.PathLike) -> Any:
       ValueError: an array is missing, or has another shape or dtype.
     """
 
-    def pick(path, leaf):
+    def pick(path: tuple[Any, ...], leaf: Any) -> Any:
         value = raw
         for part in path:
-            name = getattr(part, 'name', getattr(part, 'idx', getattr(part, 'key', None)))
-            try:
-                value = value[name] if isinstance(value, list | tuple) else value[str(name)]
-            except (KeyError, IndexError, TypeError):
-                value = None
-        found = (
-            None if value is None or isinstance(value, dict | list | tuple) else np.asarray(value)
-        )
+            value = _child(value, part)
+        nothing = value is None or isinstance(value, dict | list | tuple)
+        found = None if nothing else np.asarray(value)
         if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             told = 'missing' if found is None else f'{found.dtype}{list(found.shape)}'
             raise ValueError(
@@ -287,3 +284,13 @@ def filled(like: Any, raw: Any, folder: str | os.PathLike) -> Any:
         return value
 
     return jax.tree_util.tree_map_with_path(pick, like)
+
+
+def _child(value: Any, part: Any) -> Any:
+    """What stands at one part of a path, None for nothing."""
+    name = getattr(part, 'name', getattr(part, 'idx', getattr(part, 'key', None)))
+    if isinstance(value, dict):
+        return value.get(str(name))
+    if isinstance(value, list | tuple) and isinstance(name, int) and name < len(value):
+        return value[name]
+    return None

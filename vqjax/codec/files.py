@@ -45,7 +45,7 @@ def write(
     about = {
         'spec': to_spec(quantizer),
         'dim': dim,
-        'info': dict(info),
+        'info': _plain(info, 'info'),
         'encoder': None,
         'versions': {'vqjax': vqjax.__version__, 'jax': jax.__version__},
     }
@@ -61,6 +61,25 @@ def write(
     }
     arrays = {name: np.asarray(value, order='C') for name, value in arrays.items()}
     replace_file(path, _safetensors().numpy.save(arrays, metadata))
+
+
+def _plain(value: Any, name: str) -> Any:
+    """`value` as JSON has it: keys as text, scalars and arrays of NumPy and JAX as Python's."""
+    if isinstance(value, Mapping):
+        keys = [str(key) for key in value]
+        if len(set(keys)) < len(keys) or not all(isinstance(k, str | int | float) for k in value):
+            raise ValueError(f'{name} must have keys that differ as text, got {list(value)}')
+        items = zip(keys, value.values(), strict=True)
+        return {key: _plain(part, f'{name}[{key!r}]') for key, part in items}
+    if isinstance(value, list | tuple):
+        return [_plain(part, f'{name}[{i}]') for i, part in enumerate(value)]
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return _plain(np.asarray(value).tolist(), name)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ValueError(
+        f'{name} must be plain data (numbers, text, lists and mappings of them), got {value!r:.100}'
+    )
 
 
 def read(path: str | os.PathLike, codec: Callable[..., Any]) -> Any:

@@ -17,9 +17,9 @@ import optax
 
 from vqjax import ops
 from vqjax.codec.tokenizer import Codec, check_floating
-from vqjax.ops.fields import check, check_count
+from vqjax.ops.fields import check, check_count, check_key
 from vqjax.quantizers import Quantizer
-from vqjax.quantizers.checking import check_key, unshared
+from vqjax.quantizers.checking import unshared
 
 # The start sees this many vectors a code (k-means gains little from more), within bounds.
 _START_PER_CODE = 256

@@ -109,6 +109,8 @@ def check_codes(quantizer: Quantizer, codes: np.ndarray, lowest: int = -1) -> np
     shape = quantizer.code_shape
     if isinstance(codes, list | tuple) and not codes:
         codes = np.zeros((0, *shape), np.int32)
+    if isinstance(codes, np.ma.MaskedArray) and np.issubdtype(codes.dtype, np.integer):
+        codes = codes.astype(np.int64).filled(-1)
     codes = np.asarray(codes)
     if (
         not np.issubdtype(codes.dtype, np.integer)

@@ -99,7 +99,8 @@ class SensorEncoder(ImageEncoder):
           ValueError: they are not real numbers of that form.
         """
         try:
-            signals = np.asarray(signals)
+            if not isinstance(signals, np.ma.MaskedArray):
+                signals = np.asarray(signals)
         except ValueError as error:  # lists of different lengths
             raise ValueError(f'signals must be [T, C]: {error}') from None
         if not any(jnp.issubdtype(signals.dtype, kind) for kind in (jnp.integer, jnp.floating)):
@@ -109,7 +110,8 @@ class SensorEncoder(ImageEncoder):
             raise ValueError(
                 f'signals must be [T, {channels}], steps x sensors, got shape {signals.shape}'
             )
-        signals = signals.astype(np.float32)
+        # What NumPy masks is missing, as what is not finite.
+        signals = np.ma.filled(signals.astype(np.float32), np.nan)
         real = np.isfinite(signals).all(-1, keepdims=True)
         scaled = (signals - np.float32(self.mean)) / np.float32(self.std)
         return np.where(real, scaled, np.float32(np.nan))

@@ -286,13 +286,13 @@ def batches(rows: np.ndarray, most: int = BATCH) -> Iterator[np.ndarray]:
 
 
 def check_floating(z: Any) -> np.ndarray:
-    """z as an array of NumPy, if it is of floating point numbers.
+    """z as an array of NumPy, if it is of floating point numbers; NaN where NumPy masks an entry.
 
     Raises:
       ValueError: for anything else: integers are codes or pixels, not vectors.
     """
     try:
-        z = np.asarray(z)
+        z = z if isinstance(z, np.ma.MaskedArray) else np.asarray(z)
     except ValueError as error:  # lists of different lengths
         raise ValueError(f'z must be vectors [..., D]: {error}') from None
     # bfloat16 is floating point to JAX, not to NumPy.
@@ -301,7 +301,7 @@ def check_floating(z: Any) -> np.ndarray:
             f'z must be floating point, got {z.dtype} of shape {z.shape}: codes go to decode, and '
             "whole numbers that are vectors are made so by z.astype('float32')"
         )
-    return z
+    return np.ma.filled(z, np.nan)
 
 
 def _by_batch(run, rows, given, shape, dtype, most):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,8 +13,17 @@ from jax import lax
 
 from vqjax.hsmm import chain, filtering, fitting, priors, starts, viterbi
 from vqjax.hsmm.filtering import Window
-from vqjax.hsmm.sessions import arranged, check_codes, check_values, restored
-from vqjax.ops.fields import check, check_count, check_flag, check_positive, is_number, make_plain
+from vqjax.hsmm.sessions import arranged, as_codes, check_codes, check_values, restored
+from vqjax.ops.fields import (
+    check,
+    check_count,
+    check_flag,
+    check_key,
+    check_positive,
+    check_weight,
+    is_number,
+    make_plain,
+)
 from vqjax.ops.serialization import exported
 
 
@@ -42,6 +51,35 @@ class Fitted(NamedTuple):
 
     params: HSMMParams
     trace: jax.Array
+
+
+def as_params(params) -> HSMMParams:
+    """HSMMParams of what a checkpoint may restore: a dict of their names, a tuple or a list.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    if isinstance(params, Mapping) and set(params) == set(HSMMParams._fields):
+        params = HSMMParams(**params)
+    if not isinstance(params, tuple | list) or len(params) != len(HSMMParams._fields):
+        names = ', '.join(HSMMParams._fields)
+        raise ValueError(f'params must be HSMMParams({names}), got {type(params).__name__}')
+    start, stay, move, emit, base = params
+    if isinstance(emit, Mapping):  # a tuple as flax's msgpack restores it
+        emit = [emit[name] for name in sorted(emit, key=int)]
+    return HSMMParams(
+        *map(jnp.asarray, (start, stay, move)), tuple(map(jnp.asarray, emit)), jnp.asarray(base)
+    )
+
+
+def _floating(dtype):
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        kind = None
+    known = kind is not None and jnp.issubdtype(kind, jnp.floating)
+    check(known, 'dtype', dtype, 'a floating point dtype, such as jnp.float32')
+    return kind
 
 
 def _compiled(*static: str) -> Callable:
@@ -130,7 +168,7 @@ class HSMM:
 
     def _taken(self, codes, mask):
         """Codes and mask as arrays, checked."""
-        codes = codes if hasattr(codes, 'dtype') else jnp.asarray(codes)
+        codes = as_codes(codes)
         mask = mask if mask is None or hasattr(mask, 'dtype') else jnp.asarray(mask)
         check_codes(codes, mask, self.sizes, self._single)
         check_values(codes, mask, self.sizes, self._single)
@@ -158,8 +196,9 @@ class HSMM:
 
     def init(self, key, codes, mask=None, dtype=jnp.float32) -> HSMMParams:
         """Params to start from: emissions of clusters of windows, everything else even."""
+        check_key(key)
         codes, mask = self._taken(codes, mask)
-        return self._init(key, codes, mask, dtype=jnp.dtype(dtype))
+        return self._init(key, codes, mask, dtype=_floating(dtype))
 
     @_compiled('dtype')
     def _init(self, key, codes, mask, dtype):
@@ -178,7 +217,7 @@ class HSMM:
 
     def fit(
         self, key, codes, mask=None, params: HSMMParams | None = None, iters: int = 300,
-        tol: float = 1e-6, restarts: int = 1, merge: bool = True, dtype=jnp.float32,
+        tol: float = 1e-6, restarts: int = 1, merge: bool = True, dtype=None,
     ) -> Fitted:  # fmt: skip
         """EM from `init` (the best of `restarts` starts), or from params -> Fitted.
 
@@ -186,16 +225,27 @@ class HSMM:
         no step lowers it but by rounding; EM ends when a step raises it by less than tol times
         its size. Where the number of states is to be found (gamma) and merge is True, alike
         states are then merged as long as that raises it. The params are the Dirichlets' means.
+
+        `key` and dtype (None: float32) are of the start. Given params, there is none: `key` is
+        then not read and may be None, and `restarts` and another dtype are refused.
         """
         check_count('iters', iters)
         check_count('restarts', restarts)
         check_flag('merge', merge)
+        check_weight('tol', tol)
         codes, mask = self._taken(codes, mask)
         merge = merge and self.gamma is not None and self.num_states > 1
         if params is not None:
+            params = as_params(params)
             self._weights(params)
+            check(restarts == 1, 'restarts', restarts, '1 where params say where EM starts')
+            own = params.base.dtype
+            same = dtype is None or _floating(dtype) == own
+            check(same, 'dtype', dtype, f'None or that of the given params, {own}')
             return self._from(codes, mask, params, tol, iters=iters, merge=merge)
-        fixed = {'iters': iters, 'merge': merge, 'restarts': restarts, 'dtype': jnp.dtype(dtype)}
+        fixed = {'iters': iters, 'merge': merge, 'restarts': restarts}
+        fixed['dtype'] = _floating(jnp.float32 if dtype is None else dtype)
+        check_key(key)
         return self._best(key, codes, mask, tol, **fixed)
 
     @_compiled('iters', 'merge', 'restarts', 'dtype')
@@ -218,7 +268,7 @@ class HSMM:
 
     def log_likelihood(self, params: HSMMParams, codes, mask=None) -> jax.Array:
         """log p(codes of a session) [...], in nats."""
-        return self._log_likelihood(params, *self._taken(codes, mask))
+        return self._log_likelihood(as_params(params), *self._taken(codes, mask))
 
     @_compiled()
     def _log_likelihood(self, params, codes, mask):
@@ -227,7 +277,7 @@ class HSMM:
 
     def posterior(self, params: HSMMParams, codes, mask=None) -> jax.Array:
         """Probabilities of the states [..., T, L] given all codes; zeros outside a session."""
-        return self._posterior(params, *self._taken(codes, mask))
+        return self._posterior(as_params(params), *self._taken(codes, mask))
 
     @_compiled()
     def _posterior(self, params, codes, mask):
@@ -241,7 +291,7 @@ class HSMM:
         kept. Time grows with L * longest a step, and not with it where there is one phase.
         """
         check_count('longest', longest)
-        return self._viterbi(params, *self._taken(codes, mask), longest=longest)
+        return self._viterbi(as_params(params), *self._taken(codes, mask), longest=longest)
 
     @_compiled('longest')
     def _viterbi(self, params, codes, mask, longest):
@@ -255,7 +305,7 @@ class HSMM:
         -1 before a session's first code; after its last one time goes on.
         """
         check_count('lag', lag, 0)
-        return self._filter(params, *self._taken(codes, mask), lag=lag)
+        return self._filter(as_params(params), *self._taken(codes, mask), lag=lag)
 
     @_compiled('lag')
     def _filter(self, params, codes, mask, lag):
@@ -266,7 +316,7 @@ class HSMM:
     def filter_init(self, params: HSMMParams, lag: int = 0, shape: tuple[int, ...] = ()) -> Window:
         """What is carried from step to step of streams [*shape], before their first step."""
         check_count('lag', lag, 0)
-        return filtering.opened(self._weights(params), self.phases, lag, tuple(shape))
+        return filtering.opened(self._weights(as_params(params)), self.phases, lag, tuple(shape))
 
     def filter_step(
         self, params: HSMMParams, window: Window, codes, mask=None
@@ -276,12 +326,22 @@ class HSMM:
         Returns the next window, and states int32 [...] of the step `lag` steps ago (-1 before a
         stream's first code): after the last step, `lag` steps of code -1 give the rest.
         """
-        codes = jnp.asarray(codes)
-        axis = codes.ndim if self._single else codes.ndim - 1
+        codes = as_codes(codes)
         mask = None if mask is None else jnp.asarray(mask)[..., None]
-        codes, mask = jnp.expand_dims(codes, axis if self._single else max(axis, 0)), mask
+        codes = codes[..., None] if self._single else codes[..., None, :] if codes.ndim else codes
         check_codes(codes, mask, self.sizes, self._single)
-        return self._filter_step(params, window, codes, mask)
+        check_values(codes, mask, self.sizes, self._single, whole=False)
+        streams = codes.shape[:-1] if self._single else codes.shape[:-2]
+        self._check_window(window, streams)
+        return self._filter_step(as_params(params), window, jnp.asarray(codes), mask)
+
+    def _check_window(self, window, streams):
+        need = f'what filter_init(params, lag, {streams}) of {self!r} or the step before gave'
+        check(isinstance(window, Window), 'window', window, need)
+        ends = (*streams, self.num_states, self.phases), (*streams, self.num_states), streams
+        shapes = [jnp.shape(x) for x in window]
+        if any(shape[1:] != end for shape, end in zip(shapes, ends, strict=True)):
+            raise ValueError(f'window must be {need}, for streams of these codes; got {shapes}')
 
     @_compiled()
     def _filter_step(self, params, window, codes, mask):
@@ -292,7 +352,8 @@ class HSMM:
     def sample(self, params: HSMMParams, key, num_steps: int) -> tuple[jax.Array, jax.Array]:
         """(states int32 [T], codes int32 [T] or [T, C]) of a session drawn from the model."""
         check_count('num_steps', num_steps)
-        return self._sample(params, key, num_steps=num_steps)
+        check_key(key)
+        return self._sample(as_params(params), key, num_steps=num_steps)
 
     @_compiled('num_steps')
     def _sample(self, params, key, num_steps):

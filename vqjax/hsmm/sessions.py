@@ -26,6 +26,13 @@ class Sessions(NamedTuple):
     inside: jax.Array
 
 
+def as_codes(codes) -> jax.Array | np.ndarray:
+    """Codes as an array; entries that an array of NumPy masks are missing."""
+    if isinstance(codes, np.ma.MaskedArray) and np.issubdtype(codes.dtype, np.integer):
+        return codes.astype(np.int64).filled(-1)
+    return codes if isinstance(codes, jax.Array) else np.asarray(codes)
+
+
 def check_codes(codes: jax.Array, mask: jax.Array | None, sizes: tuple[int, ...], single: bool):
     """Raise ValueError unless these are sessions of codes; see `HSMM`."""
     shape = '[..., T]' if single else f'[..., T, {len(sizes)}]'
@@ -45,8 +52,11 @@ def check_codes(codes: jax.Array, mask: jax.Array | None, sizes: tuple[int, ...]
         )
 
 
-def check_values(codes, mask, sizes: tuple[int, ...], single: bool) -> None:
-    """Raise ValueError for codes beyond K and sessions without any; where values are known."""
+def check_values(codes, mask, sizes: tuple[int, ...], single: bool, whole: bool = True) -> None:
+    """Raise ValueError for codes beyond K and sessions without any; where values are known.
+
+    whole: whether these are all steps of the sessions, of which one at least has a code.
+    """
     if any(isinstance(x, jax.core.Tracer) for x in (codes, mask)):
         return
     codes = np.asarray(codes)[..., None] if single else np.asarray(codes)
@@ -59,7 +69,7 @@ def check_values(codes, mask, sizes: tuple[int, ...], single: bool) -> None:
             f'{sizes[place[-1]]}: codes lie in [0, num_codes), -1 where one is missing'
         )
     empty = ~real.any((-2, -1))
-    if empty.any():
+    if whole and empty.any():
         which = tuple(int(i) for i in np.argwhere(empty)[0])
         raise ValueError(
             f'codes hold no real step in {int(empty.sum())} of {empty.size} sessions'
@@ -75,7 +85,8 @@ def arranged(codes, mask, sizes: tuple[int, ...], single: bool) -> tuple[Session
     if mask is not None:
         real &= mask[..., None]
     leading, (steps, axes) = codes.shape[:-2], codes.shape[-2:]
-    codes = jnp.where(real, codes, -1).astype(jnp.int32).reshape(-1, steps, axes)
+    # int32 first: of an unsigned dtype -1 would be the largest number.
+    codes = jnp.where(real, codes.astype(jnp.int32), -1).reshape(-1, steps, axes)
     codes = jnp.moveaxis(codes, 1, 0)
     seen = jnp.any(codes >= 0, -1)
     begun = jnp.cumsum(seen, 0) > 0

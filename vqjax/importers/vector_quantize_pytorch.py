@@ -35,7 +35,7 @@ from vqjax.quantizers import (
     Projected,
     ProjectedParams,
     QINCo,
-    QINCoParams,
+    QINCoBiasedParams,
     RandomProjection,
     RandomProjectionState,
     Residual,
@@ -230,7 +230,7 @@ def _implicit(entries, stems, commitment) -> Imported:
         return np.stack([[net[block + end] for block in blocks] for net in nets])
 
     down, up = both('0.weight').swapaxes(-1, -2), both('2.weight').swapaxes(-1, -2)
-    params = QINCoParams(
+    params = QINCoBiasedParams(
         np.stack([codebook[0] for codebook in codebooks]),
         from_code=mix[:, dim:] - np.eye(dim, dtype=np.float32),
         from_sum=mix[:, :dim],

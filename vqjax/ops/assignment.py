@@ -62,7 +62,7 @@ class Sinkhorn:
     epsilon: float = 0.1
     iters: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         make_plain(self)
         check_positive('epsilon', self.epsilon)
         check_count('iters', self.iters)

@@ -58,7 +58,7 @@ class LowRank:
 
     rank: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         make_plain(self)
         check_count('rank', self.rank)
 
@@ -95,7 +95,7 @@ class VQBridge:
     depth: int = 2
     heads: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         make_plain(self)
         for field in dataclasses.fields(self):
             check_count(field.name, getattr(self, field.name))

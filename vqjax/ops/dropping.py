@@ -37,7 +37,7 @@ class StageDropout:
     multiple: int = 1
     share: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         make_plain(self)
         check(self.by in UNITS, 'by', self.by, f'one of {UNITS}')
         check_count('least', self.least)
@@ -60,7 +60,14 @@ class StageDropout:
             raise ValueError(f'least={self.least} exceeds num_stages={num_stages}')
         return tuple(n for n in range(self.least, num_stages + 1) if n % self.multiple == 0)
 
-    def used(self, key, shape, num_stages: int, mask=None, axis_name: AxisName = None) -> jax.Array:
+    def used(
+        self,
+        key: jax.Array,
+        shape: tuple[int, ...],
+        num_stages: int,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> jax.Array:
         """Which stages are used: bool [S, *shape] for vectors [*shape, D] and their mask."""
         if self.by == 'batch' or not shape:
             draw = jax.random.uniform(key, dtype=jnp.float32)

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core
 
@@ -68,3 +69,11 @@ def make_plain(instance: Any) -> None:
             changed = plain(value)
             if changed is not value:
                 object.__setattr__(instance, field.name, changed)
+
+
+def check_key(key: Any) -> None:
+    """Raise ValueError for what is not one random key."""
+    dtype = getattr(key, 'dtype', None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (typed and key.shape == () or dtype == jnp.uint32 and len(key.shape) == 1):
+        raise ValueError(f'key must be one random key, such as jax.random.key(0), got {key!r:.100}')

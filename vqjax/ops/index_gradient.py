@@ -26,7 +26,8 @@ def soft_index(z: jax.Array, codebook: jax.Array, metric: str = 'dot') -> jax.Ar
     backward takes six products of N x K x D and holds a few tiles.
 
     z [..., D], codebook [K, D] -> float32 [..., D], to be added to the vectors of chosen codes.
-    Vectors and codes that are not finite have and give no gradient.
+    Vectors and codes that are not finite have and give no gradient. Reverse mode and first
+    derivatives only (`jax.custom_vjp`).
     """
     rows = z.astype(jnp.float32).reshape(-1, z.shape[-1])
     rows = jnp.where(jnp.all(jnp.isfinite(rows), axis=-1, keepdims=True), rows, 0.0)

@@ -198,7 +198,9 @@ def _kmeans(key, rows, valid, k, iters, axis_name):
     )
 
 
-def normal(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
+def normal(
+    key: jax.Array, z: jax.Array, k: int, mask: jax.Array | None = None, axis_name: AxisName = None
+) -> Start:
     """Standard normal vectors, whatever the data: the usual start, and a frequent collapse.
 
     z [..., D] (only its D is read) -> Start.
@@ -208,7 +210,9 @@ def normal(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
     return Start(jax.random.normal(key, (k, z.shape[-1]), jnp.float32), jnp.ones(k, jnp.float32))
 
 
-def unit_sphere(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
+def unit_sphere(
+    key: jax.Array, z: jax.Array, k: int, mask: jax.Array | None = None, axis_name: AxisName = None
+) -> Start:
     """Uniform directions of length sqrt(D): a normal start with its lengths made equal.
 
     z [..., D] (only its D is read) -> Start.
@@ -218,7 +222,9 @@ def unit_sphere(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
 
 
 @automatic(P())
-def batch_rows(key, z, k, mask=None, axis_name: AxisName = None) -> Start:
+def batch_rows(
+    key: jax.Array, z: jax.Array, k: int, mask: jax.Array | None = None, axis_name: AxisName = None
+) -> Start:
     """Vectors of the batch drawn without replacement, and again from the first when they run out.
 
     z [..., D] -> Start.

@@ -117,7 +117,7 @@ def automatic(out_specs: Callable | P) -> Callable:
 
 
 @contextmanager
-def default_promotion():
+def default_promotion() -> Any:
     """NumPy's promotion of ranks and dtypes, which this library relies on.
 
     A user may forbid it (`jax_numpy_rank_promotion='raise'`) to find mistakes in code of their own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,14 @@ def _fill(rows, priority, codebook, counts, dead, axis_name) -> Revived:
     )
 
 
-def largest_error(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+def largest_error(
+    key: jax.Array | None,
+    batch: Batch,
+    codebook: jax.Array,
+    counts: jax.Array,
+    dead: jax.Array,
+    axis_name: AxisName = None,
+) -> Revived:
     """Dead codes take the vectors that the codebook serves worst: deterministic, no key needed."""
     del key
     squared = jnp.sum((batch.rows - batch.assigned[batch.codes]) ** 2, axis=-1)
@@ -63,7 +70,14 @@ def largest_error(key, batch, codebook, counts, dead, axis_name: AxisName = None
     return _fill(batch.rows, priority, codebook, counts, dead, axis_name)
 
 
-def random_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+def random_rows(
+    key: jax.Array | None,
+    batch: Batch,
+    codebook: jax.Array,
+    counts: jax.Array,
+    dead: jax.Array,
+    axis_name: AxisName = None,
+) -> Revived:
     """Dead codes take random vectors of the batch (Jukebox, arXiv:2005.00341).
 
     Without a key: the vectors with the largest error.
@@ -74,7 +88,14 @@ def random_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) 
     return _fill(batch.rows, priority, codebook, counts, dead, axis_name)
 
 
-def error_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+def error_rows(
+    key: jax.Array | None,
+    batch: Batch,
+    codebook: jax.Array,
+    counts: jax.Array,
+    dead: jax.Array,
+    axis_name: AxisName = None,
+) -> Revived:
     """Dead codes take vectors drawn by squared error, as k-means++ seeds are.
 
     Without a key: the vectors with the largest error.
@@ -87,7 +108,14 @@ def error_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -
     return _fill(batch.rows, priority, codebook, counts, dead, axis_name)
 
 
-def kmeans_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+def kmeans_rows(
+    key: jax.Array | None,
+    batch: Batch,
+    codebook: jax.Array,
+    counts: jax.Array,
+    dead: jax.Array,
+    axis_name: AxisName = None,
+) -> Revived:
     """Dead codes take k-means centroids of the vectors, those of the largest error mass first.
 
     K centroids are fitted; the mass of one is the squared error that its vectors have now. Meant
@@ -104,7 +132,14 @@ def kmeans_rows(key, batch, codebook, counts, dead, axis_name: AxisName = None) 
     return _fill(centroids, priority, codebook, counts, dead, None)
 
 
-def split(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+def split(
+    key: jax.Array | None,
+    batch: Batch,
+    codebook: jax.Array,
+    counts: jax.Array,
+    dead: jax.Array,
+    axis_name: AxisName = None,
+) -> Revived:
     """Dead codes take half of the most used ones (UViM, arXiv:2205.10337), both moved apart.
 
     The two halves stand 1/512 of the codebook's scale from each other, in a random direction of
@@ -132,7 +167,14 @@ def split(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Rev
     )
 
 
-def anchors(key, batch, codebook, counts, dead, axis_name: AxisName = None) -> Revived:
+def anchors(
+    key: jax.Array | None,
+    batch: Batch,
+    codebook: jax.Array,
+    counts: jax.Array,
+    dead: jax.Array,
+    axis_name: AxisName = None,
+) -> Revived:
     """Dead codes move to their nearest vector of the batch, at every look until they are used.
 
     The closest anchors of CVQ-VAE (arXiv:2307.15139). Its eq. 4 weights the move by use, with an
@@ -186,7 +228,7 @@ class Revival:
     every: int = 10
     source: Source = random_rows
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         make_plain(self)
         if not (is_number(self.below) and 0 < self.below < 1):
             raise ValueError(
@@ -196,10 +238,18 @@ class Revival:
         check_count('every', self.every)
         object.__setattr__(self, 'source', named_function('source', self.source, SOURCES))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'Revival(below={self.below!r}, every={self.every!r}, source={self.source.__name__})'
 
-    def __call__(self, key, batch: Batch, codebook, counts, step, axis_name: AxisName = None):
+    def __call__(
+        self,
+        key: jax.Array | None,
+        batch: Batch,
+        codebook: jax.Array,
+        counts: jax.Array,
+        step: jax.Array,
+        axis_name: AxisName = None,
+    ) -> Any:
         """Revive what is dead at this step.
 
         Args:
@@ -214,7 +264,15 @@ class Revival:
         return _compiled(self, key, batch, codebook, counts, step, axis_name)
 
 
-def revive(revival, key, batch, codebook, counts, step, axis_name):
+def revive(
+    revival: Any,
+    key: jax.Array | None,
+    batch: Batch,
+    codebook: jax.Array,
+    counts: jax.Array,
+    step: jax.Array,
+    axis_name: AxisName,
+) -> Any:
     """What calling a Revival does, for a caller that is compiled anyway."""
     dead = counts < revival.below * jnp.mean(counts)
     # A batch of nothing but padding, on all replicas, is no reason to revive.

@@ -6,7 +6,7 @@ import inspect
 import math
 from typing import Any
 
-import optax
+import optax  # type: ignore[import-untyped]
 
 from vqjax.ops.fields import check, check_flag, is_number, plain
 
@@ -73,18 +73,18 @@ class Schedule:
         """Plain data: {'schedule': name, argument: value, ...}."""
         return {'schedule': self.name, **self.arguments}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         arguments = ''.join(f', {name}={value!r}' for name, value in self.arguments.items())
         return f'Schedule({self.name!r}{arguments})'
 
-    def __eq__(self, other):
+    def __eq__(self, other: Any) -> bool:
         return isinstance(other, Schedule) and self.spec() == other.spec()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         # Not of the repr: equal ones may name their arguments in another order, or 1 and 1.0.
         return hash((self.name, frozenset(self.arguments.items())))
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return _rebuild, (self.name, self.arguments)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,17 @@ from vqjax.ops.tiles import in_lanes, row_lanes
 AxisName = Hashable | tuple[Hashable, ...] | None
 
 
-def psum(x, axis_name: AxisName):
+def psum(x: Any, axis_name: AxisName) -> Any:
     """`lax.psum`, or x itself without an axis."""
     return x if axis_name is None else lax.psum(x, axis_name)
 
 
-def pmax(x, axis_name: AxisName):
+def pmax(x: Any, axis_name: AxisName) -> Any:
     """`lax.pmax`, or x itself without an axis."""
     return x if axis_name is None else lax.pmax(x, axis_name)
 
 
-def pmean(x, axis_name: AxisName):
+def pmean(x: Any, axis_name: AxisName) -> Any:
     """`lax.pmean`, or x itself without an axis."""
     return x if axis_name is None else lax.pmean(x, axis_name)
 

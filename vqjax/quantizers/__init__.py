@@ -12,7 +12,7 @@ from vqjax.quantizers.kinds import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.multi_scale import MultiScaleParams
 from vqjax.quantizers.placement import device_mesh, shardings
 from vqjax.quantizers.projected import ProjectedParams
-from vqjax.quantizers.qinco import QINCoParams
+from vqjax.quantizers.qinco import QINCoBiasedParams, QINCoParams
 from vqjax.quantizers.random_projection import RandomProjectionState
 from vqjax.quantizers.specs import make, to_spec
 from vqjax.quantizers.vq import Affine, VQState
@@ -37,6 +37,7 @@ __all__ = [
     'GumbelState',
     'MultiScaleParams',
     'ProjectedParams',
+    'QINCoBiasedParams',
     'QINCoParams',
     'Quantized',
     'Quantizer',

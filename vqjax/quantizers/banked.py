@@ -62,7 +62,7 @@ class Banked(Wrapped):
     size: int = 8192
     fresh: int = 512
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         need = 'a VQEMA or VQ (of a combinator, put the bank around the inner quantizer)'
         check(isinstance(self.inner, VQEMA | VQ), 'inner', self.inner, need)
         need = 'of a quantizer that revives; without, a bank is of no use'
@@ -77,7 +77,13 @@ class Banked(Wrapped):
         return params, BankedState(inner, array_shape(self.size, dim), STEP)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, BankedState) from the inner's start on z [..., D]; the bank is empty."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         bank = jnp.zeros((self.size, z.shape[-1]), jnp.float32)
@@ -85,7 +91,15 @@ class Banked(Wrapped):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
     ) -> BankedState:
         """Vectors of z [..., D] enter the bank; then the inner's update, which revives from it."""
         bank, seen = self._remember(params, state, z, codes, key, mask, axis_name)

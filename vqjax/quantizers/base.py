@@ -13,6 +13,7 @@ import numpy as np
 from jax import core
 
 from vqjax import ops
+from vqjax.ops import AxisName
 
 # The checks of fields, for the files of quantizers to take from here.
 from vqjax.ops.fields import MAX_CODES as MAX_CODES
@@ -65,17 +66,17 @@ class Base:
     # Whether z_q lives in another space than z and has no gradient.
     targets_only: bool = False
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """`checked` for those methods of a quantizer of your own that are written without it."""
         super().__init_subclass__(**kwargs)
         if '__post_init__' in vars(cls):
-            cls.__post_init__ = _of_plain_fields(cls.__post_init__)
+            setattr(cls, '__post_init__', _of_plain_fields(cls.__post_init__))  # noqa: B010
         for name in OUT_SPECS.keys() & vars(cls).keys():
             setattr(cls, name, checked(vars(cls)[name]))
         if 'init' in vars(cls) and 'shapes' not in vars(cls):
-            cls.shapes = Base.shapes  # those of another init are not known
+            setattr(cls, 'shapes', Base.shapes)  # noqa: B010 - those of another init are not known
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Put Python scalars where NumPy or JAX ones were given; subclasses need not call it."""
         make_plain(self)
 
@@ -144,12 +145,22 @@ class Base:
         return traced_shapes(cast(Quantizer, self), dim)
 
     @checked
-    def update(self, params, state, z, codes, key=None, mask=None, axis_name=None, weights=None):
+    def update(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """The state itself: nothing is tracked."""
         del params, z, codes, key, mask, axis_name, weights
         return state
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +14,9 @@ from vqjax import ops
 _ROWS = 256
 
 
-def beam_codes(run_stages, z: jax.Array, num_stages: int, beam: int) -> jax.Array:
+def beam_codes(
+    run_stages: Callable[..., Any], z: jax.Array, num_stages: int, beam: int
+) -> jax.Array:
     """Codes whose summed vectors come nearest to z among `beam` partial sums.
 
     Every partial sum is extended by its nearest codes and the best of all extensions are kept, by

@@ -58,7 +58,7 @@ class BridgedCodebook(Codebook):
         """Always: the codes' length is that of z."""
         return True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_codes', self.num_codes)
         check_weight('commitment', self.commitment)
         check_weight('codebook', self.codebook)
@@ -90,7 +90,7 @@ class BridgedCodebook(Codebook):
         codes *= np.float32(length / np.sqrt(dim))
         return codes * jnp.where(scale > 0, scale, 1.0)
 
-    def read_codebook(self, params, state) -> jax.Array:
+    def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """The codes through the bridge, float32 [K, D]; differentiable in params.
 
         Raises:
@@ -107,14 +107,28 @@ class BridgedCodebook(Codebook):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Nearest code of z [..., D], with a key the assignment's; the bridge is taken once."""
         codebook = self.read_codebook(params, state)
         codes = hide(self.choose(codebook, z, key, mask, axis_name), mask)
         return self._read(codebook, z, codes, mask, axis_name)
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         return self._read(self.read_codebook(params, state), z, codes, mask, axis_name)
 
@@ -163,7 +177,7 @@ class Bridged(BridgedCodebook):
     assignment: Callable = ops.nearest_assignment
     length: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_flag('learned', self.learned)
         ok = all(callable(getattr(self.bridge, name, None)) for name in ('init', 'apply'))
@@ -176,7 +190,13 @@ class Bridged(BridgedCodebook):
         return BridgedParams(learned, codes if self.learned else ()), () if self.learned else codes
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(BridgedParams, codes); of z [..., D] the root mean square is read.
 
         Raises:

@@ -31,6 +31,7 @@ from jax.sharding import PartitionSpec as P
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.compiling import is_staged, run_compiled
+from vqjax.ops.fields import check_key
 from vqjax.ops.serialization import export_all
 from vqjax.quantizers.protocol import PyTree, Quantized, Quantizer
 
@@ -202,7 +203,7 @@ def _check_arguments(quantizer, name, given):
     if 'codes' in given:
         # What is quantized grid by grid has codes of a grid, not of a vector.
         rows = None if shape is None else shape[: len(shape) - len(quantizer.grid)]
-        codes = given['codes']
+        codes = _within_int32(given['codes'])
         if name == 'decode' and isinstance(codes, jax.Array | np.ndarray):
             codes = quantizer.completed(codes)
         given['codes'] = _codes(codes, rows, quantizer.code_shape_of(codes))
@@ -237,14 +238,13 @@ def _check_vectors(z):
     if z.ndim < 1 or 0 in z.shape:
         raise ValueError(
             f'z must be [..., D] with at least one vector of at least one feature, got z of shape '
-            f'{z.shape}'
+            f'{z.shape}; where a batch may be filtered to nothing, keep its shape and hide vectors '
+            'by mask=, or skip the step'
         )
 
 
 def _codes(codes, shape, code_shape):
     """Codes int32; where int32 cannot hold one, it is no code and stays none."""
-    if isinstance(codes, np.ndarray) and codes.dtype.kind in 'iu':
-        codes = np.clip(codes, -1, np.iinfo(np.int32).max).astype(np.int32)
     codes = as_array('codes', codes)
     if not jnp.issubdtype(codes.dtype, jnp.integer):
         raise ValueError(f'codes must be integers, got dtype {codes.dtype}')
@@ -266,6 +266,13 @@ def _codes(codes, shape, code_shape):
     return codes.astype(jnp.int32)
 
 
+def _within_int32(codes):
+    """NumPy's integers as int32, before JAX takes the lower half of 64 bits."""
+    if isinstance(codes, np.ndarray) and codes.dtype.kind in 'iu':
+        return np.clip(codes, -1, np.iinfo(np.int32).max).astype(np.int32)
+    return codes
+
+
 def _weights(weights, shape):
     if not isinstance(weights, jax.Array):  # values are known here
         weights = np.asarray(weights)
@@ -280,18 +287,15 @@ def _weights(weights, shape):
     return weights.astype(jnp.float32)
 
 
-def check_key(key: Any) -> None:
-    """Raise ValueError for what is not one random key."""
-    dtype = getattr(key, 'dtype', None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (typed and key.shape == () or dtype == jnp.uint32 and len(key.shape) == 1):
-        raise ValueError(f'key must be one random key, such as jax.random.key(0), got {key!r:.100}')
-
-
 def as_array(name: str, value: Any) -> jax.Array:
     """`value` as an array of JAX; NumPy's keep their values whatever their byte order."""
     if isinstance(value, jax.Array):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(
+            f'{name} is a masked array of NumPy, whose own mask would be lost: give {name}.data, '
+            'and mask=~numpy.ma.getmaskarray(...) with one entry for each vector'
+        )
     try:
         value = np.asarray(value)
         return jnp.asarray(value.astype(value.dtype.newbyteorder('='), copy=False))

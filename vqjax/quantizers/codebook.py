@@ -21,6 +21,7 @@ from vqjax.quantizers.base import (
     is_number,
     look_up,
 )
+from vqjax.quantizers.protocol import PyTree
 
 
 class Codebook(Base):
@@ -44,11 +45,19 @@ class Codebook(Base):
         """Whether init reads the values of z."""
         return self.start not in ops.BLIND_STARTS
 
-    def read_codebook(self, params, state) -> jax.Array:
+    def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """The vectors that codes stand for, float32 [K, D]."""
         raise NotImplementedError
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
         """What quantize returns for z [..., D] once the codes [...] are chosen."""
         raise NotImplementedError
 
@@ -62,14 +71,28 @@ class Codebook(Base):
         z = z.astype(jnp.float32)
         return ops.normalize(z) if self.unit_length else z
 
-    def balance_losses(self, x, codebook, mask=None, axis_name=None) -> dict[str, jax.Array]:
+    def balance_losses(
+        self,
+        x: jax.Array,
+        codebook: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> dict[str, jax.Array]:
         """`ops.code_balance` of prepared x [..., D], as the term of a loss; {} at weight 0."""
         if not self.balance:
             return {}
-        args = {'metric': self.metric, 'mask': mask, 'axis_name': axis_name}
-        return {'balance': ops.code_balance(x, codebook, **args)}
+        balance = ops.code_balance(x, codebook, 1.0, self.metric, mask, axis_name)
+        return {'balance': balance}
 
-    def observe(self, counts, z, codes, mask=None, axis_name: AxisName = None, weights=None):
+    def observe(
+        self,
+        counts: jax.Array,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> Any:
         """What a training step saw of z [..., D] and its codes [...], for the statistics.
 
         Returns the rows as they are compared, float32 [N, D]; their codes, int32 [N], -1 where
@@ -83,12 +106,12 @@ class Codebook(Base):
         keep = jnp.where(jnp.sum(batch_counts) > 0, self.decay, 1.0)
         return rows, codes, valid, keep, keep * counts + (1 - keep) * batch_counts
 
-    def candidates(self, params, state, z: jax.Array, num: int) -> jax.Array:
+    def candidates(self, params: PyTree, state: PyTree, z: jax.Array, num: int) -> jax.Array:
         """The `num` nearest codes of z [..., D], nearest first, int32 [..., num]."""
         return ops.nearest_candidates(z, self.read_codebook(params, state), num, self.metric)
 
     @checked
-    def logits(self, params, state, z) -> jax.Array:
+    def logits(self, params: PyTree, state: PyTree, z: jax.Array) -> jax.Array:
         """Minus the squared distance of z [..., D] to every code, float32 [..., K].
 
         Largest for the code that `quantize` takes, softmax(logits / temperature) what it draws
@@ -97,7 +120,14 @@ class Codebook(Base):
         """
         return ops.code_logits(z, self.read_codebook(params, state), self.metric)
 
-    def choose(self, codebook, z, key, mask=None, axis_name: AxisName = None) -> jax.Array:
+    def choose(
+        self,
+        codebook: jax.Array,
+        z: jax.Array,
+        key: jax.Array | None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> jax.Array:
         """A code of the codebook [K, D] for each vector of z [..., D], int32 [...]."""
         if key is None:
             return ops.nearest_codes(z, codebook, self.metric)
@@ -109,14 +139,20 @@ class Codebook(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Nearest code of z [..., D]; with a key the assignment's, or at a temperature a sample."""
         codes = self.choose(self.read_codebook(params, state), z, key, mask, axis_name)
         return self.read(params, state, z, hide(codes, mask), mask, axis_name)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Codebook rows float32 [..., D] of codes [...]; zeros for -1."""
         return look_up(self.read_codebook(params, state), codes)
 
@@ -146,7 +182,7 @@ class Wrapped(Codebook):
         return self.inner.unit_values
 
     @property
-    def gradient(self):
+    def gradient(self) -> Any:
         """The inner's."""
         return self.inner.gradient
 
@@ -161,21 +197,35 @@ class Wrapped(Codebook):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """The inner's."""
         return self.inner.quantize(params, state.inner, z, key, mask, axis_name)
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
         """The inner's."""
         return self.inner.read(params, state.inner, z, codes, mask, axis_name)
 
-    def read_codebook(self, params, state) -> jax.Array:
+    def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """The inner's, float32 [K, D]."""
         return self.inner.read_codebook(params, state.inner)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """The inner's, float32 [..., D]."""
         return self.inner.decode(params, state.inner, codes)
 
@@ -192,7 +242,7 @@ def check_assignment(quantizer: Codebook) -> None:
     object.__setattr__(quantizer, 'assignment', function)
 
 
-def check_codebook_fields(quantizer: Codebook, init) -> None:
+def check_codebook_fields(quantizer: Codebook, init: Any) -> None:
     """Check the fields that VQEMA and VQ share, and put functions where names were given."""
     check_count('num_codes', quantizer.num_codes)
     decay = quantizer.decay
@@ -209,7 +259,7 @@ def check_codebook_fields(quantizer: Codebook, init) -> None:
     object.__setattr__(quantizer, 'start', given_start(quantizer, init))
 
 
-def given_start(quantizer, init):
+def given_start(quantizer: Any, init: Any) -> Any:
     """The start function that the argument `init` of a constructor means.
 
     `init` names both that argument and the method of the protocol, so the argument is an InitVar:

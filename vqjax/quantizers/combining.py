@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vqjax.ops import StageDropout
+from vqjax.ops import AxisName, StageDropout
 from vqjax.ops.dropping import UNITS
 from vqjax.quantizers.base import Base, Quantized, check, hide
+from vqjax.quantizers.protocol import PyTree
 
 
 class Around(Base):
@@ -67,15 +68,36 @@ class Around(Base):
         return self.inner.completed(codes)
 
 
-def quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:
+def quantize_chosen(
+    inner: Any,
+    params: PyTree,
+    state: PyTree,
+    z: jax.Array,
+    key: jax.Array | None,
+    mask: jax.Array | None,
+    axis_name: AxisName,
+    chosen: jax.Array | None = None,
+) -> Quantized:
     """What `inner` makes of z [..., D]; of the codes `chosen` int32 [...], where they are given."""
     if chosen is None:
         return inner.quantize(params, state, z, key, mask, axis_name)
     return inner.read(params, state, z, hide(chosen, mask), mask, axis_name)
 
 
-def quantize_detached(inner, params, state, z, key, mask, axis_name, chosen=None) -> Quantized:
-    """`quantize_chosen` whose z_q hands its gradient to params alone, and its losses to both."""
+def quantize_detached(
+    inner: Any,
+    params: PyTree,
+    state: PyTree,
+    z: jax.Array,
+    key: jax.Array | None,
+    mask: jax.Array | None,
+    axis_name: AxisName,
+    chosen: jax.Array | None = None,
+) -> Quantized:
+    """`quantize_chosen` whose z_q hands its gradient to params alone, and its losses to both.
+
+    Where there are params, reverse mode and first derivatives only (`jax.custom_vjp`).
+    """
     if not jax.tree.leaves(params):
         out = quantize_chosen(inner, params, state, z, key, mask, axis_name, chosen)
         return out._replace(z_q=lax.stop_gradient(out.z_q))

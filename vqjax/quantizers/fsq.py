@@ -28,6 +28,7 @@ from vqjax.quantizers.base import (
     hide,
     only_codes,
 )
+from vqjax.quantizers.protocol import PyTree
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +57,7 @@ class FSQ(Base):
     noise: float = 0.0
     bound: Callable[[jax.Array], jax.Array] = ops.tanh
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         levels = self.levels
         check(isinstance(levels, tuple) and len(levels), 'levels', levels, 'a list of levels')
         check_flag('symmetric', self.symmetric)
@@ -99,7 +100,13 @@ class FSQ(Base):
         return (), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., len(levels)]."""
         del key, mask, axis_name
         check_features(z, len(self.levels), f'levels={self.levels}')
@@ -122,8 +129,14 @@ class FSQ(Base):
         return self.bound(x + shift) * half - offset
 
     def unbound(self, z: jax.Array) -> jax.Array:
-        """The inverse of the bound, cut off where it would be infinite. z [..., len(levels)]."""
+        """The inverse of the bound, cut off where it would be infinite. z [..., len(levels)].
+
+        What is not finite stays so, and has no code.
+        """
         check_features(z, len(self.levels), f'levels={self.levels}')
+        return jnp.where(jnp.isfinite(z), self._unbounded(z), z)
+
+    def _unbounded(self, z):
         if self.symmetric:
             return ops.inverse_bound(self.bound, jnp.clip(z, -0.999, 0.999))
         half, offset, shift = self._plain()
@@ -142,7 +155,13 @@ class FSQ(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes and grid values of z [..., len(levels)]; the gradient is that of the bound."""
         del params, state
@@ -172,7 +191,7 @@ class FSQ(Base):
         )
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Grid values float32 [..., len(levels)] of codes [...]; zeros for -1."""
         del params, state
         index = (

@@ -70,7 +70,7 @@ class Guarded(Wrapped):
     least: float = 10.0
     cooldown: int = 50
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         need = 'a VQEMA or VQ (of a combinator, guard the inner quantizer)'
         check(isinstance(self.inner, _GUARDED), 'inner', self.inner, need)
         ok = is_number(self.least) and self.least >= 1
@@ -83,7 +83,13 @@ class Guarded(Wrapped):
         return params, GuardedState(inner, array_shape(self.num_codes), STEP, STEP, STEP)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, GuardedState) from the inner's start on z [..., D]."""
         params, inner = self.inner.init(key, z, mask, axis_name)
         zero = jnp.zeros((), jnp.int32)
@@ -91,7 +97,15 @@ class Guarded(Wrapped):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
     ) -> GuardedState:
         """The inner's update; then, if the recent codes say so, the re-fit on z [..., D]."""
         refit_key = jax.random.key(0) if key is None else key

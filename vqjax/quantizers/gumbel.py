@@ -29,6 +29,7 @@ from vqjax.quantizers.base import (
     is_number,
     look_up,
 )
+from vqjax.quantizers.protocol import PyTree
 
 
 @exported
@@ -74,7 +75,7 @@ class GumbelSoftmax(Base):
 
     starts_from_data = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_codes', self.num_codes)
         check_weight('diversity', self.diversity)
         check_flag('hard', self.hard)
@@ -91,7 +92,13 @@ class GumbelSoftmax(Base):
         return GumbelParams(kernel, bias, array_shape(self.num_codes, dim)), GumbelState(STEP)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(GumbelParams, GumbelState): k-means centroids of z [..., D] and their logits.
 
         Raises:
@@ -109,7 +116,7 @@ class GumbelSoftmax(Base):
         return params, GumbelState(jnp.zeros((), jnp.int32))
 
     @checked
-    def logits(self, params, state, z) -> jax.Array:
+    def logits(self, params: PyTree, state: PyTree, z: jax.Array) -> jax.Array:
         """What codes of z [..., D] are sampled from by softmax, float32 [..., K]."""
         del state
         x = z.astype(jnp.float32)
@@ -117,7 +124,13 @@ class GumbelSoftmax(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Sampled (with a key) or likeliest codes of z [..., D]."""
         valid = ops.flat_rows(z, mask)[1]
@@ -151,14 +164,22 @@ class GumbelSoftmax(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
     ) -> GumbelState:
         """The next step of the temperature's schedule."""
         del params, z, codes, key, mask, axis_name, weights
         return GumbelState(state.step + 1)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Codebook rows float32 [..., D] of codes [...]; zeros for -1."""
         del state
         return look_up(params.codebook, codes)

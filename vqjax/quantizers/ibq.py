@@ -17,13 +17,14 @@ from vqjax.quantizers.base import (
     blank,
     check,
     check_count,
-    check_positive,
     check_start,
     check_weight,
     checked,
+    is_number,
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_assignment, given_start
+from vqjax.quantizers.protocol import PyTree
 
 _METRICS = ('dot', 'euclidean')
 
@@ -51,6 +52,9 @@ class IBQ(Codebook):
       init: start of the codebook; the paper's is `ops.normal`.
       assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
 
+    Its gradient is written by hand (`ops.soft_index`), so there is reverse mode only: `jax.jvp`,
+    `jax.jacfwd` and second derivatives raise JAX's TypeError.
+
     Params codebook float32 [K, D], state (). Raises ValueError for a field out of range.
     """
 
@@ -65,11 +69,13 @@ class IBQ(Codebook):
     start: Any = argument(default=ops.kmeans, alias='init')
     assignment: Callable = ops.nearest_assignment
 
-    def __post_init__(self, init=None):
+    def __post_init__(self, init: Any = None) -> None:
         check_count('num_codes', self.num_codes)
         for name in ('commitment', 'codebook', 'index', 'entropy', 'gamma'):
             check_weight(name, getattr(self, name))
-        check_positive('inv_temperature', self.inv_temperature)
+        # Beyond it the gradient of the entropies, and its square in an optimizer, leave float32.
+        known = is_number(self.inv_temperature) and 0 < self.inv_temperature <= 1e6
+        check(known, 'inv_temperature', self.inv_temperature, 'above 0 and at most 1e6')
         check(self.metric in _METRICS, 'metric', self.metric, f'one of {_METRICS}')
         check_assignment(self)
         object.__setattr__(self, 'start', given_start(self, init))
@@ -79,7 +85,13 @@ class IBQ(Codebook):
         return array_shape(self.num_codes, dim), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(codebook, ()) from what `start` makes of z [..., D].
 
         Raises:
@@ -89,12 +101,20 @@ class IBQ(Codebook):
         x = self.prepare(z)
         return self.start(key, x, self.num_codes, mask=mask, axis_name=axis_name)[0], ()
 
-    def read_codebook(self, params, state) -> jax.Array:
+    def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """Params, float32 [K, D]."""
         del state
         return params
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
         vectors = look_up(params, codes)

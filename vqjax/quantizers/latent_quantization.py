@@ -23,6 +23,7 @@ from vqjax.quantizers.base import (
     check_weight,
     checked,
 )
+from vqjax.quantizers.protocol import PyTree
 
 # Distances held at once: 4 MB of them.
 _TILE = 2**20
@@ -55,7 +56,7 @@ class LatentQuantization(Base):
 
     starts_from_data = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         levels = self.levels
         check(isinstance(levels, tuple) and len(levels), 'levels', levels, 'a list of levels')
         for level in levels:
@@ -93,7 +94,13 @@ class LatentQuantization(Base):
         return array_shape(len(self.levels), self.num_codes), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[jax.Array, tuple]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[jax.Array, tuple]:
         """(values, ()); of z [..., D] the mean and deviation of each feature are read.
 
         Raises:
@@ -114,7 +121,13 @@ class LatentQuantization(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., D] and values of z [..., D]."""
         del state, key
@@ -152,7 +165,7 @@ class LatentQuantization(Base):
         return jnp.where((codes >= 0) & (codes < self.code_sizes), found, 0.0)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Values float32 [..., D] of codes [..., D]; zero for a feature without a code."""
         del state
         return self._look_up(params, codes)

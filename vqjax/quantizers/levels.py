@@ -22,6 +22,7 @@ from vqjax.quantizers.base import (
     checked,
 )
 from vqjax.quantizers.combining import merge_losses
+from vqjax.quantizers.protocol import PyTree
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +48,7 @@ class Levels(Base):
     inner: tuple[Quantizer, ...]
     sizes: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ('inner', 'sizes'):
             value = getattr(self, name)
             check(isinstance(value, tuple | list) and len(value) > 0, name, value, 'a tuple')
@@ -116,7 +117,7 @@ class Levels(Base):
             return [None] * len(self.sizes)
         return jnp.split(x, np.cumsum(self.sizes)[:-1], axis)
 
-    def level(self, tree, i: int):
+    def level(self, tree: PyTree, i: int) -> Any:
         """Params or state of level i (a tree without leaves may arrive as ())."""
         return tree[i] if jax.tree.leaves(tree) else ()
 
@@ -136,7 +137,13 @@ class Levels(Base):
         return params, state
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, state), tuples: each level starts from its part of z [..., L, D].
 
         Raises:
@@ -154,7 +161,13 @@ class Levels(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., L] and vectors of z [..., L, D], each level by its own quantizer."""
         self._check_places(z)
@@ -169,23 +182,31 @@ class Levels(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """Each level's state after its part of z [..., L, D]."""
         self._check_places(z)
         keys = [None] * len(self.inner) if key is None else jax.random.split(key, len(self.inner))
-        codes = [self._codes_first(part) for part in self.cut(codes, -1)]
+        by_level = [self._codes_first(part) for part in self.cut(codes, -1)]
         vectors, masks, heavy = self.cut(z, -2), self.cut(mask, -1), self.cut(weights, -1)
         return tuple(
             inner.update(
                 self.level(params, i), self.level(state, i),
-                vectors[i], codes[i], keys[i], masks[i], axis_name, heavy[i],
+                vectors[i], by_level[i], keys[i], masks[i], axis_name, heavy[i],
             )
             for i, inner in enumerate(self.inner)
         )  # fmt: skip
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Vectors float32 [..., L, D] of codes [..., L]; zeros for -1."""
         vectors = [
             inner.decode(self.level(params, i), self.level(state, i), self._codes_first(part))

@@ -20,12 +20,13 @@ from vqjax.quantizers.base import (
     check_count,
     check_features,
     check_flag,
-    check_positive,
     check_weight,
     checked,
     hide,
+    is_number,
     only_codes,
 )
+from vqjax.quantizers.protocol import PyTree
 
 # The joint entropy of this many bits is exact: 2^18 products of two halves, a slice at a time.
 # More bits are taken in blocks, whose entropies add up to an upper bound of the joint one.
@@ -100,11 +101,13 @@ class LFQ(Base):
 
     stage_scale = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_bits', self.num_bits, 1, 30)
         for name in ('entropy', 'commitment', 'gamma'):
             check_weight(name, getattr(self, name))
-        check_positive('inv_temperature', self.inv_temperature)
+        # Beyond it the gradient of the entropies, and its square in an optimizer, leave float32.
+        known = is_number(self.inv_temperature) and 0 < self.inv_temperature <= 1e6
+        check(known, 'inv_temperature', self.inv_temperature, 'above 0 and at most 1e6')
         check_flag('spherical', self.spherical)
         check(self.first_bit in ('most', 'least'), 'first_bit', self.first_bit, "'most' or 'least'")
 
@@ -128,7 +131,13 @@ class LFQ(Base):
         return (), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, tuple]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[tuple, tuple]:
         """() and (): nothing is learned. z [..., num_bits]."""
         del key, mask, axis_name
         check_features(z, self.num_bits, f'num_bits={self.num_bits}')
@@ -136,7 +145,13 @@ class LFQ(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Signs of z [..., num_bits] (0 counts as negative), and the entropy losses."""
         del params, state, key
@@ -175,7 +190,7 @@ class LFQ(Base):
         return {'per_sample_entropy': single, 'batch_entropy': batch}
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Signs float32 [..., num_bits] of codes [...]; zeros for -1."""
         del params, state
         bits = jnp.maximum(codes, 0)[..., None] >> self._places & 1

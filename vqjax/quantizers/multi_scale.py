@@ -97,7 +97,7 @@ class MultiScale(Base):
     dropout: StageDropout | str | None = None
     commitment: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inner(type(self).__name__, self.inner)
         object.__setattr__(self, 'scales', growing(self.scales))
         number = len(self.scales)
@@ -191,7 +191,13 @@ class MultiScale(Base):
         return params, state
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, inner state): the codebook starts from what exact vectors would leave.
 
         Raises:
@@ -215,7 +221,13 @@ class MultiScale(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., L] and the summed vectors of z [..., H, W, D]."""
         self._check_grid(z)
@@ -274,8 +286,16 @@ class MultiScale(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """The inner's state after the vectors of all scales, in one update: z [..., H, W, D].
 
         weights [..., H, W]: a coarse vector counts as the mean of the real ones of its area.
@@ -298,7 +318,7 @@ class MultiScale(Base):
         return self.inner.update(inner, state, rows, codes, key, masks, axis_name, weights)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """The sum of the scales' vectors, float32 [..., H, W, D], of codes [..., L].
 
         A code of -1 stands for the zero vector, and a scale without any code adds nothing. Which
@@ -308,7 +328,9 @@ class MultiScale(Base):
         grids = self._cut(codes)
         return jnp.where(self._alive(grids)[..., None], self._sums(params, state, grids)[-1], 0)
 
-    def decode_scales(self, params, state, codes: jax.Array, num_scales: int) -> jax.Array:
+    def decode_scales(
+        self, params: PyTree, state: PyTree, codes: jax.Array, num_scales: int
+    ) -> jax.Array:
         """`decode` with the first scales alone: a coarse picture.
 
         Args:
@@ -325,7 +347,7 @@ class MultiScale(Base):
         return self.decode(params, state, self.from_grids(self.to_grids(codes)[:num_scales]))
 
     @checked
-    def next_inputs(self, params, state, codes: jax.Array) -> jax.Array:
+    def next_inputs(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """What a model of the next scale's codes reads, from the codes before (VAR section 3.1).
 
         For each scale but the first, the sum after the scale before it, made as small as it is.

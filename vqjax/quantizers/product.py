@@ -48,7 +48,7 @@ class Product(Base):
     num_groups: int
     shared: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inner(type(self).__name__, self.inner)
         check_count('num_groups', self.num_groups)
         check_flag('shared', self.shared)
@@ -75,7 +75,8 @@ class Product(Base):
 
     def completed(self, codes: jax.Array) -> jax.Array:
         """Codes [..., *shorter, G] whose groups are completed as the inner does it."""
-        if codes.ndim < 1 + len(self.inner.code_shape) or codes.shape[-1] != self.num_groups:
+        whole = codes.shape[-len(self.code_shape) :] == self.code_shape
+        if whole or codes.ndim < len(self.code_shape) or codes.shape[-1] != self.num_groups:
             return codes
         groups = jnp.moveaxis(codes, -1, 0)
         return jnp.moveaxis(self.inner.completed(groups), 0, -1)
@@ -142,7 +143,13 @@ class Product(Base):
         return trees if self.shared else stacked(self.num_groups, trees)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, state): each group starts from its part of z [..., D].
 
         Raises:
@@ -166,7 +173,13 @@ class Product(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., G] and vectors of z [..., D], the groups side by side (`vmap`)."""
         groups = self._grouped(z)
@@ -186,8 +199,16 @@ class Product(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """Each group's state after its part of z [..., D]."""
         groups = self._grouped(z)
         if self.shared:
@@ -206,7 +227,7 @@ class Product(Base):
         return lax.map(update, parts)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Vectors float32 [..., D] of codes [..., G], the groups side by side."""
         vectors = jax.vmap(self.inner.decode, in_axes=(self._axis, self._axis, -1), out_axes=-2)(
             params, state, codes

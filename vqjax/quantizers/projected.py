@@ -75,7 +75,7 @@ class Projected(Around):
     bias: bool = False
     layer_norm: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inner(type(self).__name__, self.inner)
         check_count('dim', self.dim)
         check_flag('normalize', self.normalize)
@@ -113,7 +113,13 @@ class Projected(Around):
         return found, state
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(ProjectedParams, inner state); the inner starts from the projected z [..., D]."""
         check_start(self, z, mask)
         first, second = jax.random.split(key)
@@ -129,7 +135,13 @@ class Projected(Around):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """The inner's codes of z [..., D], and its vectors projected back."""
         x = self._project(params, z)
@@ -138,14 +150,22 @@ class Projected(Around):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """The inner's state after the projected z [..., D]."""
         x = self._project(params, lax.stop_gradient(z))
         return self.inner.update(params.inner, state, x, codes, key, mask, axis_name, weights)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """The inner's vectors of codes, projected back: float32 [..., D]."""
         return self._back(params, self.inner.decode(params.inner, state, codes), codes)
 

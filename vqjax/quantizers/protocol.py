@@ -38,7 +38,8 @@ class Quantizer(Protocol):
     holds no vector, a mask that is not bool [...], codes that are no integers [..., *code_shape],
     an `axis_name` that is no mapped axis, and params and state that `init` would not have made for
     this quantizer and D. Params may be of any floating dtype (computed with in float32),
-    statistics only of their own. What a mask hides reaches nothing, NaN included.
+    statistics only of their own. What a mask hides reaches nothing, NaN included; a batch of
+    which a filter may leave nothing keeps its shape, and the mask says what is left.
 
     Squares are float32: right where vectors and codes are of lengths from about 1e-16 to 1e16.
     Above 1e19 a vector has an infinite loss where one measures it, and code -1 where it is brought

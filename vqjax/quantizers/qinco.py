@@ -42,8 +42,7 @@ class QINCoParams(NamedTuple):
     """Base codebooks float32 [S, K, D], and the network of every stage but the first.
 
     from_code, from_sum [S - 1, D, D] and bias [S - 1, D] mix the base vector and the sum so far;
-    down [S - 1, L, D, h] and up [S - 1, L, h, D] are the residual blocks; with `bias` they have
-    down_bias [S - 1, L, h] and up_bias [S - 1, L, D], else ().
+    down [S - 1, L, D, h] and up [S - 1, L, h, D] are the residual blocks.
     """
 
     codebooks: jax.Array
@@ -52,8 +51,20 @@ class QINCoParams(NamedTuple):
     bias: jax.Array
     down: jax.Array
     up: jax.Array
-    down_bias: jax.Array | tuple[()] = ()
-    up_bias: jax.Array | tuple[()] = ()
+
+
+@exported
+class QINCoBiasedParams(NamedTuple):
+    """`QINCoParams`, and with `bias` those of the blocks: [S - 1, L, h] and [S - 1, L, D]."""
+
+    codebooks: jax.Array
+    from_code: jax.Array
+    from_sum: jax.Array
+    bias: jax.Array
+    down: jax.Array
+    up: jax.Array
+    down_bias: jax.Array
+    up_bias: jax.Array
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,8 +91,9 @@ class QINCo(Base):
       activation: act, 'relu' (the paper's) or 'silu'.
       bias: whether the two maps of a block have biases (the paper's have none).
 
-    Params `QINCoParams`, state (). Codes get a trailing axis [S]; -1 adds nothing, so that the
-    first n codes decode to the sum after n stages. Raises ValueError for a field out of range.
+    Params `QINCoParams` (with `bias` `QINCoBiasedParams`), state (). Codes get a trailing axis [S];
+    -1 adds nothing, so that the first n codes decode to the sum after n stages. Raises ValueError
+    for a field out of range.
     """
 
     num_codes: int
@@ -95,7 +107,7 @@ class QINCo(Base):
 
     starts_from_data = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_codes', self.num_codes)
         check_count('num_stages', self.num_stages, 2)
         check_count('hidden', self.hidden)
@@ -134,26 +146,31 @@ class QINCo(Base):
         """The stages' bits together."""
         return self.num_stages * math.log2(self.num_codes)
 
-    def shapes(self, dim: int) -> tuple[QINCoParams, tuple]:
+    def shapes(self, dim: int) -> tuple[PyTree, tuple]:
         """Codebooks and networks, and ()."""
         later, inside = self.num_stages - 1, (self.num_stages - 1, self.blocks)
-        biases = {}
-        if self.bias:
-            down, up = array_shape(*inside, self.hidden), array_shape(*inside, dim)
-            biases = {'down_bias': down, 'up_bias': up}
-        return QINCoParams(
+        params = QINCoParams(
             array_shape(self.num_stages, self.num_codes, dim),
             from_code=array_shape(later, dim, dim),
             from_sum=array_shape(later, dim, dim),
             bias=array_shape(later, dim),
             down=array_shape(*inside, dim, self.hidden),
             up=array_shape(*inside, self.hidden, dim),
-            **biases,
-        ), ()
+        )
+        if not self.bias:
+            return params, ()
+        biases = array_shape(*inside, self.hidden), array_shape(*inside, dim)
+        return QINCoBiasedParams(*params, *biases), ()
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[QINCoParams, tuple]:
-        """(QINCoParams, ()): k-means of z [..., D], then of what each stage left of it.
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, tuple]:
+        """(params, ()): k-means of z [..., D], then of what each stage left of it.
 
         Raises:
           ValueError: for a batch of identical, zero or non-finite vectors (outside jit).
@@ -175,23 +192,28 @@ class QINCo(Base):
         def normal(scale, *shape):
             return scale * jax.random.normal(next(draws), (stages, *shape), jnp.float32)
 
-        biases = {}
-        if self.bias:
-            shape = stages, self.blocks
-            biases = {'down_bias': jnp.zeros((*shape, hidden)), 'up_bias': jnp.zeros((*shape, dim))}
-        return QINCoParams(
+        params = QINCoParams(
             codebooks,
             from_code=normal(small[0], dim, dim),
             from_sum=normal(small[0], dim, dim),
             bias=jnp.zeros((stages, dim), jnp.float32),
             down=normal(math.sqrt(2 / dim), self.blocks, dim, hidden),
             up=normal(small[1], self.blocks, hidden, dim),
-            **biases,
-        ), ()
+        )
+        if not self.bias:
+            return params, ()
+        biases = (jnp.zeros((stages, self.blocks, size)) for size in (hidden, dim))
+        return QINCoBiasedParams(*params, *biases), ()
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., S] and the last sum of z [..., D]."""
         del state, key
@@ -273,7 +295,7 @@ class QINCo(Base):
         return jnp.concatenate([first[None], others])
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         del state
         return self._sums(params, codes)[-1]
@@ -294,12 +316,13 @@ _ACTIVATIONS = {'relu': jax.nn.relu, 'silu': jax.nn.silu}
 def _blocks(params, y, activation):
     """The residual blocks of one stage: [..., D] -> [..., D]."""
     act = _ACTIVATIONS[activation]
+    biased = isinstance(params, QINCoBiasedParams)
     for block in range(len(params.down)):
         hidden = _matmul(y, params.down[block])
-        if not isinstance(params.down_bias, tuple):
+        if biased:
             hidden = ops.rounded(hidden) + params.down_bias[block]
         moved = ops.rounded(_matmul(act(hidden), params.up[block]))
-        if not isinstance(params.up_bias, tuple):
+        if biased:
             moved = ops.rounded(moved + params.up_bias[block])
         y = y + moved
     return y

@@ -14,6 +14,7 @@ from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import Base, Quantized, array_shape, check_count, checked, hide, look_up
+from vqjax.quantizers.protocol import PyTree
 
 
 @exported
@@ -44,7 +45,7 @@ class RandomProjection(Base):
 
     targets_only = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count('num_codes', self.num_codes)
         check_count('dim', self.dim)
 
@@ -54,7 +55,13 @@ class RandomProjection(Base):
         return (), RandomProjectionState(projection, codes)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """() and Xavier projection and normal codes; of z [..., D] only D is read."""
         del mask, axis_name
         first, second = jax.random.split(key)
@@ -67,7 +74,13 @@ class RandomProjection(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes of z [..., D] and their vectors [..., dim], without gradient."""
         del params, key, axis_name
@@ -78,7 +91,7 @@ class RandomProjection(Base):
         return Quantized(z_q, codes, jnp.zeros((), jnp.float32), {})
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Unit codes float32 [..., dim] of codes [...]; zeros for -1."""
         del params
         return look_up(state.codes, codes)

@@ -78,7 +78,7 @@ class Residual(Base):
     similarity: float = 0.0
     scale: float | tuple[float, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_flag('shared', self.shared)
         inners = self._inners
         for inner in inners:
@@ -216,7 +216,13 @@ class Residual(Base):
         return trees if self.shared else stacked(self.num_stages, trees)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, state): each stage starts from what the ones before it left of z [..., D].
 
         Raises:
@@ -248,7 +254,13 @@ class Residual(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., S] and the summed vectors of z [..., D]."""
         x = z.astype(jnp.float32)
@@ -303,8 +315,16 @@ class Residual(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """Each stage's state after seeing what the stages before it left of z [..., D]."""
         codes = jnp.moveaxis(codes, -1, 0)
         keys = None if key is None else jax.random.split(key, self.num_stages)
@@ -334,7 +354,7 @@ class Residual(Base):
         return inner.update(params, state, rows, codes, key, mask, axis_name, weights)
 
     @checked
-    def stage_vectors(self, params, state, codes) -> jax.Array:
+    def stage_vectors(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """What each stage adds, float32 [S, ..., D], of codes [..., S]; zeros for -1.
 
         Summed over the first n stages they are the vectors of the first n codes, over all what
@@ -349,7 +369,7 @@ class Residual(Base):
         return jnp.stack(vectors) if isinstance(vectors, tuple) else vectors
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Sum of the stages' vectors, float32 [..., D], of codes [..., S]; -1 adds nothing."""
         codes = jnp.moveaxis(codes, -1, 0)
 

@@ -13,6 +13,7 @@ from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.base import array_shape, checked
 from vqjax.quantizers.bridged import BridgedCodebook
+from vqjax.quantizers.protocol import PyTree
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,7 +49,13 @@ class SimVQ(BridgedCodebook):
         return array_shape(dim, dim), array_shape(self.num_codes, dim)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(W, C); of z [..., D] the root mean square is read.
 
         Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,32 +27,32 @@ class Sums(NamedTuple):
     slope: jax.Array | None
 
     @classmethod
-    def nothing(cls, x, learns, ahead):
+    def nothing(cls, x: jax.Array, learns: bool, ahead: bool) -> Any:
         """Before the first stage."""
         # Zeros that vary over a mapped axis as x does, which scan's carry must.
         zero = jnp.where(False, x, 0.0)
         return cls(x, zero, zero if learns else None, zero if ahead else None)
 
-    def with_stage(self, vectors, slope):
+    def with_stage(self, vectors: jax.Array, slope: Any) -> Any:
         """After a stage that gave these vectors, and whose loss has this slope."""
         value = lax.stop_gradient(vectors)
         carrier = None if self.carrier is None else self.carrier + vectors
         slope = None if self.slope is None else self.slope + slope
         return Sums(self.residual - value, self.total + value, carrier, slope)
 
-    def z_q(self, x, estimator):
+    def z_q(self, x: jax.Array, estimator: Callable[..., Any]) -> Any:
         """The total, with the estimator's gradient to z = x and that of the carrier to params."""
         to_z = estimator(x, lax.stop_gradient(self.total))
         return ops.graft(self.total, to_z if self.carrier is None else to_z + self.carrier)
 
-    def loss(self, x, loss):
+    def loss(self, x: jax.Array, loss: Any) -> Any:
         """The loss [] with its gradient to z = x, where that was summed on the way."""
         if self.slope is None:
             return loss
         return ops.graft(loss, jnp.vdot(lax.stop_gradient(self.slope), x))
 
 
-def with_slope(quantize, residual):
+def with_slope(quantize: Callable[..., Any], residual: jax.Array) -> Any:
     """(Quantized, the gradient of its loss to the residual)."""
 
     def loss(residual):
@@ -62,6 +63,6 @@ def with_slope(quantize, residual):
     return out, lax.stop_gradient(slope)
 
 
-def without_slope(quantize, residual):
+def without_slope(quantize: Callable[..., Any], residual: jax.Array) -> Any:
     """(Quantized, None)."""
     return quantize(residual), None

@@ -88,7 +88,7 @@ class VQ(Codebook):
     assignment: Callable = ops.nearest_assignment
     unit_values: bool = True
 
-    def __post_init__(self, init=None):
+    def __post_init__(self, init: Any = None) -> None:
         check_codebook_fields(self, init)
         for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
             check_weight(name, getattr(self, name))
@@ -104,7 +104,13 @@ class VQ(Codebook):
         return params, VQState(codebook, array_shape(self.num_codes), STEP)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(codebook or Affine, VQState) from what `start` makes of z [..., D].
 
         Raises:
@@ -119,7 +125,7 @@ class VQ(Codebook):
             params = Affine(params, jnp.ones(dim, jnp.float32), jnp.zeros(dim, jnp.float32))
         return params, state
 
-    def read_codebook(self, params, state) -> jax.Array:
+    def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """Params + shift, float32 [K, D], differentiable in params.
 
         Scaled and moved if affine; of unit length for the cosine metric, but for `unit_values`.
@@ -131,7 +137,15 @@ class VQ(Codebook):
             vectors = params + shift
         return ops.unit_rows(vectors) if self.unit_length else vectors
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
         codebook = self.read_codebook(params, state)
@@ -155,7 +169,15 @@ class VQ(Codebook):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
     ) -> VQState:
         """Move the counts towards this batch's, then revive through the shift.
 
@@ -176,7 +198,7 @@ class VQ(Codebook):
         shift = jnp.where(revived.changed[:, None], target, state.shift)
         return VQState(shift, revived.counts, step)
 
-    def shift_to(self, params, codebook) -> jax.Array:
+    def shift_to(self, params: PyTree, codebook: jax.Array) -> jax.Array:
         """The shift [K, D] with which `read_codebook` gives this codebook [K, D]."""
         params = lax.stop_gradient(params)
         if not self.affine:

@@ -24,6 +24,7 @@ from vqjax.quantizers.base import (
     look_up,
 )
 from vqjax.quantizers.codebook import Codebook, check_codebook_fields
+from vqjax.quantizers.protocol import PyTree
 
 
 @exported
@@ -72,7 +73,7 @@ class VQEMA(Codebook):
     assignment: Callable = ops.nearest_assignment
     balance: float = 0.0
 
-    def __post_init__(self, init=None):
+    def __post_init__(self, init: Any = None) -> None:
         check_codebook_fields(self, init)
         check_weight('commitment', self.commitment)
         check_weight('balance', self.balance)
@@ -83,7 +84,13 @@ class VQEMA(Codebook):
         return (), VQEMAState(array_shape(self.num_codes), array_shape(self.num_codes, dim), STEP)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None) -> tuple[tuple, VQEMAState]:
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[tuple, VQEMAState]:
         """() and the state whose codebook is what `start` makes of z [..., D].
 
         Raises:
@@ -99,13 +106,21 @@ class VQEMA(Codebook):
         sums = centroids * ops.smoothed(counts, self.eps)[:, None]
         return (), VQEMAState(counts, sums, jnp.zeros((), jnp.int32))
 
-    def read_codebook(self, params, state) -> jax.Array:
+    def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """sums / smoothed(counts), float32 [K, D]; of unit length for the cosine metric."""
         del params
         vectors = ops.rounded(state.sums * (1 / ops.smoothed(state.counts, self.eps))[:, None])
         return lax.stop_gradient(ops.unit_rows(vectors) if self.metric == 'cosine' else vectors)
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
         codebook = self.read_codebook(params, state)
@@ -118,7 +133,15 @@ class VQEMA(Codebook):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
     ) -> VQEMAState:
         """Move the averages towards this batch, then revive.
 

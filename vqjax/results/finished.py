@@ -23,7 +23,7 @@ class ImageStatistics:
       num_classes: of their labels.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
@@ -39,7 +39,7 @@ class ImageStatistics:
         if len(shape) != 3 or not all(type(size) is int for size in shape):
             raise ValueError(f'shape is {shape!r:.40}, not three whole numbers')
         return cls(
-            shape=tuple(shape),
+            shape=(shape[0], shape[1], shape[2]),
             mean=numbers(plain, 'mean'),
             std=numbers(plain, 'std'),
             num_classes=part(plain, 'num_classes', int),

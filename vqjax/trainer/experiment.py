@@ -180,9 +180,11 @@ def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None
     with sets.told(name):
         own = sets.open_own(name, where or None, settings.image_size or None, given)
         sets.check_digest(name, settings.data_digest, own.digest)
-    said = {'dataset': own.name, 'data_digest': own.digest}
-    changed: dict[str, Any] = said | {'config': settings.config | said}
-    return dataclasses.replace(settings, **changed), own
+    config = settings.config | {'dataset': own.name, 'data_digest': own.digest}
+    return (
+        dataclasses.replace(settings, dataset=own.name, data_digest=own.digest, config=config),
+        own,
+    )
 
 
 def _folds(settings: Settings, own: sets.Own | None) -> Callable[[int], records.Dataset]:

@@ -111,7 +111,7 @@ def run(
     folder = on_first_process(lambda: Workdir(workdir, settings.config))
     path = pathlib.Path(workdir)
     try:
-        opened = _agree(lambda: _opened(path))
+        opened = _agree(lambda: _opened(path, settings, trials))
         if opened is None:
             found = _search(searched, trials, path=path / 'search', parts=parts)
             opened = _agree(lambda: _open(folder, settings, trials=trials, results=found))
@@ -139,14 +139,22 @@ def _agree(make: Callable[[], Opened | None]) -> Any:
     return None if told is None else Opened.read(told)
 
 
-def _opened(path: pathlib.Path) -> Opened | None:
+def _opened(path: pathlib.Path, settings: Settings, trials: Trials) -> Opened | None:
     """What test_opened.json says, where the test split has been opened."""
     file = path / OPENED
     if not file.exists():
         return None
+
+    def read(plain: Mapping[str, Any]) -> Opened:
+        opened = Opened.read(plain)
+        told = {name: (len(x.trials), len(x.chosen)) for name, x in opened.tuning.methods.items()}
+        if told != {name: (len(own), settings.seeds) for name, own in trials.items()}:
+            raise ValueError('it is of other methods, trials or seeds')
+        return opened
+
     try:
         remedy = 'choose another --workdir; the test split was opened for this one'
-        return load(file, Opened.read, remedy)
+        return load(file, read, remedy)
     except ValueError as error:
         raise RunError(str(error)) from error
 

@@ -20,6 +20,7 @@ CAUSES: tuple[Rule, ...] = (
     averages._zero_counts,
     averages._discarded_init,
     averages._missing_total,
+    inputs._rejected_vectors,
     training._learning_rate_high,
     training._learning_rate_low,
     training._weights_shrink,
@@ -51,7 +52,6 @@ CAUSES: tuple[Rule, ...] = (
 )
 SYMPTOMS: tuple[Rule, ...] = (
     training._diverged,
-    inputs._rejected_vectors,
     use._collapse,
     use._dead_codes,
     use._dead_stage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vqjax.health.history import Finding, History
+from vqjax.health.rules import training
 
 
 def _no_straight_through(run: History) -> Finding | None:
@@ -14,7 +15,7 @@ def _no_straight_through(run: History) -> Finding | None:
     shares = run.series('share_of_task_gradient', 'gradient_at_input', 'quantizer_gradient')
     # Beside a quantizer's gradient a hundred times as long it would be lost in rounding.
     shares = shares[(shares[:, 1] > 0) & (shares[:, 2] < 100 * shares[:, 1])]
-    if len(shares):
+    if len(shares) and not training._learning_rate_high(run):
         # Of the gradient that the loop itself has at z: 1, less what a step changes.
         passed, bound = np.abs(shares[:, 0]), 0.1
         evidence = {'share_of_task_gradient': float(np.median(passed))}
@@ -52,7 +53,9 @@ def _clamped_loss(run: History) -> Finding | None:
 
 def _detached_commitment(run: History) -> Finding | None:
     frozen, always = _frozen_losses(run)
-    if not len(frozen) or not always or _clamped_loss(run):
+    # At a weight of 0 there is none to detach: that is `weak_commitment`.
+    none = run.facts.number('commitment') == 0
+    if not len(frozen) or not always or none or _clamped_loss(run):
         return None
     evidence = {'quantizer_loss': frozen[-1], 'quantizer_gradient': 0.0}
     remedy = 'take the commitment between z and stop_gradient(z_q), with z not detached'
@@ -75,6 +78,17 @@ def _loss_left_out(run: History) -> Finding | None:
     evidence = {'loss': loss, 'task_loss': task, 'quantizer_loss': own, 'share_of_it': share}
     remedy = 'minimise task_loss + out.loss'
     return Finding('loss_left_out', 'error', evidence, remedy)
+
+
+def _weight_in_loss(run: History) -> float:
+    """What the loop multiplies the quantizer's loss by; 1 where it cannot be told."""
+    rows = run.series('share_of_quantizer_gradient', 'quantizer_gradient', 'gradient_at_input')
+    rows = rows[rows[:, 1] > 1e-3 * rows[:, 2]]
+    if len(rows):
+        return float(max(np.median(rows[:, 0]), 0.0))
+    rows = run.series('loss', 'task_loss_looked', 'quantizer_loss')[1:]
+    rows = rows[rows[:, 2] > 0.01 * np.abs(rows[:, 1])]
+    return float(np.median((rows[:, 0] - rows[:, 1]) / rows[:, 2])) if len(rows) else 1.0
 
 
 def _ratios(run: History) -> np.ndarray:
@@ -111,20 +125,24 @@ def _weak_commitment(run: History) -> Finding | None:
 
 def _strong_commitment(run: History) -> Finding | None:
     """The commitment outweighs the task: z stays at its codes, whatever the task asks for."""
-    ratios = _ratios(run)
+    given = _weight_in_loss(run)
+    ratios = _ratios(run) * given
     weight = run.facts.number('commitment')
-    if np.isnan(weight):
-        weight = run.last('commitment_weight')
+    weight = given * (run.last('commitment_weight') if np.isnan(weight) else weight)
     # Where the codes lie far from z any weight pulls hard; the weight is then not at fault.
-    fits = not run.first('relative_error') > 0.9 and not run.late('relative_error') > 0.9
+    fits = not run.first('relative_error') > 0.9
     if len(ratios) < 2 or not weight > 1 or not run.facts.approximates or not fits:
         return None
     # Ten times the task's gradient: what the encoder follows is 84 degrees off the task's way.
     # Later the ratio falls, since z has then given in; the task's gradient may vanish as well.
-    ratio = float(np.median(ratios[: max(len(ratios) // 2, 2)]))
+    ratio = float(max(ratios[0], np.median(ratios[: max(len(ratios) // 2, 2)])))
     if not ratio > 10:
         return None
     evidence = {'commitment': weight, 'gradient_against_task': ratio, 'bound': 10.0}
+    if given > 1.5:
+        evidence['weight_of_the_loss'] = given
+        remedy = f'add out.loss with a weight of 1, in place of {given:.3g}'
+        return Finding('strong_commitment', 'warning', evidence, remedy)
     # As strong as the task at the start, and within what the paper found to make no difference.
     remedy = f'commitment = {min(max(weight / ratio, 0.1), 1.0):.2g}'
     return Finding('strong_commitment', 'warning', evidence, remedy)

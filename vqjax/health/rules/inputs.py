@@ -86,10 +86,12 @@ def _saturated_grid(run: History) -> Finding | None:
 
 def _rejected_vectors(run: History) -> Finding | None:
     """Vectors without a code that no mask hides: they are not finite."""
-    rejected = run.series('rejected')
-    if not rejected.sum() > 0:
+    rejected = run.series('rejected', 'batch_tokens')
+    rejected = rejected[rejected[:, 0] > 0]
+    # All at once is a model that has diverged; some beside others come from the data.
+    if not len(rejected) or not rejected[0, 1] > 0:
         return None
-    evidence = {'rejected': rejected.sum(), 'steps': float((rejected > 0).sum())}
+    evidence = {'rejected_at_first': rejected[0, 0], 'steps': float(len(rejected))}
     remedy = 'look for NaN and infinities in the data and in the encoder; give padding as a mask'
     return Finding('rejected_vectors', 'warning', evidence, remedy)
 

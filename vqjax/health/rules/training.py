@@ -18,22 +18,29 @@ def _diverged(run: History) -> Finding | None:
 def _learning_rate_high(run: History) -> Finding | None:
     """Steps as large as what they change."""
     ratios = run.series('update_ratio')
-    # A step of a thousandth of the weights is common, one of half of them undoes the start; later
-    # one of a tenth would replace them in ten steps. Adam's first step is lr / (rms of a weight).
+    # Five steps of a fifth of the weights replace them, and later ten of a tenth. Adam's first step
+    # is lr / (rms of a weight): 0.045 at most in the sound runs of the tests, 0.29 and more where
+    # the rate was found too high.
     first, later = np.max(ratios, initial=0.0), np.median(ratios[1:]) if len(ratios) > 2 else 0.0
-    lengths, losses = run.series('input_norm')[:10], run.series('loss')[:10]
-    jump = np.max(lengths) / lengths[0] if len(lengths) == 10 else 0.0
-    rise = np.max(losses) / losses[0] if len(losses) == 10 and losses[0] > 0 else 0.0
+    jump, rise = _rise_in_ten(run, 'input_norm'), _rise_in_ten(run, 'loss')
     started = run.first('input_norm') > 0
     # Without the weights: z five times as long within ten steps, and the loss twice as high.
-    if not (first > 0.5 or later > 0.1 or (started and jump > 5 and rise > 2)):
+    if not (first > 0.2 or later > 0.1 or (started and jump > 5 and rise > 2)):
         return None
-    evidence = {'update_ratio': first, 'update_ratio_later': later, 'bound': 0.5}
+    evidence = {'update_ratio': first, 'update_ratio_later': later, 'bound': 0.2}
     if jump:
         evidence |= {'growth_in_ten_steps': jump, 'loss_in_ten_steps': rise}
-    lower = f' by {first / 0.02:.0f} times' if first > 0.5 else ''
+    lower = f' by {first / 0.02:.0f} times' if first > 0.2 else ''
     remedy = f'learning_rate lower{lower}, or a warm-up'
     return Finding('learning_rate_high', 'error', evidence, remedy)
+
+
+def _rise_in_ten(run: History, name: str) -> float:
+    """The largest of the first ten values against the first, those that are finite."""
+    values = run.series(name, finite=False)[:10]
+    if len(values) < 10 or not values[0] > 0:
+        return 0.0
+    return float(np.max(values[np.isfinite(values)]) / values[0])
 
 
 def _learning_rate_low(run: History) -> Finding | None:
@@ -43,7 +50,8 @@ def _learning_rate_low(run: History) -> Finding | None:
         return None
     # All steps in one direction: more than the weights can have moved.
     moved = float(np.max(ratios)) * run.steps
-    if not moved < 0.01:
+    # Where nothing moved at all there is no gradient.
+    if not 0 < moved < 0.01:
         return None
     evidence = {'moved_at_most': moved, 'bound': 0.01, 'steps': run.steps}
     return Finding('learning_rate_low', 'error', evidence, 'learning_rate higher, or a longer run')
@@ -62,6 +70,10 @@ def _frozen_parameters(run: History) -> Finding | None:
     """Matrices that no step moved."""
     still = run.series('still_arrays', 'arrays')
     if len(still) < 2 or not still[:, 0].min() > 0:
+        return None
+    # A task that does not read the codes moves nothing before or behind them: `codes_ignored`.
+    reads = run.series('gradient_at_codes')
+    if len(reads) and not reads.any():
         return None
     evidence = {'arrays_that_never_move': still[:, 0].min(), 'of': still[-1, 1]}
     remedy = 'look for a stop_gradient, or for parameters that the optimizer does not hold'
@@ -92,9 +104,9 @@ def _roughness(values: np.ndarray) -> float:
 def _batch_order(run: History) -> Finding | None:
     """Batches that resemble the one before them."""
     loss, spread = _roughness(run.series('loss')), _roughness(run.series('input_spread'))
-    # Of batches drawn alike both are near 2, and 0.7 is a correlation of 0.65. z alone may drift,
+    # Of batches drawn alike both are near 2, and 1 is a correlation of a half. z alone may drift,
     # and so may a loss; the data move both.
-    if not (loss < 0.7 and spread < 0.7):
+    if not (loss < 1 and spread < 1):
         return None
     evidence = {'correlation_of_losses': 1 - loss / 2, 'correlation_of_spreads': 1 - spread / 2}
     return Finding('batch_order', 'warning', evidence, 'shuffle the training data')

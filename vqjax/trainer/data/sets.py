@@ -236,6 +236,8 @@ def _check_no_size(name: str, image_size: int | None) -> None:
 
 def _split_already(dataset: Dataset) -> Own:
     """A `Dataset`, whose splits are made."""
+    digest = dataset.digest or sources.digest_of(dataset.splits)
+    found = dataclasses.replace(dataset, digest=digest)
 
     def at(cutting: Cutting) -> Dataset:
         if cutting != WHOLE:
@@ -243,10 +245,8 @@ def _split_already(dataset: Dataset) -> Own:
                 f'dataset={dataset.info.name!r} is split and cut already: leave folds, window, hop '
                 'and pad at their defaults'
             )
-        return kept
+        return found
 
-    digest = dataset.digest or sources.digest_of(dataset.splits)
-    kept = dataclasses.replace(dataset, digest=digest)
     return Own(dataset.info.name, at, digest)
 
 

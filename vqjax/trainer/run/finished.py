@@ -123,7 +123,10 @@ def read(
     with as_run_error():
         encoder = encoder_of(vars(own), record, variables)
     if not isinstance(encoder, SensorEncoder):
-        raise RunError(f'config.json in {folder} names the encoder {own.encoder}, not sensor')
+        raise RunError(
+            f'{folder} is a run on recordings, and its config.json says encoder {own.encoder}: '
+            'restore it from a copy'
+        )
     codec = None
     if own.quantizer is not None:
         quantized = runfiles.quantizer_variables(variables)

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from flax import traverse_util
 
 from vqjax import runfiles
@@ -90,7 +89,10 @@ def part(variables: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, dict
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """The arrays that one side lacks or has in another shape, in words."""
     a, b = (
-        {'/'.join(path): np.shape(x) for path, x in traverse_util.flatten_dict(dict(tree)).items()}
+        {
+            '/'.join(path): tuple(getattr(x, 'shape', ()))
+            for path, x in traverse_util.flatten_dict(dict(tree)).items()
+        }
         for tree in (here, there)
     )
     return [
