@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqjax.health import measures
+from vqjax.health import measures, weights
 from vqjax.health.diagnosis import diagnose
 from vqjax.health.history import Finding
 
@@ -56,7 +56,7 @@ class Recorder:
         self._every, self._lag = every, lag
         self._step = 0
         self._carry = measures.start(self._setup, params, state)
-        self._model = None if model is None else measures.copy(model)
+        self._model = None if model is None else weights.copy(model)
         self._has_model = model is not None
         self._evaluation: Any = None
         self._records: list[dict[str, float]] = []
@@ -110,10 +110,10 @@ class Recorder:
             found = found | window
             found |= measures.look(self._setup, params, state, z, out, mask, task, z_gradient)
         if self._model is not None and look:
-            found |= measures.compare(self._model, model)
+            found |= weights.compare(self._model, model)
             self._model = None
         if self._has_model and (self._step + 1) % self._every == 0:
-            self._model = measures.copy(model)
+            self._model = weights.copy(model)
         self._push(plain, found)
 
     def evaluate(

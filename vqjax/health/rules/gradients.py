@@ -131,7 +131,13 @@ def _strong_commitment(run: History) -> Finding | None:
     weight = given * (run.last('commitment_weight') if np.isnan(weight) else weight)
     # Where the codes lie far from z any weight pulls hard; the weight is then not at fault.
     fits = not run.first('relative_error') > 0.9
-    if len(ratios) < 2 or not weight > 1 or not run.facts.approximates or not fits:
+    if not weight > 1 or not run.facts.approximates:
+        return None
+    if not len(ratios) and weight > 10:
+        # Nothing to compare it with; the paper found no difference from 0.1 to 2.
+        evidence = {'commitment': weight, 'bound': 10.0}
+        return Finding('strong_commitment', 'note', evidence, 'commitment = 0.25')
+    if len(ratios) < 2 or not fits:
         return None
     # Ten times the task's gradient: what the encoder follows is 84 degrees off the task's way.
     # Later the ratio falls, since z has then given in; the task's gradient may vanish as well.
