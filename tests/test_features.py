@@ -56,7 +56,8 @@ def calls_of_the_encoder():
         yield found
 
 
-@pytest.mark.parametrize('bottleneck', ['vector', pytest.param('grid', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('bottleneck', ['vector', 'grid'])
 def test_features_give_the_figures_that_images_give(source, tmp_path, bottleneck):
     changed = second(source, bottleneck=bottleneck)
     with calls_of_the_encoder() as traced:

@@ -74,6 +74,7 @@ def test_seeds_go_through_folds_and_then_through_the_next_repetition():
     assert settings.fold_of({}, 5) is None and settings.cutting({}, 5) == Cutting()
 
 
+@pytest.mark.slow
 def test_a_comparison_over_folds_compiles_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     given = config(folds=3, seeds=3, writers='')
     compiled, finish = [], runs.Run.finish

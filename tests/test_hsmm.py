@@ -217,7 +217,8 @@ def test_old_segments_lose_little_where_viterbi_does_not_keep_them_all():
     assert scores[300] == exact and scores[64] > exact - 1 and scores[16] > exact - 4
 
 
-@pytest.mark.parametrize('phases', [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize('phases', [1, 3])
 def test_padding_and_other_sessions_change_nothing(phases):
     m = model(3, phases)
     params = draw(m)

@@ -268,6 +268,7 @@ def test_a_line_of_the_picture_has_the_errors_of_the_results(results):
     assert [t.get_text() for t in right.get_xticklabels()] == ['4']
 
 
+@pytest.mark.slow
 def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(config, tmp_path):
     name, given = 'product-4-grid', config | {
         'methods': 'none-grid,product-4-grid', 'folds': 2, 'seeds': 2, 'width': 4, 'features': 8,

@@ -93,6 +93,7 @@ def test_a_wrong_configuration_is_refused_by_name(config, tmp_path, change, mess
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_of_the_study_says_of_every_seed_whether_it_collapsed(tmp_path):
     """Codes fitted after training cost little accuracy, however the baseline collapses."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))

@@ -251,6 +251,7 @@ def test_another_search_in_a_folder_that_has_opened_its_test_split_is_refused(se
             studies.run(searching(**changes), str(folder))
 
 
+@pytest.mark.slow
 def test_each_fold_chooses_for_itself_on_parts_without_its_test_images(tmp_path, monkeypatch):
     finish, held = runs.Run.finish, []
     monkeypatch.setattr(
@@ -284,6 +285,7 @@ def test_each_fold_chooses_for_itself_on_parts_without_its_test_images(tmp_path,
     assert 'The search is nested' in text and '| none, 0 |' in text and '| none, 1 |' in text
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_the_worst_and_ends_nothing(tmp_path):
     space = {'every': {'learning_rate': {'choice': (1e30, 1e-3)}}}
     given = searching(methods='none', space=space, trial_seeds=1, seeds=1, trials=3)

@@ -114,7 +114,8 @@ def model(top=8):
         grids=encoders.two_level_grids('conv', (8, 8, 1)),
     )  # fmt: skip
     images = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
-    return classifier, classifier.init(jax.random.key(1), images, train=True), images, q
+    init = jax.jit(functools.partial(classifier.init, train=True))
+    return classifier, init(jax.random.key(1), images), images, q
 
 
 def test_the_bottom_is_quantized_from_what_the_top_s_codes_say():
