@@ -346,7 +346,9 @@ def table():
         Projected(VQ(8, metric='cosine', unit_values=False), 4, bias=True, layer_norm=True),
         Parallel((Projected(Residual(ema, 1), 4), Projected(Residual(ema, 2), 4, bias=True))),
         Parallel((Residual(FSQ((3,) * 8), 2), vq)),
-        Clamped(Residual(FSQ((5,) * 8, symmetric=True, bound=ops.clamp), 3, scale=0.2), 1.25),
+        Clamped(
+            Residual(FSQ((5,) * 8, symmetric=True, bound=ops.clamp), 3, scale=0.2), (1.25,) * 8
+        ),
         Strided(ema, (4, 2, 1)),
         Strided((Projected(vq, 4, bias=True), FSQ((3,) * 8), VQ(4)), (6, 2, 1)),
         Levels((ema, VQ(4), FSQ((3,) * 8)), (8, 1, 15)),
@@ -368,6 +370,6 @@ def table():
         Projected(Product(SimVQ(4), 2, shared=True), 4),
         Projected(Projected(ema, 4), 4),
         Projected(MultiScale(SimVQ(8), ((2, 3), (4, 6)), phi=(0.5,)), 4, bias=True),
-        Projected(Clamped(Strided(ema, (2, 1)), 2.0), 8),
+        Projected(Clamped(Strided(ema, (2, 1)), (2.0,) * 8), 8),
     ]
     return {repr(q).replace('num_codes=', ''): q for q in entries}

@@ -106,7 +106,8 @@ def test_var_s_loss_and_its_gradients():
     def loss(params, z):
         return q.quantize(params, state, z).loss
 
-    value, (slopes, z_grad) = jax.value_and_grad(loss, (0, 1))(params, jnp.asarray(case['z']))
+    run = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    value, (slopes, z_grad) = run(params, jnp.asarray(case['z']))
     np.testing.assert_allclose(value, case['loss'], rtol=1e-5)
     np.testing.assert_allclose(slopes.inner, case['codebook_grad'], rtol=1e-4, atol=1e-6)
     kernel_grad = case['phi_grad'].transpose(2, 3, 1, 0)
@@ -195,7 +196,7 @@ def wrapped(entries):
 
 
 @pytest.mark.parametrize('name, case', SOME)
-def test_wrapped_prefixed_and_in_half_precision(name, case, tmp_path):
+def test_wrapped_prefixed_and_in_half_precision(name, case):
     entries = library(name)[case]
     whole = state_dict(entries)
     q, params, state = read(whole, **told(entries))
