@@ -6,7 +6,7 @@ functions the counts or the probabilities of the whole split. 0 log 0 is 0, noth
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ import numpy as np
 from jax import Array
 
 from vqjax.ops.serialization import exported
+
+# Numbers: an array, or lists of them.
+ArrayLike = Array | np.ndarray | Sequence[Any]
 
 
 @exported
@@ -45,7 +48,7 @@ class UniformBaseline(NamedTuple):
 # Codes: counts [..., K], any number dtype, leading axes are stages or groups.
 
 
-def perplexity(counts: Array) -> Array:
+def perplexity(counts: ArrayLike) -> Array:
     """Exponential of the entropy of counts [..., K] -> float32 [...], 1 to K; 0 for no counts."""
     counts = jnp.asarray(counts, jnp.float32)
     total = counts.sum(-1, keepdims=True)
@@ -54,12 +57,12 @@ def perplexity(counts: Array) -> Array:
     return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0.0)
 
 
-def active_codes(counts: Array) -> Array:
+def active_codes(counts: ArrayLike) -> Array:
     """Number of codes of counts [..., K] used at least once -> int32 [...]."""
     return (jnp.asarray(counts) > 0).sum(-1, dtype=jnp.int32)
 
 
-def usage(counts: Array) -> Array:
+def usage(counts: ArrayLike) -> Array:
     """Share of the K codes of counts [..., K] used at least once -> float32 [...], 0 to 1."""
     counts = jnp.asarray(counts)
     return active_codes(counts) / counts.shape[-1]
