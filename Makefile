@@ -9,6 +9,9 @@ ARGS ?=
 BIN := $(VENV)/bin
 # In the order of tests/conftest.py: the longest first, so that both processes end together.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# What examples may do and a module may not: functions without annotations, a name for two things,
+# and calls of JAX and Flax that have none themselves.
+EXAMPLES := --strict --follow-imports=silent --allow-untyped-defs --allow-untyped-calls --allow-redefinition-new --disable-error-code no-redef
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 export VQJAX_SHARED
@@ -23,7 +26,7 @@ help:
 	@echo "make test-shipped  all tests, compiled with JAX's own settings; an hour or two"
 	@echo "make docs       the documentation, into site/; warnings are errors"
 	@echo "make tables     every table of README and docs, from committed results"
-	@echo "make lint       ruff and mypy, reading only"
+	@echo "make lint       ruff, mypy and pyright, reading only"
 	@echo "make format     ruff, mending what it can"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
 
@@ -54,8 +57,12 @@ lint: $(VENV)/.installed-test
 	@echo "== ruff check, ruff format --check"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@echo "== mypy"
+	@echo "== mypy, pyright: the code, and the examples of README and documentation"
 	@$(BIN)/mypy
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@rm -rf build/examples && $(BIN)/python docs/examples.py build/examples > /dev/null
+	@$(BIN)/mypy $(EXAMPLES) build/examples
+	@$(BIN)/pyright --pythonpath $(BIN)/python --project docs/pyrightconfig.json
 
 format: $(VENV)/.installed-test
 	@$(BIN)/ruff check --fix .

@@ -18,6 +18,9 @@ from jax import Array
 
 from vqjax.ops.serialization import exported
 
+# Numbers: an array, or lists of them.
+ArrayLike = Array | np.ndarray | Sequence[Any]
+
 
 @exported
 class Interval(NamedTuple):
@@ -53,7 +56,7 @@ def _numpy_of(*arrays: Any) -> Any:
 # Codes: counts [..., K], any number dtype, leading axes are stages or groups.
 
 
-def perplexity(counts: Array) -> Array:
+def perplexity(counts: ArrayLike) -> Array:
     """Exponential of the entropy of counts [..., K] -> float32 [...], 1 to K; 0 for no counts."""
     xp = _numpy_of(counts)
     counts = xp.asarray(counts, xp.float32)
@@ -63,13 +66,13 @@ def perplexity(counts: Array) -> Array:
     return xp.where(total[..., 0] > 0, xp.exp(entr(share).sum(-1)), xp.float32(0))
 
 
-def active_codes(counts: Array) -> Array:
+def active_codes(counts: ArrayLike) -> Array:
     """Number of codes of counts [..., K] used at least once -> int32 [...]."""
     xp = _numpy_of(counts)
     return (xp.asarray(counts) > 0).sum(-1, dtype=xp.int32)
 
 
-def usage(counts: Array) -> Array:
+def usage(counts: ArrayLike) -> Array:
     """Share of the K codes of counts [..., K] used at least once -> float32 [...], 0 to 1."""
     xp = _numpy_of(counts)
     return active_codes(counts).astype(xp.float32) / xp.float32(np.shape(counts)[-1])

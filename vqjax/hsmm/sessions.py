@@ -29,7 +29,7 @@ class Sessions(NamedTuple):
 def as_codes(codes) -> jax.Array | np.ndarray:
     """Codes as an array; entries that an array of NumPy masks are missing."""
     if isinstance(codes, np.ma.MaskedArray) and np.issubdtype(codes.dtype, np.integer):
-        return codes.astype(np.int64).filled(-1)
+        return np.ma.filled(codes.astype(np.int64), -1)
     return codes if isinstance(codes, jax.Array) else np.asarray(codes)
 
 

@@ -3,7 +3,7 @@
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
 from vqjax.ops.balance import code_balance, log_mean_assignment
 from vqjax.ops.bounds import BOUNDS, check_bound, clamp, ifsq, inverse_bound, short_tanh, tanh
-from vqjax.ops.bridges import BRIDGES, Bridge, Linear, LowRank, VQBridge
+from vqjax.ops.bridges import BRIDGES, Bridge, BridgeLike, Linear, LowRank, VQBridge
 from vqjax.ops.candidates import (
     Assignments,
     code_logits,
@@ -94,6 +94,7 @@ __all__ = [
     'AxisName',
     'Batch',
     'Bridge',
+    'BridgeLike',
     'KMeans',
     'Linear',
     'LowRank',

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,16 @@ PyTree = Any
 
 def _product(form, a, b):
     return jnp.einsum(form, a, b, precision=lax.Precision.HIGHEST)
+
+
+class BridgeLike(Protocol):
+    """What a bridge is: hashable, with these two methods; `Bridge`, a Linen module, your own."""
+
+    @property
+    def init(self) -> Callable[..., PyTree]: ...
+
+    @property
+    def apply(self) -> Callable[..., Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import inspect
 import math
 from typing import Any
 
-import optax  # type: ignore[import-untyped]
+import optax
 
 from vqjax.ops.fields import check, check_flag, is_number, plain
 

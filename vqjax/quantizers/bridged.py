@@ -169,7 +169,7 @@ class Bridged(BridgedCodebook):
     """
 
     num_codes: int
-    bridge: ops.Bridge | ops.Linear | ops.LowRank | ops.VQBridge = ops.VQBridge()
+    bridge: ops.BridgeLike = ops.VQBridge()
     learned: bool = False
     commitment: float = 0.25
     codebook: float = 1.0
