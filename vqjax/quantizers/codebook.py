@@ -177,7 +177,7 @@ class Wrapped(Codebook):
         return self.inner.metric
 
     @property
-    def unit_values(self) -> bool:
+    def unit_values(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.unit_values
 

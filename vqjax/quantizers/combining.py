@@ -22,17 +22,17 @@ class Around(Base):
     inner: Any
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """The inner's."""
         return self.inner.num_codes
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's."""
         return self.inner.code_shape
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...]:  # type: ignore[override]
         """The inner's."""
         return self.inner.grid
 
@@ -47,7 +47,7 @@ class Around(Base):
         return self.inner.code_sizes
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.starts_from_data
 

@@ -65,7 +65,7 @@ class Parallel(Base):
         )
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of the branch that has most."""
         return max(inner.num_codes for inner in self.inner)
 
@@ -75,7 +75,7 @@ class Parallel(Base):
         return tuple(_axes(inner)[-1] for inner in self.inner)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The branches', with their last entries added up."""
         return (*_axes(self.inner[0])[:-1], sum(self.lengths))
 
@@ -91,7 +91,7 @@ class Parallel(Base):
         return sum(inner.bits for inner in self.inner)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any branch's init reads the values of z."""
         return any(inner.starts_from_data for inner in self.inner)
 
@@ -112,8 +112,8 @@ class Parallel(Base):
             if num > 0:
                 kept.append(branch if num >= length else inner.first_stages(num, *branch[1:]))
             num -= length
-        inner, params, state = zip(*kept, strict=True)
-        return Parallel(inner), params, state
+        quantizers = tuple(kind for kind, *_ in kept)
+        return Parallel(quantizers), tuple(p for _, p, _ in kept), tuple(s for *_, s in kept)
 
     def branch(self, tree: PyTree, i: int) -> PyTree:
         """The params or the state of one branch: of a tree without arrays ()."""
@@ -165,7 +165,7 @@ class Parallel(Base):
             for inner, out in zip(self.inner, outs, strict=True)
         ]
         z_q = _added([out.z_q for out in outs]).astype(z.dtype)
-        loss = sum(out.loss for out in outs)
+        loss = sum((out.loss for out in outs[1:]), outs[0].loss)
         losses = _joined([out.losses for out in outs], self.lengths)
         return Quantized(z_q, jnp.concatenate(codes, axis=-1), loss, losses)
 

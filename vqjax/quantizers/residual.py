@@ -154,10 +154,10 @@ class Residual(Base):
             fields['inner'] = self.inner[:num]
         if num == 1:
             fields['similarity'] = 0.0
-        if self.dropout is not None:
-            multiple = 1 if num % self.dropout.multiple else self.dropout.multiple
-            least = min(self.dropout.least, num)
-            fields['dropout'] = dataclasses.replace(self.dropout, least=least, multiple=multiple)
+        if (dropout := dropout_of(self.dropout, self.num_stages)) is not None:
+            multiple = 1 if num % dropout.multiple else dropout.multiple
+            least = min(dropout.least, num)
+            fields['dropout'] = dataclasses.replace(dropout, least=least, multiple=multiple)
 
         def cut(tree):
             if self.shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,20 +71,25 @@ class Strided(Base):
         inner = self.inner if isinstance(self.inner, tuple | list) else [self.inner] * len(strides)
         object.__setattr__(self, 'inner', tuple(inner))
         need = f'one quantizer, or one for each of {len(strides)} strides'
-        check(len(self.inner) == len(strides), 'inner', self.inner, need)
-        for stage in self.inner:
+        check(len(self._stages) == len(strides), 'inner', self.inner, need)
+        for stage in self._stages:
             check_inner(type(self).__name__, stage)
             check(stage.code_shape == (), 'inner', stage, 'of one code a vector')
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def _stages(self) -> tuple[Quantizer, ...]:
+        """A quantizer for each stride, which `inner` is once the fields are checked."""
+        return cast(tuple[Quantizer, ...], self.inner)
+
+    @property
+    def grid(self) -> tuple[int, ...]:  # type: ignore[override]
         """(strides[0],): the vectors of a window."""
         return (self.strides[0],)
 
     @property
-    def num_codes(self) -> int:
+    def num_codes(self) -> int:  # type: ignore[override]
         """K of the stage that has most."""
-        return max(inner.num_codes for inner in self.inner)
+        return max(inner.num_codes for inner in self._stages)
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -91,7 +97,7 @@ class Strided(Base):
         return tuple(self.strides[0] // stride for stride in self.strides)
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """(L,), the codes of a window."""
         return (sum(self.places),)
 
@@ -103,18 +109,18 @@ class Strided(Base):
     @property
     def code_sizes(self) -> np.ndarray:
         """K of each code of a window, int32 [L]."""
-        return np.repeat([inner.num_codes for inner in self.inner], self.places).astype(np.int32)
+        return np.repeat([inner.num_codes for inner in self._stages], self.places).astype(np.int32)
 
     @property
     def bits(self) -> float:
         """Bits that the codes of a window take."""
-        stages = zip(self.places, self.inner, strict=True)
+        stages = zip(self.places, self._stages, strict=True)
         return sum(number * inner.bits for number, inner in stages)
 
     @property
-    def starts_from_data(self) -> bool:
+    def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any stage's init reads the values of z."""
-        return any(inner.starts_from_data for inner in self.inner)
+        return any(inner.starts_from_data for inner in self._stages)
 
     def by_codebook(self, codes: jax.Array) -> jax.Array:
         """A row for each stage, see `Base.by_codebook`."""
@@ -156,7 +162,7 @@ class Strided(Base):
 
     def coded(self, codes: jax.Array) -> jax.Array:
         """Which vectors are real by the finest stage that has a code in a window: bool [..., T]."""
-        real = None
+        real: Any = None
         for part, stride in zip(self._cut(codes), self.strides, strict=True):
             some = part >= 0
             cover = jnp.repeat(some, stride, axis=-1)
@@ -177,7 +183,7 @@ class Strided(Base):
 
     def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
         """The stages' ones, as tuples."""
-        params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
+        params, state = zip(*(inner.shapes(dim) for inner in self._stages), strict=True)
         return params, state
 
     @checked
@@ -191,9 +197,9 @@ class Strided(Base):
         check_start(self, z, mask)
         left, real = self._windows(z, mask)
         left = jnp.where(real[..., None], left, 0.0)
-        keys = jax.random.split(key, len(self.inner))
+        keys = jax.random.split(key, len(self._stages))
         started = []
-        for inner, stride, key in zip(self.inner, self.strides, keys, strict=True):
+        for inner, stride, key in zip(self._stages, self.strides, keys, strict=True):
             means, some = _means(left, real, stride)
             means = inner.unbound(means)
             params, state = inner.init(key, means, some, axis_name)
@@ -209,14 +215,16 @@ class Strided(Base):
         """Codes [..., n L] and the summed vectors of z [..., T, D]."""
         x, real = self._windows(z, mask)
         clean = jnp.where(real[..., None], x, 0.0)
-        keys = [None] * len(self.inner) if key is None else jax.random.split(key, len(self.inner))
+        keys = (
+            [None] * len(self._stages) if key is None else jax.random.split(key, len(self._stages))
+        )
         sums = Sums.nothing(clean, learns=bool(jax.tree.leaves(params)), ahead=False)
         codes, loss, losses = [], jnp.zeros((), jnp.float32), []
-        for k, (inner, stride) in enumerate(zip(self.inner, self.strides, strict=True)):
+        for k, (inner, stride) in enumerate(zip(self._stages, self.strides, strict=True)):
             means, some = _means(sums.residual, real, stride)
             trees = self.stage(params, k), self.stage(state, k)
-            given = (inner.unbound(means), keys[k], some, axis_name)
-            out = quantize_detached(inner, *trees, *given)
+            rows = inner.unbound(means)
+            out = quantize_detached(inner, *trees, rows, keys[k], some, axis_name)
             sums = sums.with_stage(jnp.repeat(out.z_q, stride, axis=-2), None)
             codes.append(out.codes)
             losses.append(out.losses)
@@ -225,7 +233,7 @@ class Strided(Base):
         bad = ~jnp.all(jnp.isfinite(z), axis=-1)
         bad = bad if mask is None else bad & mask
         loss = loss + jnp.where(jnp.any(bad), jnp.nan, 0.0)
-        z_q = sums.z_q(x, getattr(self.inner[0], 'gradient', ops.straight_through))
+        z_q = sums.z_q(x, getattr(self._stages[0], 'gradient', ops.straight_through))
         z_q = jnp.where(real[..., None], z_q, 0.0).astype(z.dtype)
         return Quantized(z_q.reshape(z.shape), self._joined(codes), loss, merge_losses(losses))
 
@@ -245,10 +253,12 @@ class Strided(Base):
                 f'codes must be of {z.shape[-2] // self.strides[0]} windows, as z of shape '
                 f'{z.shape} has, got codes of shape {codes.shape}'
             )
-        keys = [None] * len(self.inner) if key is None else jax.random.split(key, len(self.inner))
+        keys = (
+            [None] * len(self._stages) if key is None else jax.random.split(key, len(self._stages))
+        )
         heavy = None if weights is None else weights.reshape(*left.shape[:-1], 1)
         moved = []
-        for k, (inner, stride) in enumerate(zip(self.inner, self.strides, strict=True)):
+        for k, (inner, stride) in enumerate(zip(self._stages, self.strides, strict=True)):
             means, some = _means(left, real, stride)
             own = None if heavy is None else _means(heavy, real, stride)[0][..., 0]
             trees = self.stage(params, k), self.stage(state, k)
@@ -264,13 +274,18 @@ class Strided(Base):
         -1 adds nothing. Which vectors are real, the finest stage with a code in a window says: the
         others are zero. Codes of the first stages alone so decode to a coarse sequence.
         """
-        total = None
-        for k, (inner, stride) in enumerate(zip(self.inner, self.strides, strict=True)):
+        total: Any = None
+        for k, (inner, stride) in enumerate(zip(self._stages, self.strides, strict=True)):
             vectors = inner.decode(self.stage(params, k), self.stage(state, k), self._cut(codes)[k])
             vectors = jnp.repeat(vectors, stride, axis=-2)
             total = vectors if total is None else total + vectors
         total = total.reshape(*total.shape[:-3], -1, total.shape[-1])
         return jnp.where(self.coded(codes)[..., None], total, 0.0)
+
+    def _keys(self, key):
+        """A key for each stage, or None for each."""
+        number = len(self._stages)
+        return [None] * number if key is None else jax.random.split(key, number)
 
     def _windows(self, z, mask):
         """(z float32 [..., n, W, D], which vectors count: bool [..., n, W])."""
