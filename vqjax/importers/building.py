@@ -35,7 +35,7 @@ def learned(name: str, rows: np.ndarray, counts=None, **fields: Any) -> Imported
     """A VQ with this codebook [K, D] as its params; counts [K] are ones where not given."""
     check_codebook(name, rows)
     params = jnp.asarray(rows)
-    counts = jnp.ones(len(rows)) if counts is None else jnp.asarray(counts)
+    counts = jnp.ones(len(rows), jnp.float32) if counts is None else jnp.asarray(counts)
     fields = {'revival': None} | fields
     state = VQState(jnp.zeros_like(params), counts, jnp.zeros((), jnp.int32))
     return VQ(len(rows), **fields), params, state
@@ -131,7 +131,7 @@ def projected(
     # One alone, all zeros, adds nothing and learned nothing.
     bias = len(found) == 2 or any(np.any(b) for b in found)
     if bias:
-        biases = [jnp.zeros(n) if b is None else b for b, n in zip(biases, sizes)]  # noqa: B905
+        biases = [jnp.zeros(n, jnp.float32) if b is None else b for b, n in zip(biases, sizes)]  # noqa: B905
     scales = [_vector(entries, name, dim) if layer_norm else () for name in norm]
     quantizer = Projected(quantizer, dim, bias=bias, layer_norm=layer_norm)
     kernels = jnp.asarray(kernel_in), jnp.asarray(kernel_out)

@@ -127,9 +127,11 @@ class Projected(Around):
         kernel = jax.nn.initializers.orthogonal()(first, (dim, self.dim), jnp.float32)
         params = ProjectedParams(kernel, kernel.T, ())
         if self.bias:
-            params = params._replace(bias_in=jnp.zeros(self.dim), bias_out=jnp.zeros(dim))
+            biases = (jnp.zeros(size, jnp.float32) for size in (self.dim, dim))
+            params = params._replace(**dict(zip(('bias_in', 'bias_out'), biases, strict=True)))
         if self.layer_norm:
-            params = params._replace(scale=jnp.ones(self.dim), offset=jnp.zeros(self.dim))
+            ones = jnp.ones(self.dim, jnp.float32)
+            params = params._replace(scale=ones, offset=jnp.zeros_like(ones))
         inner, state = self.inner.init(second, self._project(params, z), mask, axis_name)
         return params._replace(inner=inner), state
 

@@ -202,7 +202,8 @@ class QINCo(Base):
         )
         if not self.bias:
             return params, ()
-        biases = (jnp.zeros((stages, self.blocks, size)) for size in (hidden, dim))
+        shapes = ((stages, self.blocks, size) for size in (hidden, dim))
+        biases = (jnp.zeros(shape, jnp.float32) for shape in shapes)
         return QINCoBiasedParams(*params, *biases), ()
 
     @checked
