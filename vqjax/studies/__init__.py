@@ -9,11 +9,10 @@ from typing import Any
 from vqjax.moved import forward
 from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.errors import RunError
-from vqjax.trainer.files.display import show
+from vqjax.trainer.files.display import Terminal
 from vqjax.trainer.wording import shorten
 
 STUDIES = ('comparison', 'remedies', 'rates', 'tokenizer', 'vqvae2', 'autopsy', 'behaviour')
-
 
 # Those that read their data again after the runs, by the name that the configuration has.
 _BY_NAME = ('vqvae2', 'autopsy', 'behaviour')
@@ -57,7 +56,7 @@ def run(config: dict[str, Any], workdir: str, dataset: Any = None) -> dict[str, 
     results = study.run(study.config, workdir, conclude=study.conclude, parts=parts)
     report = pathlib.Path(workdir) / 'report.md'
     if results and report.is_file():
-        show(f'Report: {report}')
+        Terminal().print(f'Report: {report}', soft_wrap=True, markup=False, highlight=False)
     return results
 
 
