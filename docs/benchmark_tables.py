@@ -184,13 +184,16 @@ def comparing(results):
 
     rows = [
         [names.get(name, name)]
-        + [f'{middle(run[key] for run in runs):,.0f}' for key in ('seconds', 'cpu_seconds')]
-        + [ratio('cpu_seconds', name)]
+        + [
+            cell
+            for key in ('seconds', 'cpu_seconds')
+            for cell in (f'{middle(run[key] for run in runs):,.0f}', ratio(key, name))
+        ]
         + [f'{middle(run[key] for run in runs):.0f}' for key in ('programs', 'compiled')]
         for name, runs in results['runs'].items()
     ]
-    header = ['seconds', 'processor seconds', 'of the first row', 'programs', 'of them compiled']
-    return table(['', *header], rows)
+    header = ['wall, s', 'to the first row', 'processor, s', 'to the first row']
+    return table(['', *header, 'programs', 'of them compiled'], rows)
 
 
 def _bytes(carried):
