@@ -1,7 +1,7 @@
 """Runs that are faulty on purpose and runs that are sound: what is found first in each.
 
 `python tests/test_health_runs.py` prints the table; `--long` adds the runs that only
-`make test-long` has.
+`make test-all` has.
 """
 
 import sys
@@ -154,13 +154,13 @@ def test_a_fault_is_the_first_finding(name):
     faulty(name)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SOUND_LONG)
 def test_more_sound_runs_raise_no_alarm(name):
     sound(name)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAULTS_LONG)
 def test_more_faults_are_the_first_finding(name):
     faulty(name)

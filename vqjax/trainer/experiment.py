@@ -359,10 +359,13 @@ def findings(
         method = settings.methods[name]
         if method.quantizer is None:
             continue
-        classes = None
-        if method.classification_weight:
-            classes = num_classes ** (1 / quantizers.stages(method.quantizer))
         for seed in seeds:
+            classes = None
+            if method.classification_weight:
+                # All codes of an image together name its class: every stage, at every place.
+                places = folder.finished_run(name, seed).bits / method.quantizer.bits
+                codes = quantizers.stages(method.quantizer) * max(places, 1.0)
+                classes = num_classes ** (1 / codes)
             diagnosed = health.diagnose(
                 folder.history(name, seed),
                 num_codes=method.quantizer.num_codes,
