@@ -118,7 +118,7 @@ def execute(
                 form=form,
                 folds=folds,
             )
-            display.say(_announcement(dataset, wanted, todo, workdir))
+            display.say(_announcement(dataset, wanted=wanted, todo=todo, workdir=workdir))
             for number, (method, seeds) in enumerate(todo.items(), 1):
                 run_method(context, method, seeds)
                 if number % _METHODS_KEPT == 0:
@@ -178,7 +178,9 @@ def open_data(settings: Settings, given: Any) -> tuple[Settings, sets.Own | None
     if given is not None and name == FIELDS['dataset'].default:
         name = YOURS
     with sets.told(name):
-        own = sets.open_own(name, where or None, settings.image_size or None, given)
+        own = sets.open_own(
+            name, data_dir=where or None, image_size=settings.image_size or None, given=given
+        )
         sets.check_digest(name, settings.data_digest, own.digest)
     config = settings.config | {'dataset': own.name, 'data_digest': own.digest}
     return (

@@ -58,7 +58,10 @@ def make_trials(config: Mapping[str, Any], methods: Iterable[str]) -> dict[str, 
     _check_methods(config)
     spaces = {name: _space(config, name) for name in methods}
     return {
-        name: [_trial(config, name, space, index) for index in range(config['trials'])]
+        name: [
+            _trial(config, method=name, space=space, index=index)
+            for index in range(config['trials'])
+        ]
         for name, space in spaces.items()
     }
 
@@ -111,7 +114,7 @@ def _space(config: Mapping[str, Any], method: str) -> dict[Path, Mapping[str, An
     for name in (EVERY, method):
         where = f'space.{name}'
         for path, distribution in _flatten(config['space'].get(name, {}), where):
-            _check_path(config, method, path, where)
+            _check_path(config, method=method, path=path, where=where)
             found[path] = distribution
     if not found:
         raise RunError(

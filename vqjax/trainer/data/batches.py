@@ -88,7 +88,9 @@ def train_batches(
             stand_in = np.where(good, np.arange(len(good)), np.flatnonzero(good)[0])
             images, labels = images[stand_in], labels[stand_in]
         if augment:
-            images = _flip_and_crop(images, np.random.default_rng((seed, step, 1)), batch_size, own)
+            images = _flip_and_crop(
+                images, rng=np.random.default_rng((seed, step, 1)), batch_size=batch_size, own=own
+            )
         return dataset.batch(images, labels)
 
     # One element is one whole batch: Grain's own shuffle and batch take 20 us an example, 2.5 ms

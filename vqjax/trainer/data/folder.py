@@ -111,7 +111,14 @@ def open_splits(data_dir: str | None, image_size: int | None) -> tuple[int, dict
         paths = [row[2] for row in rows]
         labels = np.asarray([row[3] for row in rows], np.int32)
         sizes = [path.stat().st_size for path in paths]
-        splits[split] = ImageFiles(root, paths, labels, shape, sizes, image_size is not None)
+        splits[split] = ImageFiles(
+            root,
+            paths=paths,
+            labels=labels,
+            image_shape=shape,
+            sizes=sizes,
+            resize=image_size is not None,
+        )
     return len(classes), splits
 
 

@@ -89,7 +89,7 @@ def one_fold_of(
     parts = parts_of(where, records.labels[indices], *order, held_out)
     found = {split: Split(records, indices[places]) for split, places in parts.items()}
     found['train'].corrupt.update(examples.corrupt)
-    return assemble(name, num_classes, records.images.shape[1:], found)
+    return assemble(name, num_classes=num_classes, shape=records.images.shape[1:], splits=found)
 
 
 def carve(

@@ -99,13 +99,15 @@ def _read_file(path: pathlib.Path, name: str) -> Recording:
     signals = arrays['signals']
     if signals.dtype.kind in 'iuf':
         signals = signals.astype(np.float32)
-    rate = _one(arrays.get('rate', 0.0), name, 'rate', 'iuf')
+    rate = _one(arrays.get('rate', 0.0), name=name, key='rate', kinds='iuf')
     if 'rate' in arrays and not (math.isfinite(rate) and rate > 0):
         raise ValueError(f'recording {name!r} has rate {rate}: give steps a second, above 0')
-    label, subject = (_one(arrays.get(key, ''), name, key, 'iuU') for key in ('label', 'subject'))
+    label, subject = (
+        _one(arrays.get(key, ''), name=name, key=key, kinds='iuU') for key in ('label', 'subject')
+    )
     if label == '':
         raise ValueError(f'recording {name!r} has an empty label: name what is recorded')
-    return Recording(signals, str(label), str(subject), float(rate), name)
+    return Recording(signals, label=str(label), subject=str(subject), rate=float(rate), name=name)
 
 
 def _one(value: Any, name: str, key: str, kinds: str) -> Any:

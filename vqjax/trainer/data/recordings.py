@@ -126,7 +126,7 @@ def real_steps(signals: np.ndarray) -> np.ndarray:
 
 def starts_of(steps: int, cutting: Cutting) -> np.ndarray:
     """First steps of the windows of a recording of so many steps, int64 [n]."""
-    number = sensors.count_windows(steps, cutting.window, cutting.hop, cutting.pad)
+    number = sensors.count_windows(steps, window=cutting.window, hop=cutting.hop, pad=cutting.pad)
     return np.arange(number) * cutting.hop
 
 
@@ -164,7 +164,7 @@ def from_recordings(
     shape = (1, cutting.window, everything[0].signals.shape[1])
     number = {split: len(part.indices) for split, part in parts.items()}
     mean, std = _scale(found['train'])
-    info = DataInfo(name, shape, len(labels), number)
+    info = DataInfo(name, image_shape=shape, num_classes=len(labels), num_examples=number)
     rate = everything[0].rate
     whole = RecordingSet(info, parts, mean, std, found, labels, rate, cutting)
     for split, counts in whole.counts().items():
@@ -215,7 +215,13 @@ def _split(
     parts: dict[str, Sequence[Recording]] = dict(found)
     if cutting.folds:
         everything = [r for recordings in found.values() for r in recordings]
-        train, test = one_fold(where, everything, cutting.folds, cutting.fold, cutting.repeat)
+        train, test = one_fold(
+            where,
+            recordings=everything,
+            folds=cutting.folds,
+            fold=cutting.fold,
+            repeat=cutting.repeat,
+        )
         parts = {'train': train, 'test': test}
     else:
         check_subjects(where, found)

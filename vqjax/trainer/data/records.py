@@ -118,7 +118,12 @@ def assemble(
     splits = {split: splits[split] for split in ('train', 'validation', 'test')}
     num_examples = {split: len(examples.indices) for split, examples in splits.items()}
     height, width, channels = shape
-    info = DataInfo(name, (height, width, channels), num_classes, num_examples)
+    info = DataInfo(
+        name,
+        image_shape=(height, width, channels),
+        num_classes=num_classes,
+        num_examples=num_examples,
+    )
     _check_sizes(info)
     train = splits['train']
     # A spread of 5,000 images gives each channel's mean and std to about a percent.
@@ -129,7 +134,10 @@ def assemble(
     pixels = images[good].reshape(-1, shape[-1]).astype(np.float64)
     std = pixels.std(0)
     return Dataset(
-        info, splits, pixels.mean(0).astype(np.float32), np.where(std, std, 1).astype(np.float32)
+        info,
+        splits=splits,
+        mean=pixels.mean(0).astype(np.float32),
+        std=np.where(std, std, 1).astype(np.float32),
     )
 
 

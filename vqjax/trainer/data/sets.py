@@ -116,7 +116,9 @@ def _complete(name: str, splits: _Splits, cutting: Cutting, digest: str = '') ->
     num_classes, shape, found = splits
     if cutting.folds:
         _check_folds(name, found)
-        one = one_fold_of(name, num_classes, found['train'], cutting, held_out=10)
+        one = one_fold_of(
+            name, num_classes=num_classes, examples=found['train'], cutting=cutting, held_out=10
+        )
         return dataclasses.replace(one, digest=digest)
     found = dict(found)
     # Sets such as ImageNet publish no labelled test split: their validation split is the test.
@@ -125,7 +127,9 @@ def _complete(name: str, splits: _Splits, cutting: Cutting, digest: str = '') ->
     for split in ('test', 'validation'):
         if split not in found:
             found['train'], found[split] = carve(found['train'])
-    return dataclasses.replace(assemble(name, num_classes, shape, found), digest=digest)
+    return dataclasses.replace(
+        assemble(name, num_classes=num_classes, shape=shape, splits=found), digest=digest
+    )
 
 
 def _read(name: str, data_dir: str | None, image_size: int | None) -> _Splits:
@@ -144,7 +148,7 @@ def _decode(
     found = {split: whole(f, in_memory=size <= IN_MEMORY_BYTES) for split, f in files.items()}
     for split, examples in found.items():
         names = files[split].names(sorted(examples.corrupt)[:_NAMED])
-        _warn(name, split, examples, 'cannot be decoded', names)
+        _warn(name, split=split, examples=examples, what='cannot be decoded', names=names)
     return found
 
 
@@ -222,7 +226,13 @@ def _of_parts(name: str, parts: Mapping[str, Any]) -> _Splits:
     num_classes, shape, found = sources.read(name, parts, IN_MEMORY_BYTES)
     for split, examples in found.items():
         names = [f'number {i}' for i in sorted(examples.corrupt)[:_NAMED]]
-        _warn(name, split, examples, 'cannot be read or hold NaN or infinities', names)
+        _warn(
+            name,
+            split=split,
+            examples=examples,
+            what='cannot be read or hold NaN or infinities',
+            names=names,
+        )
     return _Splits(num_classes, (shape[0], shape[1], shape[2]), found)
 
 
@@ -277,7 +287,7 @@ def from_arrays(
         if split not in splits:
             raise ValueError(f'splits has {list(splits)}: need train, validation and test')
         images, labels = (np.asarray(x) for x in splits[split])
-        check_arrays(split, images, labels, num_classes)
+        check_arrays(split, images=images, labels=labels, num_classes=num_classes)
         shape = shape or images.shape[1:]
         if images.shape[1:] != shape:
             raise ValueError(
@@ -290,7 +300,9 @@ def from_arrays(
             np.flatnonzero(good),
             set(np.flatnonzero(~good).tolist()),
         )
-    return assemble(name, num_classes, (shape[0], shape[1], shape[2]), found)
+    return assemble(
+        name, num_classes=num_classes, shape=(shape[0], shape[1], shape[2]), splits=found
+    )
 
 
 def _digits(cutting: Cutting) -> Dataset:
@@ -305,7 +317,13 @@ def _digits(cutting: Cutting) -> Dataset:
     images = digits.images[..., None].astype(np.uint8)
     if cutting.folds:
         records = InMemory(images, digits.target.astype(np.int32))
-        return one_fold_of('digits', 10, whole(records, in_memory=False), cutting, held_out=4)
+        return one_fold_of(
+            'digits',
+            num_classes=10,
+            examples=whole(records, in_memory=False),
+            cutting=cutting,
+            held_out=4,
+        )
     cut = functools.partial(train_test_split, random_state=SPLIT_SEED)
     train, held_out = cut(np.arange(len(images)), test_size=720, stratify=digits.target)
     validation, test = cut(held_out, test_size=360, stratify=digits.target[held_out])

@@ -141,7 +141,9 @@ def read(
         records = (
             InMemory(own.images, numbers)
             if own.images is not None
-            else Source(parts[split], own.shape, own.dtype, numbers, own.digest)
+            else Source(
+                parts[split], shape=own.shape, dtype=own.dtype, labels=numbers, digest=own.digest
+            )
         )
         bad = set(np.flatnonzero(~own.good).tolist())
         splits[split] = Split(records, np.flatnonzero(own.good), bad)
@@ -154,7 +156,7 @@ def _read_arrays(where: str, images: Any, given: Any) -> _Read:
     own = labels.as_array(where, given, len(images))
     good = np.isfinite(images).all((1, 2, 3))
     _check_any(where, good, 'every image holds NaN or infinities')
-    return _Read(images, images.shape[1:], images.dtype, own, good)
+    return _Read(images, shape=images.shape[1:], dtype=images.dtype, labels=own, good=good)
 
 
 def _stack(where: str, images: Any) -> np.ndarray:
@@ -229,7 +231,14 @@ def _read_source(where: str, items: Any, keep: bool) -> _Read:
     placed = np.zeros(number, known.dtype)
     placed[good] = known
     assert first is not None
-    return _Read(images, first.shape, first.dtype, placed, good, total.hexdigest())
+    return _Read(
+        images,
+        shape=first.shape,
+        dtype=first.dtype,
+        labels=placed,
+        good=good,
+        digest=total.hexdigest(),
+    )
 
 
 def _check_any(where: str, good: np.ndarray, otherwise: str) -> None:

@@ -191,10 +191,10 @@ def _open(
     splits = {
         split: TfdsRecords(
             builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()}),
-            image_key,
-            label_key,
-            (height, width, channels),
-            info.features[label_key].num_classes,
+            image_key=image_key,
+            label_key=label_key,
+            image_shape=(height, width, channels),
+            num_classes=info.features[label_key].num_classes,
             resize=image_size is not None,
         )
         for split in info.splits

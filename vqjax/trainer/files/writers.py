@@ -171,5 +171,5 @@ def open_writers(
         folder = workdir / 'tensorboard' / method / f'seed_{seed}'
         found.append(TensorBoard(folder, first_step))
     if 'wandb' in chosen:
-        found.append(Wandb(workdir, method, seed, config))
+        found.append(Wandb(workdir, method=method, seed=seed, config=config))
     return found

@@ -67,7 +67,14 @@ def stand_in(dataset: Dataset, task: Task, variables: Mapping[str, Any]) -> Data
     key = hashlib.sha256(repr((task.model.bottleneck, id(dataset))).encode())
     for path, x in jax.tree_util.tree_leaves_with_path(variables):
         key.update(repr(path).encode() + np.ascontiguousarray(x).tobytes())
-    return _encoded(_Keyed(key.hexdigest(), dataset, task.model.clone(axis_name=None), variables))
+    return _encoded(
+        _Keyed(
+            key.hexdigest(),
+            dataset=dataset,
+            model=task.model.clone(axis_name=None),
+            variables=variables,
+        )
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,7 +119,7 @@ def read(
         raise RunError(f'{folder} is a run on {given.dataset}, which holds no recordings')
     given = tasks.fit_quantizers(given, dataset)
     own = given.methods[method]
-    task, variables = trained(given, method, seed, folder, dataset)
+    task, variables = trained(given, method=method, seed=seed, workdir=folder, dataset=dataset)
     with as_run_error():
         encoder = encoder_of(vars(own), record, variables)
     if not isinstance(encoder, SensorEncoder):
@@ -131,7 +131,13 @@ def read(
     if own.quantizer is not None:
         quantized = runfiles.quantizer_variables(variables)
         codec = Codec(own.quantizer, *quantized, own.features, {}, encoder)
-    return Finished(task.model.clone(axis_name=None), variables, dataset, encoder, codec)
+    return Finished(
+        task.model.clone(axis_name=None),
+        variables=variables,
+        dataset=dataset,
+        encoder=encoder,
+        codec=codec,
+    )
 
 
 def trained(

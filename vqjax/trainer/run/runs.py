@@ -135,8 +135,22 @@ class Run:
         step, folder = origin.progress.step, context.workdir.path
         own, config = context.settings.methods[method], context.settings.config
         try:
-            writers = open_writers(own.writers, folder, method, seed, step, config)
-            recorder = Recorder.open(folder, method, seed, step, own.record, writers)
+            writers = open_writers(
+                own.writers,
+                workdir=folder,
+                method=method,
+                seed=seed,
+                first_step=step,
+                config=config,
+            )
+            recorder = Recorder.open(
+                folder,
+                method=method,
+                seed=seed,
+                first_step=step,
+                every_step=own.record,
+                writers=writers,
+            )
         except BaseException:
             if origin.checkpoints is not None:
                 origin.checkpoints.close()

@@ -57,7 +57,9 @@ def start(context: Context, method: str, seed: int, task: Task) -> Start:
                 context.settings.config,
                 own.keep_checkpoints,
             )
-        state = _restore(context, checkpoints, like, batches, progress)
+        state = _restore(
+            context, checkpoints=checkpoints, like=like, batches=batches, progress=progress
+        )
         loaded = _load(own, seed, dataset, task, like) if own.init_from and state is None else None
         if encoded.may_stand_in(own, dataset):
             encoder = loaded

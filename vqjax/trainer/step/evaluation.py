@@ -110,7 +110,7 @@ def eval_step(
     nll = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch['label'])
     sums = {
         'nll': jnp.sum(nll * mask),
-        'input_norm': measures.mean_norm(output.z, mask, 1.0, places),
+        'input_norm': measures.mean_norm(output.z, mask=mask, total=1.0, real=places),
     }
     if output.decoded is not None:
         errors = measures.reconstruction_errors(output.decoded, images, task.windows)
@@ -119,7 +119,7 @@ def eval_step(
     quantizer = task.model.quantizer
     if output.quantized is not None:
         z_q = output.quantized.z_q
-        sums['code_norm'] = measures.mean_norm(z_q, mask, 1.0, places)
+        sums['code_norm'] = measures.mean_norm(z_q, mask=mask, total=1.0, real=places)
         # The loss of a replica is its sum over the mean number of real images of all replicas.
         real_images = ops.pmean(jnp.sum(mask, dtype=jnp.float32), task.axis)
         sums['quantizer_loss'] = output.quantized.loss * real_images

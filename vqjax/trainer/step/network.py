@@ -106,7 +106,9 @@ class Classifier(nn.Module):
         update = train if update is None else update
         quantized, real = None, self.real_places(images, mask)
         if self.grids:
-            z, quantized = self._two_levels(images, train, update, mask, quantizes, frozen)
+            z, quantized = self._two_levels(
+                images, train=train, update=update, mask=mask, quantizes=quantizes, frozen=frozen
+            )
         else:
             z = images
             if not self.encoded:
@@ -118,7 +120,7 @@ class Classifier(nn.Module):
         read = z if quantized is None else quantized.z_q
         logits = self.classify(read, train=train, real=real)
         decoded = None if self.decoded_shape is None else self.decode(read)
-        return Output(logits, z, quantized, decoded)
+        return Output(logits, z=z, quantized=quantized, decoded=decoded)
 
     def _two_levels(self, images, train, update, mask, quantizes, frozen):
         """z and Quantized (or None) of top and bottom, packed."""
@@ -130,7 +132,7 @@ class Classifier(nn.Module):
             return stop(self.encode.bottom(x, read, **how))
 
         if quantizes:
-            return self.quantize.in_order(stop(top), bottom, update, mask)
+            return self.quantize.in_order(stop(top), bottom=bottom, train=update, mask=mask)
         return two_level.pack([stop(top), bottom(top)]), None
 
     def real_places(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array | None:
@@ -160,7 +162,9 @@ class Classifier(nn.Module):
     def represent(self, images: jax.Array) -> jax.Array:
         """Vectors z [B, h, w, D] of images [B, H, W, C], as in evaluation."""
         if self.grids:
-            return self._two_levels(images, False, False, None, False, False)[0]
+            return self._two_levels(
+                images, train=False, update=False, mask=None, quantizes=False, frozen=False
+            )[0]
         return images if self.encoded else self.encode(images, train=False)
 
     def requantize(

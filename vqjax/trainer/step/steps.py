@@ -84,8 +84,8 @@ def gradients(
             'loss': loss,
             **parts,
             'accuracy': jnp.sum(hits) / total,
-            'input_norm': mean_norm(output.z, mask, total, real),
-            'code_norm': mean_norm(z_q, mask, total, real),
+            'input_norm': mean_norm(output.z, mask=mask, total=total, real=real),
+            'code_norm': mean_norm(z_q, mask=mask, total=total, real=real),
             'finite': jnp.stack([finite(output.z), finite(z_q), finite(output.logits)]),
         }
         return loss, (stats, measured, output)
@@ -115,7 +115,7 @@ def gradients(
     measured['gradient_norm'] = optax.tree.norm(grads)
     measured['refits'] = quantizers.count_refits(stats)
     if quantized is not None:
-        measured |= measure_codes(task, state, stats, quantized.codes)
+        measured |= measure_codes(task, state=state, stats=stats, codes=quantized.codes)
     names = ('task_loss', 'quantizer_loss', 'gradient_norm')
     rest = jnp.stack([jnp.isfinite(measured[name]) for name in names])
     measured['finite'] = jnp.concatenate([all_finite.astype(bool), rest])

@@ -81,7 +81,7 @@ class QuantizeLevels(nn.Quantize):
         out = levels.join(outs)
         if train:
             real = None if mask is None else jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
-            self.learn(z, out.codes, update_key, real)
+            self.learn(z, codes=out.codes, key=update_key, mask=real)
         return z, out
 
 
