@@ -67,8 +67,3 @@ def test_importing_the_package_brings_in_the_library_alone():
     ]
     assert not wrong, wrong
     assert not [n for n in names if n.startswith('vqjax.hsmm')]
-
-
-def test_no_file_is_longer_than_350_lines():
-    long = {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 350}
-    assert not long
