@@ -158,7 +158,7 @@ def small(**fields):
 @pytest.mark.slow
 def test_a_whole_run_in_small(tmp_path):
     """Trains, codes, fits and reports; a second run of the same folder says the same."""
-    config = small()
+    config = small(epochs=20)  # after one the classifier is at chance, and all may differ
     found = studies.run(config, str(tmp_path))
     written = json.loads((tmp_path / 'results.json').read_text())
     assert len(written['folds']) == 2
