@@ -15,7 +15,7 @@ import optax
 from support import SHARED
 
 from vqjax import VQEMA, Quantizer, health
-from vqjax.studies import faults
+from vqjax.studies.autopsy import faults
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,7 +198,7 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capfd):
 
 
 def test_what_fit_refuses():
-    with pytest.raises(ValueError, match='steps=-1'):
+    with pytest.raises(ValueError, match='steps must be an integer from 0'):
         fit(VQEMA(8), KEY, vectors(), steps=-1)
     with pytest.raises(ValueError, match='identical'):
         fit(VQEMA(8), KEY, np.ones((20, 4)))

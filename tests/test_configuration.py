@@ -43,7 +43,7 @@ BAD = {
     'levels must multiply to at most': lambda: FSQ((8,) * 11),
     'levels must be a list': lambda: FSQ(()),
     'num_bits must be an integer from 1 to 30': lambda: LFQ(31),
-    'inv_temperature must be finite': lambda: LFQ(4, inv_temperature=0.0),
+    'inv_temperature must be above 0': lambda: LFQ(4, inv_temperature=0.0),
     'temperature must be above 0': lambda: GumbelSoftmax(4, temperature=0.0),
     'below must lie in': lambda: ops.Revival(below=2.0),
     'every must be an integer from 1': lambda: ops.Revival(every=0),

@@ -17,7 +17,7 @@ from vqjax.trainer.files.lock import FolderLock
 BEAT = 0.1
 HOLDER = (
     'import pathlib, sys, time\n'
-    'from vqjax.trainer.lock import FolderLock\n'
+    'from vqjax.trainer.files.lock import FolderLock\n'
     'held = FolderLock(pathlib.Path(sys.argv[1]))\n'
     'print("held", flush=True)\n'
     'time.sleep(600)\n'

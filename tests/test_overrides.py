@@ -7,7 +7,7 @@ from vqjax.trainer.config import fields, settings
 
 # A value other than that of small_config, for every field that may differ between methods.
 OTHER = {
-    'augment': True, 'encoder': 'resnet18', 'width': 8, 'bottleneck': 'grid', 'features': 48,
+    'augment': True, 'encoder': 'resnet18', 'width': 12, 'bottleneck': 'grid', 'features': 48,
     'standardize': False, 'statistics_decay': 0.5, 'dtype': 'bfloat16', 'guard': True,
     'classification_weight': 0.5,
     'reconstruction_weight': 1.0, 'quantizer_weight': 0.25, 'continuous_epochs': 1.0,
@@ -21,7 +21,7 @@ OTHER = {
 SHARED = (
     'study', 'parallel', 'mesh_shape', 'dataset', 'data_dir', 'quantizers', 'methods', 'overrides',
     'seeds', 'writers', 'window', 'hop', 'pad', 'folds', 'fold', 'split', 'trials', 'trial_seeds',
-    'space',
+    'space', 'data_digest', 'image_size',
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from vqjax.results.excerpts import Excerpt
 from vqjax.results.finished import FinishedRun
 from vqjax.results.records import Results
 
-COMMITTED = sorted(ROOT.glob('docs/**/*.json'))
+COMMITTED = sorted(ROOT.glob('docs/*/**/*.json'))  # those beside the pages are settings
 
 
 def in_short(path):
