@@ -7,7 +7,7 @@ from vqjax.trainer import settings
 
 # A value other than that of small_config, for every field that may differ between methods.
 OTHER = {
-    'augment': True, 'encoder': 'resnet18', 'width': 8, 'bottleneck': 'grid', 'features': 48,
+    'augment': True, 'encoder': 'resnet18', 'width': 16, 'bottleneck': 'grid', 'features': 48,
     'standardize': False, 'statistics_decay': 0.5, 'dtype': 'bfloat16', 'guard': True,
     'classification_weight': 0.5,
     'reconstruction_weight': 1.0, 'quantizer_weight': 0.25, 'continuous_epochs': 1.0,
