@@ -24,7 +24,7 @@ from vqjax import (
     SimVQ,
     ops,
 )
-from vqjax.studies import faults
+from vqjax.studies.autopsy import faults
 
 BLIND = {'init': 'normal', 'revival': None}
 GRID = {'quantizer': FSQ((8, 5, 5)), 'dim': 3}
