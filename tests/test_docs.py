@@ -87,7 +87,7 @@ def places_of(kind):
     api = (ROOT / 'docs' / 'api' / 'quantizers.md').read_text()
     line = f'from vqjax.quantizers.{file} import {name} as {name}'
     return {
-        f'vqjax/quantizers/kinds.py: {line}': REGISTRY.get(file) is kind,
+        f'vqjax/quantizers/registry.py: {line}': REGISTRY.get(file) is kind,
         f'tests/support.py, table(): an entry {name}(...)': kind in map(type, table().values()),
         f'vqjax/testing/: what {name} claims, `weights` and `samples` at least': all(
             claim.dispatch(kind) is not claim.dispatch(object) for claim in CLAIMS

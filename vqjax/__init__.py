@@ -6,7 +6,7 @@ from vqjax import health, metrics, ops, quantizers
 from vqjax import nn as nn
 from vqjax.quantizers import REGISTRY as _REGISTRY
 from vqjax.quantizers import Quantized, Quantizer, make, to_spec
-from vqjax.quantizers.kinds import *  # noqa: F403 - the quantizers
+from vqjax.quantizers.registry import *  # noqa: F403 - the quantizers
 
 __version__ = '0.2.0'  # the only place that holds it; see docs/releasing.md
 

@@ -1,6 +1,6 @@
 """Quantizers: frozen dataclasses of pure functions under one protocol (see `base`)."""
 
-from vqjax.quantizers import kinds
+from vqjax.quantizers import registry
 from vqjax.quantizers.banked import BankedState
 from vqjax.quantizers.base import Quantized, Quantizer, stages
 from vqjax.quantizers.bridged import BridgedParams
@@ -8,12 +8,12 @@ from vqjax.quantizers.checking import checked, restore
 from vqjax.quantizers.codebook import Codebook
 from vqjax.quantizers.guarded import GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelState
-from vqjax.quantizers.kinds import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.multi_scale import MultiScaleParams
 from vqjax.quantizers.placement import device_mesh, shardings
 from vqjax.quantizers.projected import ProjectedParams
 from vqjax.quantizers.qinco import QINCoBiasedParams, QINCoParams
 from vqjax.quantizers.random_projection import RandomProjectionState
+from vqjax.quantizers.registry import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.specs import make, to_spec
 from vqjax.quantizers.vq import Affine, VQState
 from vqjax.quantizers.vq_ema import VQEMAState
@@ -22,7 +22,7 @@ from vqjax.quantizers.vq_ema import VQEMAState
 # added to these before `make`, `to_spec` or `Codec.load` are to know it.
 REGISTRY: dict[str, type] = {
     kind.__module__.rpartition('.')[-1]: kind
-    for kind in vars(kinds).values()
+    for kind in vars(registry).values()
     if isinstance(kind, type)
 }
 

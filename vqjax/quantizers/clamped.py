@@ -20,7 +20,7 @@ from vqjax.quantizers.base import (
     check_start,
     checked,
 )
-from vqjax.quantizers.combining import Around
+from vqjax.quantizers.inner_quantizers import Around
 
 
 @dataclass(frozen=True, repr=False)

@@ -21,7 +21,7 @@ from vqjax.quantizers.base import (
     check_start,
     checked,
 )
-from vqjax.quantizers.combining import merge_losses
+from vqjax.quantizers.inner_quantizers import merge_losses
 from vqjax.quantizers.protocol import PyTree
 
 

@@ -27,7 +27,7 @@ from vqjax.quantizers.base import (
     check_weight,
     checked,
 )
-from vqjax.quantizers.combining import dropout_of, quantize_detached
+from vqjax.quantizers.inner_quantizers import dropout_of, quantize_detached
 from vqjax.quantizers.scales import (
     Size,
     growing,
@@ -37,7 +37,7 @@ from vqjax.quantizers.scales import (
     size_of,
     with_codes,
 )
-from vqjax.quantizers.summing import Sums
+from vqjax.quantizers.sums_of_stages import Sums
 
 
 @exported

@@ -22,7 +22,7 @@ from vqjax.quantizers.base import (
     check_start,
     checked,
 )
-from vqjax.quantizers.combining import completed_to
+from vqjax.quantizers.inner_quantizers import completed_to
 
 
 @dataclass(frozen=True, repr=False)

@@ -29,7 +29,7 @@ from vqjax.quantizers.base import (
     look_up,
     only_codes,
 )
-from vqjax.quantizers.combining import completed_to
+from vqjax.quantizers.inner_quantizers import completed_to
 
 # Numbers of hidden features that the search holds at once: 4 MB.
 _TILE = 2**20

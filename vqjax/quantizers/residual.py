@@ -33,8 +33,13 @@ from vqjax.quantizers.base import (
 )
 from vqjax.quantizers.beam import beam_codes
 from vqjax.quantizers.codebook import Codebook
-from vqjax.quantizers.combining import completed_to, dropout_of, merge_losses, quantize_detached
-from vqjax.quantizers.summing import Sums, with_slope, without_slope
+from vqjax.quantizers.inner_quantizers import (
+    completed_to,
+    dropout_of,
+    merge_losses,
+    quantize_detached,
+)
+from vqjax.quantizers.sums_of_stages import Sums, with_slope, without_slope
 
 
 @dataclass(frozen=True, repr=False)

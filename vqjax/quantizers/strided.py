@@ -24,9 +24,9 @@ from vqjax.quantizers.base import (
     check_start,
     checked,
 )
-from vqjax.quantizers.combining import merge_losses, quantize_detached
+from vqjax.quantizers.inner_quantizers import merge_losses, quantize_detached
 from vqjax.quantizers.scales import real_vectors
-from vqjax.quantizers.summing import Sums
+from vqjax.quantizers.sums_of_stages import Sums
 
 
 @dataclass(frozen=True, repr=False)
