@@ -25,9 +25,9 @@ if os.environ.get('VQJAX_COMPILE') != 'shipped':
 # Files that take longest: first, so that two workers that take whole files end together
 # (pytest-xdist's loadfile with --no-loadscope-reorder; its groups do nothing under pytest 9.2).
 LONGEST = (
-    'test_tokenizer', 'test_autopsy', 'test_remedies', 'test_contract', 'test_contract_bites', 'test_parallel',
-    'test_colabs', 'test_sharding', 'test_resumption', 'test_transforms', 'test_benchmarks',
-    'test_tuning', 'test_experiment', 'test_recordings', 'test_two_level', 'test_robust',
+    'test_tokenizer', 'test_autopsy', 'test_remedies', 'test_contract', 'test_contract_bites',
+    'test_parallel', 'test_colabs', 'test_sharding', 'test_resumption', 'test_transforms',
+    'test_benchmarks', 'test_tuning', 'test_experiment', 'test_recordings', 'test_two_level', 'test_robust',
 )  # fmt: skip
 
 
