@@ -27,7 +27,8 @@ if os.environ.get('VQJAX_COMPILE') != 'shipped':
 LONGEST = (
     'test_tokenizer', 'test_autopsy', 'test_remedies', 'test_contract', 'test_contract_bites',
     'test_parallel', 'test_colabs', 'test_sharding', 'test_resumption', 'test_transforms',
-    'test_benchmarks', 'test_tuning', 'test_experiment', 'test_recordings', 'test_two_level', 'test_robust',
+    'test_benchmarks', 'test_tuning', 'test_experiment', 'test_recordings', 'test_two_level',
+    'test_robust',
 )  # fmt: skip
 
 
