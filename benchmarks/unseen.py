@@ -173,8 +173,9 @@ def settings(name, methods, folder, options):
 
 def summary(results, folder, method):
     """What one method came to on one set: test accuracies, else means over seeds."""
-    seeds = results['methods'][method]['seeds']
-    histories = [folder.finished_run(method, seed['seed']).history for seed in seeds]
+    of_seeds = results.methods[method].seeds
+    histories = [folder.finished_run(method, seed.seed).history for seed in of_seeds]
+    seeds = [seed.figures for seed in of_seeds]
     end = histories[0][-1]['step']
     found = {'accuracy': [round(seed['accuracy'], 4) for seed in seeds]}
     for when, step in {'early': min(EARLY, end), 'halfway': end / 2, 'end': end}.items():
@@ -221,6 +222,7 @@ def main(argv=None):
 
                 def conclude(found, workdir, done=done, method=method):
                     done[method] = summary(found, workdir, method)
+                    return found
 
                 experiment.run(config, f'{temporary}/{name}_{method}', conclude)
                 common.write(options.out, 'unseen', results | {'rows': rows})
