@@ -79,11 +79,15 @@ def numbers(value: Any, name: str = '') -> Iterator[tuple[str, float]]:
 
 
 def largest_difference(first: Path, second: Path) -> float:
-    """Of the numbers in the results of two workdirs, relative to the larger of 1 and the number.
+    """Of the numbers that two workdirs hold of their methods, relative to the larger of 1 and the number.
 
     Infinite where they are not the same numbers.
     """
-    a, b = (dict(numbers(json.loads((p / 'results.json').read_text()))) for p in (first, second))
+    # Of the methods alone: a configuration may have fields that an earlier version has not.
+    a, b = (
+        dict(numbers(json.loads((p / 'results.json').read_text())['methods']))
+        for p in (first, second)
+    )
     if a.keys() != b.keys():
         return float('inf')
     return max(abs(a[name] - b[name]) / max(1.0, abs(a[name])) for name in a)
