@@ -79,9 +79,9 @@ def numbers(value: Any, name: str = '') -> Iterator[tuple[str, float]]:
 
 
 def largest_difference(first: Path, second: Path) -> float:
-    """Of the numbers that two workdirs hold of their methods, relative to the larger of 1 and the number.
+    """Of the numbers that two workdirs hold of their methods, as a share.
 
-    Infinite where they are not the same numbers.
+    Relative to the larger of 1 and the number; infinite where they are not the same numbers.
     """
     # Of the methods alone: a configuration may have fields that an earlier version has not.
     a, b = (
