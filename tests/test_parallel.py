@@ -77,13 +77,13 @@ def records(folder, split='train'):
     return {(r['method'], r['step']): r for r in lines if r.get('split') == split}
 
 
-def same_steps(expected, found, num_steps, close=1e-5, **until):
-    """Every number of every step as close; of a method named here those of its first steps."""
+def same_steps(expected, found, num_steps, **until):
+    """Every number of every step to 1e-5; of a method named here those of its first steps."""
     assert found.keys() == expected.keys() and len(found) == num_steps
     for at, record in expected.items():
         for name, value in record.items():
             if isinstance(value, float) and at[1] <= until.get(at[0], at[1]):
-                assert found[at][name] == pytest.approx(value, rel=close, abs=close), (at, name)
+                assert found[at][name] == pytest.approx(value, rel=1e-5, abs=1e-5), (at, name)
 
 
 def test_jit_with_codes_split_equals_pmap_at_every_step(trained):
@@ -139,8 +139,8 @@ def test_other_quantizers_train_alike_under_every_form(tmp_path):
     # much as jit does (1e-3 to 1e-2); hardly moved, all forms agree in all of the 20 steps.
     train(tmp_path, 'vq,sim_vq,lfq,two,slow_two,scales', 'codes', 'rows')
     for form in ('rows', 'codes'):
-        # LFQ's entropies are sums of many terms, in another order under each form: 1.4e-5 seen.
-        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 120, close=3e-5, two=8)
+        # So is LFQ: a feature near 0 takes either sign by its last bit.
+        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 120, two=8, lfq=8)
 
 
 def test_reading_what_was_placed_gives_it_back():
