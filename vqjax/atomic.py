@@ -65,6 +65,9 @@ def replace_file(target: str | os.PathLike, content: str | bytes) -> None:
     # Short, so that any name that the folder takes for a file can be written.
     temporary = file.with_name(f'.{file.name[:40]}.{secrets.token_hex(8)}')
     try:
+        if not file.parent.exists():
+            missing = f'there is no folder {file.parent} to write {file.name} to: make it'
+            raise OSError(errno.ENOENT, missing)
         mode = _mode_of(file)
         # Made by `open`, so umask and default access lists count as for any other new file.
         with open(temporary, 'xb') as opened:

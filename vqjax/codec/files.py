@@ -60,11 +60,6 @@ def write(
         'sha256': _digest(text, arrays),
     }
     arrays = {name: np.asarray(value, order='C') for name, value in arrays.items()}
-    folder = pathlib.Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f'there is no folder {folder} to write {pathlib.Path(path).name} to: make it'
-        )
     replace_file(path, _safetensors().numpy.save(arrays, metadata))
 
 
