@@ -12,6 +12,7 @@ from jax.errors import JaxRuntimeError
 from vqjax import encoders, health, quantizers
 from vqjax.results.entries import entry
 from vqjax.results.environment import command, environment
+from vqjax.results.finished import FinishedRun
 from vqjax.results.records import Results, RunFinding
 from vqjax.trainer.config.fields import FIELDS
 from vqjax.trainer.config.settings import Parts, Settings, check, cutting, fold_of
@@ -329,11 +330,15 @@ def collect(
     parts: Parts,
 ) -> Results:
     """The results of the finished runs."""
+    runs = {
+        name: {seed: folder.finished_run(name, seed) for seed in seeds}
+        for name, seeds in wanted.items()
+    }
     methods = {}
-    for name, seeds in wanted.items():
+    for name, of_seeds in runs.items():
         method = settings.methods[name]
         methods[name] = entry(
-            [folder.finished_run(name, seed) for seed in seeds],
+            list(of_seeds.values()),
             spec=None if method.quantizer is None else parts.spec(method.quantizer),
             overrides=settings.overrides.get(name, {}),
             classifies=method.classification_weight > 0,
@@ -341,33 +346,37 @@ def collect(
     recordings = None
     if isinstance(dataset, RecordingSet) and not fold_of(settings.config, 0):
         recordings = dataset.counts()
-    num_classes = dataset.info.num_classes
     return Results(
         config=settings.config,
         environment=environment(),
         methods=methods,
         command=command(sys.argv),
-        findings=findings(settings, wanted, folder, num_classes=num_classes, parts=parts),
+        findings=findings(settings, runs, folder, dataset=dataset, parts=parts),
         recordings=recordings,
     )
 
 
 def findings(
-    settings: Settings, wanted: Wanted, folder: Workdir, *, num_classes: int, parts: Parts
+    settings: Settings,
+    runs: Mapping[str, Mapping[int, FinishedRun]],
+    folder: Workdir,
+    *,
+    dataset: records.Dataset,
+    parts: Parts,
 ) -> tuple[RunFinding, ...]:
     """What `health.diagnose` makes of every finished run, each with its method and seed."""
     found = []
-    for name, seeds in wanted.items():
+    for name, of_seeds in runs.items():
         method = settings.methods[name]
         if method.quantizer is None:
             continue
-        for seed in seeds:
+        for seed, run in of_seeds.items():
             classes = None
             if method.classification_weight:
                 # All codes of an image together name its class: every stage, at every place.
-                places = folder.finished_run(name, seed).bits / method.quantizer.bits
+                places = run.bits / method.quantizer.bits
                 codes = quantizers.stages(method.quantizer) * max(places, 1.0)
-                classes = num_classes ** (1 / codes)
+                classes = dataset.info.num_classes ** (1 / codes)
             diagnosed = health.diagnose(
                 folder.history(name, seed),
                 num_codes=method.quantizer.num_codes,
