@@ -30,6 +30,8 @@ from vqjax.quantizers.checking import OUT_SPECS, traced_shapes
 from vqjax.quantizers.checking import STEP as STEP
 from vqjax.quantizers.checking import array_shape as array_shape
 from vqjax.quantizers.checking import checked as checked
+from vqjax.quantizers.checking import part_of as part_of
+from vqjax.quantizers.checking import shapes_of as shapes_of
 from vqjax.quantizers.checking import stacked as stacked
 from vqjax.quantizers.protocol import PyTree as PyTree
 from vqjax.quantizers.protocol import Quantized as Quantized

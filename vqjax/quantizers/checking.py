@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -381,6 +381,17 @@ def array_shape(*shape: int, dtype: Any = jnp.float32) -> Any:
 
 # The number of training steps so far.
 STEP = array_shape(dtype=jnp.int32)
+
+
+def shapes_of(inners: Sequence[Quantizer], dim: int) -> tuple[tuple, tuple]:
+    """(params, state) of several quantizers side by side: tuples of theirs."""
+    params, state = zip(*(inner.shapes(dim) for inner in inners), strict=True)
+    return params, state
+
+
+def part_of(tree: PyTree, i: int) -> Any:
+    """The params or the state of one of several; a tree without leaves may arrive as ()."""
+    return tree[i] if jax.tree.leaves(tree) else ()
 
 
 def stacked(number: int, trees: PyTree) -> PyTree:

@@ -20,6 +20,8 @@ from vqjax.quantizers.base import (
     check_inner,
     check_start,
     checked,
+    part_of,
+    shapes_of,
 )
 from vqjax.quantizers.inner_quantizers import merge_losses
 from vqjax.quantizers.protocol import PyTree
@@ -119,7 +121,7 @@ class Levels(Base):
 
     def level(self, tree: PyTree, i: int) -> Any:
         """Params or state of level i (a tree without leaves may arrive as ())."""
-        return tree[i] if jax.tree.leaves(tree) else ()
+        return part_of(tree, i)
 
     def join(self, outs: Sequence[Quantized]) -> Quantized:
         """What `quantize` returns, from what each level's did."""
@@ -133,8 +135,7 @@ class Levels(Base):
 
     def shapes(self, dim: int) -> tuple[tuple, tuple]:
         """The levels' ones, as tuples."""
-        params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
-        return params, state
+        return shapes_of(self.inner, dim)
 
     @checked
     def init(

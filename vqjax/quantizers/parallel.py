@@ -21,6 +21,8 @@ from vqjax.quantizers.base import (
     check_inner,
     check_start,
     checked,
+    part_of,
+    shapes_of,
 )
 from vqjax.quantizers.inner_quantizers import completed_to
 
@@ -117,7 +119,7 @@ class Parallel(Base):
 
     def branch(self, tree: PyTree, i: int) -> PyTree:
         """The params or the state of one branch: of a tree without arrays ()."""
-        return tree[i] if jax.tree.leaves(tree) else ()
+        return part_of(tree, i)
 
     def cut(self, codes: jax.Array) -> list[jax.Array]:
         """The codes of each branch, as it has them: [..., *inner, L] -> [..., *its code_shape]."""
@@ -130,8 +132,7 @@ class Parallel(Base):
 
     def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
         """The branches' ones, as tuples."""
-        params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
-        return params, state
+        return shapes_of(self.inner, dim)
 
     @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):

@@ -29,6 +29,7 @@ from vqjax.quantizers.base import (
     check_start,
     check_weight,
     checked,
+    shapes_of,
     stacked,
 )
 from vqjax.quantizers.beam import beam_codes
@@ -215,8 +216,7 @@ class Residual(Base):
     def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
         """The inner's, stacked unless shared; tuples for a tuple."""
         if isinstance(self.inner, tuple):
-            params, state = zip(*(inner.shapes(dim) for inner in self.inner), strict=True)
-            return params, state
+            return shapes_of(self.inner, dim)
         trees = self.inner.shapes(dim)
         return trees if self.shared else stacked(self.num_stages, trees)
 

@@ -23,6 +23,8 @@ from vqjax.quantizers.base import (
     check_inner,
     check_start,
     checked,
+    part_of,
+    shapes_of,
 )
 from vqjax.quantizers.inner_quantizers import merge_losses, quantize_detached
 from vqjax.quantizers.scales import real_vectors
@@ -179,12 +181,11 @@ class Strided(Base):
 
     def stage(self, tree: PyTree, k: int) -> PyTree:
         """The params or the state of one stage: of a tree without arrays ()."""
-        return tree[k] if jax.tree.leaves(tree) else ()
+        return part_of(tree, k)
 
     def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
         """The stages' ones, as tuples."""
-        params, state = zip(*(inner.shapes(dim) for inner in self._stages), strict=True)
-        return params, state
+        return shapes_of(self._stages, dim)
 
     @checked
     def init(self, key, z, mask=None, axis_name: AxisName = None):
