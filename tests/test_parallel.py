@@ -132,19 +132,42 @@ def test_evaluations_tell_the_same_however_the_rows_of_a_last_batch_fall(request
         assert there == pytest.approx(figures, rel=1e-5, abs=1e-6), at
 
 
+@pytest.fixture(scope='module')
+def others(tmp_path_factory):
+    """The folder of runs of other quantizers, one a form."""
+    methods = 'vq,sim_vq,lfq,two,slow_two,scales'
+    return train(tmp_path_factory.mktemp('others'), methods, 'codes', 'rows')
+
+
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason='on some processors rounding separates LFQ from step 10 on, and another one later',
-    strict=False,
+@pytest.mark.parametrize(
+    'method',
+    [
+        'vq',
+        'sim_vq',
+        pytest.param(
+            'lfq',
+            marks=pytest.mark.xfail(
+                reason='its softmax at a temperature of 1 / 100 magnifies rounding: on some '
+                'processors gradient norms differ by 2e-5 at step 3, by 3e-4 at step 11',
+                strict=False,
+            ),
+        ),
+        'two',
+        'slow_two',
+        'scales',
+    ],
 )
-def test_other_quantizers_train_alike_under_every_form(tmp_path):
+def test_other_quantizers_train_alike_under_every_form(others, method):
     # Two levels are chaotic: a vector between two codes of the top takes either by the last bit,
     # and the bottom goes another way. From step 9 on pmap on 4 devices differs from pmap on 8 as
     # much as jit does (1e-3 to 1e-2); hardly moved, all forms agree in all of the 20 steps.
-    train(tmp_path, 'vq,sim_vq,lfq,two,slow_two,scales', 'codes', 'rows')
+    told = {
+        form: {at: r for at, r in records(others / form).items() if at[0] == method}
+        for form in ('pmap', 'rows', 'codes')
+    }
     for form in ('rows', 'codes'):
-        # So is LFQ: a feature near 0 takes either sign by its last bit.
-        same_steps(records(tmp_path / 'pmap'), records(tmp_path / form), 120, two=8, lfq=8)
+        same_steps(told['pmap'], told[form], 20, two=8)
 
 
 def test_reading_what_was_placed_gives_it_back():
