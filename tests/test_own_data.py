@@ -412,6 +412,9 @@ def test_files_of_arrays_that_are_refused(tmp_path):
     for content in (b'', b'PK\x03\x04 no more', file.read_bytes()[:5000]):
         file.write_bytes(content)
         refuse('cannot be read', tmp_path / 'run', dataset='npz', data_dir=str(file))
+    with open(file, 'wb') as one:
+        np.save(one, IMAGES)
+    refuse('one array without a name', tmp_path / 'run', dataset='npz', data_dir=str(file))
     refuse('needs data_dir', tmp_path / 'run', dataset='npz')
     assert [p.name for p in tmp_path.iterdir()] == ['a.npz']
 

@@ -437,6 +437,7 @@ def config(folder, **changes):
         ('gone/a.npz', {'signals': wave(5), 'label': 'a'}, 'there is no .npz file'),
         ('test/a.npz', {'signals': wave(5), 'label': 'a'}, 'or none'),
         ('a.npz', b'nothing', "recording 'a.npz' cannot be read"),
+        ('a.npz', wave(5), 'it holds one array without a name'),
         ('a.npz', {'signals': wave(5)}, 'has no label: it holds'),
         ('a.npz', {'label': 'a'}, 'has no signals: it holds'),
         ('a.npz', {'signals': wave(5), 'label': ''}, 'has an empty label'),
@@ -459,6 +460,9 @@ def test_a_folder_that_is_no_data_set_is_one_sentence_and_nothing_is_written(
         (folder / file).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
             (folder / file).write_bytes(content)
+        elif isinstance(content, np.ndarray):
+            with open(folder / file, 'wb') as one:
+                np.save(one, content)
         else:
             np.savez(folder / file, **content)
     refuse(text, tmp_path / 'run', **config(folder))

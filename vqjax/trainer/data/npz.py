@@ -19,6 +19,27 @@ _KEYS = {
 }
 
 
+def read_arrays(path: pathlib.Path, what: str, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; nothing in it is executed.
+
+    Args:
+      what, remedy: what the file is to the user, and what to do where it cannot be read.
+
+    Raises:
+      ValueError: it is damaged, or holds one array without a name.
+    """
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError('it holds one array without a name')
+        with file:
+            return {key: file[key] for key in file.files}
+    # A damaged file may fail in the archive or in the header of an array.
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise ValueError(f'{what} cannot be read ({reason}): {remedy}') from error
+
+
 def read(data_dir: str | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images and labels of the splits that a file has.
 
@@ -33,17 +54,8 @@ def read(data_dir: str | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         raise ValueError("dataset='npz' needs data_dir: the .npz file, written by numpy.savez")
     path = _file(data_dir)
     where = f"dataset='npz' in data_dir={str(data_dir)!r}"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, 'files'):
-                raise ValueError('it holds one array without a name')
-            arrays = {key: file[key] for key in file.files}
-    # A damaged file may fail in the archive or in the header of an array.
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f'{where} cannot be read ({" ".join(str(error).split())[:200]}): write it again with '
-            'numpy.savez(file, train_images=..., train_labels=...)'
-        ) from error
+    remedy = 'write it again with numpy.savez(file, train_images=..., train_labels=...)'
+    arrays = read_arrays(path, where, remedy)
     found, used = {}, set()
     for split, pairs in _KEYS.items():
         for pair in pairs:

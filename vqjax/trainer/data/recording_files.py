@@ -3,11 +3,11 @@
 import importlib.util
 import math
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
 
+from vqjax.trainer.data.npz import read_arrays
 from vqjax.trainer.data.recordings import Recording
 from vqjax.trainer.wording import nearest_path
 
@@ -84,15 +84,7 @@ def read_folder(data_dir: str) -> dict[str, list[Recording]]:
 
 
 def _read_file(path: pathlib.Path, name: str) -> Recording:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    # A damaged file may fail in the archive or in the header of an array.
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f'recording {name!r} cannot be read ({" ".join(str(error).split())[:200]}): write it '
-            'again with numpy.savez'
-        ) from error
+    arrays = read_arrays(path, f'recording {name!r}', 'write it again with numpy.savez')
     for key in ('signals', 'label'):
         if key not in arrays:
             raise ValueError(f'recording {name!r} has no {key}: it holds {sorted(arrays)}')
