@@ -248,7 +248,6 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout('Open-MAGVIT2', images.open_magvit2, '', ('quantize.mask',), ('quantize.mask',)),
     Layout('haiku', haiku.haiku, r'(?:).*(?=\.embeddings)', ('.embeddings', '/'), ('embeddings',)),
 )
-BY_NAME = {layout.name.lower(): layout for layout in LAYOUTS}
 
 
 class Found(NamedTuple):

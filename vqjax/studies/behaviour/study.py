@@ -45,8 +45,6 @@ _log = logging.getLogger('vqjax')
 
 BASELINE = 'none'
 TOLERANCE_S = 0.5  # of a boundary
-FIGURES = ('frame_accuracy', 'adjusted_rand_index', 'boundary_f1', 'boundary_precision',
-           'boundary_recall', 'states_found', 'log_likelihood')  # fmt: skip
 
 
 class Tokens(NamedTuple):
