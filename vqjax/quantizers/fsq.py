@@ -95,7 +95,7 @@ class FSQ(Base):
     def _strides(self) -> np.ndarray:
         return np.cumprod((1, *self.levels[:-1]), dtype=np.int64).astype(np.int32)
 
-    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+    def shapes(self, dim: int) -> tuple[tuple[()], tuple[()]]:
         """() and ()."""
         return (), ()
 
@@ -106,7 +106,7 @@ class FSQ(Base):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[tuple, tuple]:
+    ) -> tuple[tuple[()], tuple[()]]:
         """() and (): nothing is learned. z [..., len(levels)]."""
         del key, mask, axis_name
         check_features(z, len(self.levels), f'levels={self.levels}')

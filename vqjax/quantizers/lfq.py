@@ -126,7 +126,7 @@ class LFQ(Base):
     def _scale(self) -> np.float32:
         return np.float32(1 / math.sqrt(self.num_bits) if self.spherical else 1.0)
 
-    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+    def shapes(self, dim: int) -> tuple[tuple[()], tuple[()]]:
         """() and ()."""
         return (), ()
 
@@ -137,7 +137,7 @@ class LFQ(Base):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[tuple, tuple]:
+    ) -> tuple[tuple[()], tuple[()]]:
         """() and (): nothing is learned. z [..., num_bits]."""
         del key, mask, axis_name
         check_features(z, self.num_bits, f'num_bits={self.num_bits}')
