@@ -265,6 +265,7 @@ def every_entry(among=lambda q: True):
 def table():
     """Every quantizer and the nestings, by name: what each contract test runs over."""
     from vqjax import (
+        FSP,
         FSQ,
         IBQ,
         LFQ,
@@ -317,6 +318,9 @@ def table():
         FSQ((2, 3, 4, 5, 2, 2, 2, 2), symmetric=True, noise=1.0),
         FSQ((8, 5, 4, 3, 3, 3, 4, 3), bound=ops.ifsq),
         FSQ((3,) * 8, bound=ops.short_tanh),
+        FSQ((3,) * 8, symmetric=True, bound=ops.clamp),
+        FSP((8, 5, 4, 3, 2, 2, 4, 3), perturbed=0.0),
+        FSP((3,) * 8, bound=ops.erf, inverse=True, perturbed=0.0, skewness=0.1, kurtosis=0.1),
         LFQ(8),
         LFQ(8, spherical=True, gamma=0.5, first_bit='least'),
         LatentQuantization((5,) * 8),

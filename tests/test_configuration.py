@@ -59,7 +59,7 @@ BAD = {
     'beam must be 1': lambda: Residual(LFQ(4), 2, beam=2),
     'inner must be a quantizer': lambda: Product(256, 2),
     'cannot stand in Residual': lambda: Residual(RandomProjection(8, 2), 2),
-    'cannot stand in Residual: with hard=False': lambda: Residual(GumbelSoftmax(8, hard=False), 2),
+    'cannot stand in Residual: in training': lambda: Residual(GumbelSoftmax(8, hard=False), 2),
     'cannot stand in Projected': lambda: Projected(RandomProjection(8, 2), 2),
     'of one code_shape': lambda: Residual((VQEMA(8), Product(VQEMA(8), 2))),
     "has no field 'codes'": lambda: make({'name': 'vq_ema', 'num_codes': 8, 'codes': 8}),

@@ -2,7 +2,20 @@
 
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
 from vqjax.ops.balance import code_balance, log_mean_assignment
-from vqjax.ops.bounds import BOUNDS, check_bound, clamp, ifsq, inverse_bound, short_tanh, tanh
+from vqjax.ops.bounds import (
+    BOUNDS,
+    MOMENTS,
+    cauchy,
+    check_bound,
+    clamp,
+    erf,
+    ifsq,
+    inverse_bound,
+    laplace,
+    short_tanh,
+    sigmoid,
+    tanh,
+)
 from vqjax.ops.bridges import BRIDGES, Bridge, BridgeLike, Linear, LowRank, VQBridge
 from vqjax.ops.candidates import (
     Assignments,
@@ -87,6 +100,7 @@ __all__ = [
     'DISTANCES',
     'ESTIMATORS',
     'METRICS',
+    'MOMENTS',
     'SOURCES',
     'STARTS',
     'Assignments',
@@ -111,6 +125,7 @@ __all__ = [
     'automatic',
     'batch_rows',
     'bicubic',
+    'cauchy',
     'check_bound',
     'check_distinct',
     'check_room',
@@ -124,6 +139,7 @@ __all__ = [
     'directional',
     'diversity',
     'entropy',
+    'erf',
     'error_rows',
     'exported',
     'flat_rows',
@@ -136,6 +152,7 @@ __all__ = [
     'inverse_bound',
     'kmeans',
     'kmeans_rows',
+    'laplace',
     'largest_error',
     'log_mean_assignment',
     'map_tiles',
@@ -158,6 +175,7 @@ __all__ = [
     'row_places',
     'sample_codes',
     'short_tanh',
+    'sigmoid',
     'smallest',
     'smoothed',
     'soft_assignments',

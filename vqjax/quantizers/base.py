@@ -67,6 +67,8 @@ class Base:
     starts_from_data: bool = False
     # Whether z_q lives in another space than z and has no gradient.
     targets_only: bool = False
+    # Whether z_q is decode(codes) with a key too, as stages need that quantize what it leaves.
+    coded_in_training: bool = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """`checked` for those methods of a quantizer of your own that are written without it."""
@@ -195,10 +197,11 @@ def check_inner(outer: str, inner: Any) -> None:
             f'inner={inner!r} cannot stand in {outer}: it quantizes whole grids; put {outer} in '
             'its place, around its inner quantizer'
         )
-    if outer in ('Residual', 'MultiScale', 'Strided') and not getattr(inner, 'hard', True):
+    if outer in ('Residual', 'MultiScale', 'Strided') and not inner.coded_in_training:
         raise ValueError(
-            f'inner={inner!r} cannot stand in {outer}: with hard=False z_q is no code, so the '
-            'next stage would not see what decode leaves; use hard=True'
+            f'inner={inner!r} cannot stand in {outer}: in training its z_q is no code, so the '
+            'next stage would not see what decode leaves; use hard=True of GumbelSoftmax, '
+            'perturbed=0 of grids'
         )
 
 

@@ -93,6 +93,11 @@ class Parallel(Base):
         return sum(inner.bits for inner in self.inner)
 
     @property
+    def coded_in_training(self) -> bool:  # type: ignore[override]
+        """Whether every branch is."""
+        return all(inner.coded_in_training for inner in self.inner)
+
+    @property
     def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any branch's init reads the values of z."""
         return any(inner.starts_from_data for inner in self.inner)

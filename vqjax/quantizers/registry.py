@@ -6,6 +6,7 @@ Its class is then `vqjax.NAME` and `vqjax.quantizers.NAME`, and its name in a sp
 from vqjax.quantizers.banked import Banked as Banked
 from vqjax.quantizers.bridged import Bridged as Bridged
 from vqjax.quantizers.clamped import Clamped as Clamped
+from vqjax.quantizers.fsp import FSP as FSP
 from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
 from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from vqjax import ops
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -26,6 +29,8 @@ from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
+
+_NORMAL = statistics.NormalDist()
 
 
 @functools.singledispatch
@@ -74,6 +79,17 @@ def _(q: FSQ, leaf: Leaf):
     bounded, _, spacing = grid(q, leaf.z)
     off = np.abs(leaf_vectors(leaf) - bounded) / spacing
     # At the ends the bound stands a little beyond the last level.
+    return np.max(np.maximum(off - 0.5, 0), axis=-1)
+
+
+@regret.register
+def _(q: FSP, leaf: Leaf):
+    if q.bound not in BOUNDS:
+        return None
+    bound = BOUNDS[q.bound][0]
+    vectors = leaf_vectors(leaf)
+    middle = bound(vectors)[0] if q.inverse else vectors / np.sqrt(3)
+    off = np.abs(middle - bound(leaf.z)[0]) * np.asarray(q.levels, np.float64) / 2
     return np.max(np.maximum(off - 0.5, 0), axis=-1)
 
 
@@ -141,12 +157,30 @@ def _clamp(z):
     return np.clip(z, -1, 1), np.where(np.abs(z) < 1, 1.0, 0.0)
 
 
+def _laplace(z):
+    share = np.exp(-np.abs(z))
+    return np.sign(z) * (1 - share), share
+
+
+def _erf(z):
+    value = np.vectorize(math.erf)(z / math.sqrt(2))
+    return value, math.sqrt(2 / math.pi) * np.exp(-(z**2) / 2)
+
+
+def _cauchy(z):
+    return 2 / math.pi * np.arctan(z), 2 / math.pi / (1 + z**2)
+
+
 # FSQ's bounds: (value, slope) of z, and the inverse.
 BOUNDS = {
     ops.tanh: _logistic(2.0),
     ops.ifsq: _logistic(1.6),
     ops.clamp: (_clamp, lambda y: y),
     ops.short_tanh: _logistic(2.0, 0.9990000128746033 / 1.001),
+    ops.sigmoid: _logistic(1.0),
+    ops.laplace: (_laplace, lambda y: -np.sign(y) * np.log1p(-np.abs(y))),
+    ops.erf: (_erf, np.vectorize(lambda y: math.sqrt(2) * _NORMAL.inv_cdf((1 + y) / 2))),
+    ops.cauchy: (_cauchy, lambda y: np.tan(math.pi / 2 * y)),
 }
 
 
@@ -173,8 +207,9 @@ def _(q: IBQ, vectors):
     return None if q.metric == 'dot' else vectors
 
 
-@comes_back.register
-def _(q: FSQ, vectors):
+@comes_back.register(FSP)
+@comes_back.register(FSQ)
+def _(q, vectors):
     # The values are those of the bounded z.
     return q.unbound(vectors)
 
@@ -239,6 +274,7 @@ def samples(q: Quantizer) -> bool | None:
 
 
 @samples.register(Codebook)
+@samples.register(FSP)
 @samples.register(FSQ)
 @samples.register(LFQ)
 @samples.register(LatentQuantization)

@@ -11,6 +11,7 @@ from vqjax import ops
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -82,6 +83,16 @@ def _(q: FSQ, leaf: Leaf):
     if q.bound not in BOUNDS:
         return None
     return grid(q, leaf.z)[1][..., None] * np.eye(leaf.z.shape[-1])
+
+
+@jacobian.register
+def _(q: FSP, leaf: Leaf):
+    one = np.eye(leaf.z.shape[-1])
+    if q.inverse:
+        return np.broadcast_to(one, (len(leaf.z), *one.shape))
+    if q.bound not in BOUNDS:
+        return None
+    return np.sqrt(3) * BOUNDS[q.bound][0](leaf.z)[1][..., None] * one
 
 
 @jacobian.register(LatentQuantization)

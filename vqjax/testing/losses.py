@@ -13,6 +13,7 @@ from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.bridged import Bridged, BridgedCodebook
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
+from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -78,6 +79,12 @@ def _(q: LFQ):
 @weights.register
 def _(q: GumbelSoftmax):
     return {'diversity': q.diversity} if q.diversity else {}
+
+
+@weights.register
+def _(q: FSP):
+    names = ('mean', 'variance', 'skewness', 'kurtosis')
+    return {name: w for name in names if (w := getattr(q, name))}
 
 
 @weights.register(FSQ)
@@ -166,6 +173,7 @@ def _(q, term, params):
 
 @trains.register(VQEMA)
 @trains.register(LFQ)
+@trains.register(FSP)
 @trains.register(FSQ)
 @trains.register(RandomProjection)
 def _(q, term, params):
