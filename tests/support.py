@@ -285,6 +285,7 @@ def table():
         QINCo,
         RandomProjection,
         Residual,
+        Rotated,
         SimVQ,
         Strided,
         ops,
@@ -353,6 +354,9 @@ def table():
         Clamped(
             Residual(FSQ((5,) * 8, symmetric=True, bound=ops.clamp), 3, scale=0.2), (1.25,) * 8
         ),
+        Rotated(FSQ((5,) * 8)),
+        Rotated(Residual(ema, 2)),
+        Product(Rotated(LFQ(4)), 2),
         Strided(ema, (4, 2, 1)),
         Strided((Projected(vq, 4, bias=True), FSQ((3,) * 8), VQ(4)), (6, 2, 1)),
         Levels((ema, VQ(4), FSQ((3,) * 8)), (8, 1, 15)),

@@ -32,13 +32,13 @@ from vqjax.quantizers import (
     Clamped,
     LatentQuantization,
     Product,
-    Projected,
-    ProjectedParams,
     QINCo,
     QINCoBiasedParams,
     RandomProjection,
     RandomProjectionState,
     Residual,
+    Rotated,
+    RotatedState,
     SimVQ,
 )
 
@@ -325,8 +325,7 @@ def _codebooks(entries, inner, num_codebooks) -> Imported:
             raise ValueError(
                 f'{entries.key("orthogonal_rot")} must have shape {(dim, dim)}, got {turn.shape}'
             )
-        maps = ProjectedParams(jnp.asarray(turn), jnp.asarray(turn.T), inner[1])
-        inner = Projected(inner[0], dim), maps, inner[2]
+        inner = Rotated(inner[0]), inner[1], RotatedState(jnp.asarray(turn), inner[2])
     if num_codebooks > 1:
         # One codebook and one rotation for all.
         inner = Product(inner[0], num_codebooks, shared=True), *inner[1:]

@@ -192,7 +192,7 @@ def check_inner(outer: str, inner: Any) -> None:
             f'inner={inner!r} cannot stand in {outer}: its z_q is not in the space of z; '
             'use it alone, on targets'
         )
-    if inner.grid and outer not in ('Projected', 'Clamped'):
+    if inner.grid and outer not in ('Projected', 'Clamped', 'Rotated'):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: it quantizes whole grids; put {outer} in '
             'its place, around its inner quantizer'

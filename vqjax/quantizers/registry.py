@@ -21,6 +21,7 @@ from vqjax.quantizers.projected import Projected as Projected
 from vqjax.quantizers.qinco import QINCo as QINCo
 from vqjax.quantizers.random_projection import RandomProjection as RandomProjection
 from vqjax.quantizers.residual import Residual as Residual
+from vqjax.quantizers.rotated import Rotated as Rotated
 from vqjax.quantizers.sim_vq import SimVQ as SimVQ
 from vqjax.quantizers.strided import Strided as Strided
 from vqjax.quantizers.vq import VQ as VQ

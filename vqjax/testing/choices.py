@@ -27,6 +27,7 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
@@ -189,7 +190,8 @@ def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
     """What to quantize to get back the codes that decode to `vectors` [..., D]; None for no claim.
 
     No claim for Residual (another sum may come nearer to what codes add up to), for Projected (the
-    kernels are learned apart, and out then in is no identity), for GumbelSoftmax (logits and
+    kernels are learned apart, and out then in is no identity) and Rotated (which is one to rounding
+    only), for GumbelSoftmax (logits and
     codebook are learned apart), for RandomProjection (it decodes into another space), and where
     the largest product is chosen (a longer code may have a larger one).
     """
@@ -254,6 +256,7 @@ def _(q: Strided, mask):
 
 @places.register(Clamped)
 @places.register(Projected)
+@places.register(Rotated)
 @places.register(Wrapped)
 def _(q, mask):
     return places(q.inner, mask)
@@ -295,6 +298,7 @@ def _(q: GumbelSoftmax):
 @samples.register(Clamped)
 @samples.register(Product)
 @samples.register(Projected)
+@samples.register(Rotated)
 @samples.register(Wrapped)
 def _(q):
     return samples(q.inner)

@@ -25,6 +25,7 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.choices import BOUNDS, grid, logits
 from vqjax.testing.parts import (
@@ -158,6 +159,14 @@ def _(q: Clamped, leaf: Leaf):
     x = np.tanh(leaf.z / limit)
     found = jacobian(q.inner, leaf._replace(q=q.inner, z=limit * x))
     return None if found is None else found * (1 - x**2).reshape(-1, 1, x.shape[-1])
+
+
+@jacobian.register
+def _(q: Rotated, leaf: Leaf):
+    rotation = np.asarray(leaf.state.rotation, np.float64)
+    inner = leaf._replace(q=q.inner, state=leaf.state.inner, z=leaf.z @ rotation)
+    found = jacobian(q.inner, inner)
+    return None if found is None else rotation @ found @ rotation.T
 
 
 @jacobian.register

@@ -27,6 +27,7 @@ from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.sim_vq import SimVQ
 from vqjax.quantizers.strided import Strided
 from vqjax.quantizers.vq import VQ
@@ -116,8 +117,9 @@ def _(q: MultiScale):
     return terms | ({'sum_commitment': q.commitment} if q.commitment else {})
 
 
-@own_terms.register
-def _(q: Clamped):
+@own_terms.register(Clamped)
+@own_terms.register(Rotated)
+def _(q):
     return own_terms(q.inner)
 
 
@@ -213,8 +215,9 @@ def _(q, term, params):
     return _by_entry(q, term, params)
 
 
-@trains.register
-def _(q: Clamped, term, params):
+@trains.register(Clamped)
+@trains.register(Rotated)
+def _(q, term, params):
     return trains(q.inner, term, params)
 
 
