@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 from support import golden
 
-from vqjax import FSP, FSQ, LFQ, GumbelSoftmax, Product, Residual, Rotated, ops
-from vqjax.quantizers import RotatedState
+from vqjax import FSP, FSQ, LFQ, BinaryMapper, GumbelSoftmax, Product, Residual, Rotated, ops
+from vqjax.quantizers import BinaryMapperParams, RotatedState
 
 
 @functools.cache
@@ -82,6 +82,25 @@ def test_a_rotation_spreads_a_large_feature_over_all():
         factor = jnp.sum(out.z_q * z) / jnp.sum(out.z_q**2)
         spread[type(q)] = float(jnp.mean((factor * out.z_q - z) ** 2) / jnp.mean(z**2))
     assert spread[Rotated] < 0.6 < 0.75 < spread[LFQ]
+
+
+def test_binary_mapper_of_vector_quantize_pytorch():
+    """Its one-hot vectors times a codebook are the vectors of that codebook."""
+    codebook = case('binary_mapper')['codebook']
+    params = BinaryMapperParams(jnp.eye(4), jnp.zeros(4), jnp.asarray(codebook))
+    check_case(BinaryMapper(4, free_bits=0.5), params, (), 'binary_mapper')
+
+
+def test_bits_are_drawn_with_their_probabilities():
+    q = BinaryMapper(3)
+    logits = jnp.array([-2.0, 0.0, 1.0])
+    params = BinaryMapperParams(jnp.eye(3), jnp.zeros(3), jnp.ones((8, 3)))
+    z = jnp.broadcast_to(logits, (20_000, 3))
+    codes = np.asarray(q.quantize(params, (), z, key=jax.random.key(0)).codes)
+    p = 1 / (1 + np.exp(-np.float64(logits)))
+    bits = np.arange(8)[:, None] >> np.arange(3) & 1
+    expected = len(z) * np.prod(np.where(bits, p, 1 - p), axis=-1)
+    assert stats.chisquare(np.bincount(codes, minlength=8), expected).pvalue > 1e-4
 
 
 @pytest.mark.parametrize(

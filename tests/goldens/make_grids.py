@@ -86,7 +86,7 @@ def lfq():
 
 def binary_mapper():
     module = peer.BinaryMapper(bits=4, kl_loss_threshold=0.5 * math.log(2)).train()
-    codebook = normal(5, 16, 3)
+    codebook = normal(5, 16, 4)
 
     def run(z):
         one_hot, codes, loss = module(z, deterministic=True, return_indices=True)

@@ -44,6 +44,7 @@ from vqjax.ops.kmeans import (
     unit_sphere,
 )
 from vqjax.ops.losses import (
+    bit_entropy,
     diversity,
     entropy,
     imbalance,
@@ -125,6 +126,7 @@ __all__ = [
     'automatic',
     'batch_rows',
     'bicubic',
+    'bit_entropy',
     'cauchy',
     'check_bound',
     'check_distinct',

@@ -3,6 +3,7 @@
 from vqjax.quantizers import registry
 from vqjax.quantizers.banked import BankedState
 from vqjax.quantizers.base import Quantized, Quantizer, stages
+from vqjax.quantizers.binary_mapper import BinaryMapperParams
 from vqjax.quantizers.bridged import BridgedParams
 from vqjax.quantizers.checking import checked, restore
 from vqjax.quantizers.codebook import Codebook
@@ -31,6 +32,7 @@ __all__ = [
     'REGISTRY',
     'Affine',
     'BankedState',
+    'BinaryMapperParams',
     'BridgedParams',
     'Codebook',
     'GuardedState',

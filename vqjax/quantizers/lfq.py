@@ -35,13 +35,6 @@ _BLOCK_BITS = 18
 _SLICE = 4096
 
 
-def bit_entropy(logit: jax.Array) -> jax.Array:
-    """Entropy in nats of a bit with probability sigmoid(logit), finite gradients everywhere."""
-    # -p log p - (1 - p) log(1 - p) through log-sigmoids: exact where p rounds to 0 or 1.
-    p = jax.nn.sigmoid(logit)
-    return -p * jax.nn.log_sigmoid(logit) - (1 - p) * jax.nn.log_sigmoid(-logit)
-
-
 def _products(p):
     """Probabilities of all words of a few bits: [N, b] -> [N, 2^b], first bit most significant."""
     words = jnp.ones((p.shape[0], 1), jnp.float32)
@@ -177,7 +170,7 @@ class LFQ(Base):
         # Of softmax(2 z.c / tau) one bit has the log odds 4 z s / tau, s the value of a set bit.
         logits = 4 * self.inv_temperature * self._scale * x.reshape(-1, self.num_bits)
         real = None if mask is None else mask.reshape(-1)
-        single = ops.masked_mean(jnp.sum(bit_entropy(logits), axis=-1), real, axis_name)
+        single = ops.masked_mean(jnp.sum(ops.bit_entropy(logits), axis=-1), real, axis_name)
         # The mean of all would be lost with one vector that is not finite.
         counted = jnp.all(jnp.isfinite(logits), axis=-1)
         weights = (counted if real is None else counted & real).astype(jnp.float32)

@@ -4,6 +4,7 @@ Its class is then `vqjax.NAME` and `vqjax.quantizers.NAME`, and its name in a sp
 """
 
 from vqjax.quantizers.banked import Banked as Banked
+from vqjax.quantizers.binary_mapper import BinaryMapper as BinaryMapper
 from vqjax.quantizers.bridged import Bridged as Bridged
 from vqjax.quantizers.clamped import Clamped as Clamped
 from vqjax.quantizers.fsp import FSP as FSP

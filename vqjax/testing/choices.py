@@ -11,6 +11,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.binary_mapper import BinaryMapper
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsp import FSP
@@ -59,6 +60,13 @@ def _(q: Codebook, leaf: Leaf):
 def _(q: RandomProjection, leaf: Leaf):
     x = unit(leaf.z @ np.asarray(leaf.state.projection, np.float64))
     return _excess(-x @ codebook_of(leaf).T, leaf.codes)
+
+
+@regret.register
+def _(q: BinaryMapper, leaf: Leaf):
+    scores = logits(leaf)
+    bits = leaf.codes[:, None] >> np.arange(q.num_bits) & 1
+    return np.max(np.where(bits == (scores > 0), 0, np.abs(scores)), axis=-1)
 
 
 @regret.register
@@ -126,7 +134,7 @@ def _excess(scores, codes):
 
 
 def logits(leaf: Leaf) -> np.ndarray:
-    """Of a GumbelSoftmax, float64 [n, K]."""
+    """Of a GumbelSoftmax, float64 [n, K], and of a BinaryMapper's bits [n, H]."""
     kernel, bias = (np.asarray(x, np.float64) for x in leaf.params[:2])
     return leaf.z @ kernel + bias
 
@@ -290,8 +298,9 @@ def _(q):
     return getattr(q, 'temperature', 0) > 0 or getattr(q, 'noise', 0) > 0
 
 
-@samples.register
-def _(q: GumbelSoftmax):
+@samples.register(BinaryMapper)
+@samples.register(GumbelSoftmax)
+def _(q):
     return True
 
 

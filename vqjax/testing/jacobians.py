@@ -9,6 +9,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.binary_mapper import BinaryMapper
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
 from vqjax.quantizers.fsp import FSP
@@ -116,6 +117,16 @@ def _(q: GumbelSoftmax, leaf: Leaf):
     temperature = q.temperature(leaf.state.step) if callable(q.temperature) else q.temperature
     p = _softmax(scores / float(temperature))
     slope = (p[:, :, None] * np.eye(q.num_codes) - p[:, :, None] * p[:, None]) / float(temperature)
+    codebook, kernel = (np.asarray(leaf.params[i], np.float64) for i in (2, 0))
+    return codebook.T @ slope @ kernel.T
+
+
+@jacobian.register
+def _(q: BinaryMapper, leaf: Leaf):
+    words = np.arange(q.num_codes)[:, None] >> np.arange(q.num_bits) & 1
+    scores = logits(leaf)
+    p, one = _softmax(scores @ words.T), 1 / (1 + np.exp(-scores))
+    slope = p[:, :, None] * (words - one[:, None])
     codebook, kernel = (np.asarray(leaf.params[i], np.float64) for i in (2, 0))
     return codebook.T @ slope @ kernel.T
 

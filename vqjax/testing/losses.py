@@ -10,6 +10,7 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.binary_mapper import BinaryMapper, BinaryMapperParams
 from vqjax.quantizers.bridged import Bridged, BridgedCodebook
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
@@ -75,6 +76,11 @@ def _(q: IBQ):
 def _(q: LFQ):
     entropies = {'per_sample_entropy': q.entropy, 'batch_entropy': -q.gamma * q.entropy}
     return {'commitment': q.commitment} | (entropies if q.entropy else {})
+
+
+@weights.register
+def _(q: BinaryMapper):
+    return {'kl': q.kl}
 
 
 @weights.register
@@ -183,6 +189,11 @@ def _(q, term, params):
 
 
 @trains.register
+def _(q: BinaryMapper, term, params):
+    return True, BinaryMapperParams(kernel=True, bias=True, codebook=term == 'task')
+
+
+@trains.register
 def _(q: GumbelSoftmax, term, params):
     return True, GumbelParams(kernel=True, bias=True, codebook=term == 'task')
 
@@ -257,8 +268,8 @@ def _(q: MultiScale, term, params):
 
 def decoded_params(q: Quantizer, params: Any) -> Any:
     """Which leaves of params the vectors of codes are made of: a tree of bool."""
-    if isinstance(q, GumbelSoftmax):
-        return GumbelParams(kernel=False, bias=False, codebook=True)
+    if isinstance(q, BinaryMapper | GumbelSoftmax):
+        return type(params)(kernel=False, bias=False, codebook=True)
     if isinstance(q, Projected):
         within = decoded_params(q.inner, params.inner)
         biases = (False, True) if q.bias else ((), ())
