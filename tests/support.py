@@ -325,6 +325,8 @@ def table():
         FSP((3,) * 8, bound=ops.erf, inverse=True, perturbed=0.0, skewness=0.1, kurtosis=0.1),
         LFQ(8),
         LFQ(8, spherical=True, gamma=0.5, first_bit='least'),
+        LFQ(8, spherical=True, scale=0.5, bits_per_code=3),
+        LFQ(8, first_bit='least', bits_per_code=1),
         LatentQuantization((5,) * 8),
         LatentQuantization((5, 4, 3, 2, 5, 4, 3, 2)),
         GumbelSoftmax(8, diversity=0.1),

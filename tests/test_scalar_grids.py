@@ -13,6 +13,7 @@ from scipy import stats
 from support import golden
 
 from vqjax import FSP, FSQ, LFQ, BinaryMapper, GumbelSoftmax, Product, Residual, Rotated, ops
+from vqjax.codec.packing import pack
 from vqjax.quantizers import BinaryMapperParams, RotatedState
 
 
@@ -82,6 +83,45 @@ def test_a_rotation_spreads_a_large_feature_over_all():
         factor = jnp.sum(out.z_q * z) / jnp.sum(out.z_q**2)
         spread[type(q)] = float(jnp.mean((factor * out.z_q - z) ** 2) / jnp.mean(z**2))
     assert spread[Rotated] < 0.6 < 0.75 < spread[LFQ]
+
+
+@pytest.mark.parametrize('spherical', [False, True])
+def test_codebook_scale_of_vector_quantize_pytorch(spherical):
+    q = LFQ(6, inv_temperature=1.5, spherical=spherical, scale=0.5)
+    check_case(q, (), (), 'lfq_scale_spherical' if spherical else 'lfq_scale')
+
+
+@pytest.mark.parametrize('first_bit', ['most', 'least'])
+def test_64_bits_are_several_codes(first_bit):
+    """Codes of 16 bits are those of four quantizers of 16 features; of 1 bit, the signs."""
+    z = jax.random.normal(jax.random.key(0), (50, 64))
+    q = LFQ(64, first_bit=first_bit, bits_per_code=16)
+    out = q.quantize((), (), z)
+    assert q.code_shape == (4,) and q.bits == 64 and q.num_codes == 2**16
+    small = LFQ(16, first_bit=first_bit)
+    parts = [small.quantize((), (), part).codes for part in jnp.split(z, 4, axis=-1)]
+    np.testing.assert_array_equal(out.codes, jnp.stack(parts, axis=-1))
+    np.testing.assert_array_equal(out.z_q, jnp.sign(z))
+    assert pack(q, np.asarray(out.codes)).size == 50 * 64 // 8
+
+    by_bit = LFQ(64, first_bit=first_bit, bits_per_code=1)
+    signs = by_bit.quantize((), (), z)
+    np.testing.assert_array_equal(signs.codes, z > 0)
+    np.testing.assert_array_equal(by_bit.decode((), (), signs.codes), out.z_q)
+    # Codes are a way to write the bits: the loss is the same.
+    assert float(signs.loss) == float(out.loss)
+    some = q.decode((), (), out.codes.at[:, 1].set(-1).at[:, 2].set(2**16))
+    np.testing.assert_array_equal(some, out.z_q.at[:, 16:48].set(0))
+
+
+def test_codes_beyond_30_bits_are_as_long_as_they_can_be():
+    q = LFQ(64)
+    assert q.code_shape == (3,) and q.code_sizes.tolist() == [2**30, 2**30, 2**4]
+    assert LFQ(30).code_shape == () and LFQ(30).code_sizes.shape == ()
+    z = jax.random.normal(jax.random.key(0), (20, 64))
+    out = q.quantize((), (), z, mask=jnp.arange(20) > 3)
+    assert (out.codes[:4] == -1).all() and (out.codes[4:] >= 0).all()
+    np.testing.assert_array_equal(q.decode((), (), out.codes), out.z_q)
 
 
 def test_binary_mapper_of_vector_quantize_pytorch():

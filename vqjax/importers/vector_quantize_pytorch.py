@@ -372,13 +372,15 @@ def lfq(
     gamma: float = 1.0,
     inv_temperature: float = 100.0,
     spherical: bool = False,
+    scale: float = 1.0,
 ) -> Imported:
     """`LFQ`: the mask says how many bits; several codebooks are a Product."""
     entries.expect(['mask'] if num_bits is None else [], _lfq_names(entries))
     bits = entries['mask'].size if 'mask' in entries else num_bits
     if num_bits not in (None, bits):
         raise ValueError(f'num_bits={num_bits} does not fit: {entries.key("mask")} has {bits}')
-    inner = LFQ(bits, entropy, commitment, gamma, inv_temperature, spherical), (), ()
+    fields = entropy, commitment, gamma, inv_temperature, spherical
+    inner = LFQ(bits, *fields, scale=scale), (), ()
     return _codebooks(entries, inner, num_codebooks)
 
 

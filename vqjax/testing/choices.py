@@ -206,10 +206,15 @@ def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
     return None
 
 
-@comes_back.register(Codebook)
-@comes_back.register(LFQ)
-def _(q, vectors):
+@comes_back.register
+def _(q: Codebook, vectors):
     return vectors
+
+
+@comes_back.register
+def _(q: LFQ, vectors):
+    # With fewer bits in the last code not every tuple of codes stands for something.
+    return vectors if np.ptp(q.code_sizes) == 0 else None
 
 
 @comes_back.register

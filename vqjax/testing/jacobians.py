@@ -77,7 +77,8 @@ def _(q: Wrapped, leaf: Leaf):
 
 @jacobian.register
 def _(q: LFQ, leaf: Leaf):
-    return _estimated(ops.straight_through, q.spherical, leaf)
+    found = _estimated(ops.straight_through, q.spherical, leaf)
+    return None if found is None else found * (q.scale if q.spherical else 1)
 
 
 @jacobian.register

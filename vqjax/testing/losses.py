@@ -132,8 +132,9 @@ def _(q):
 def squared_errors(leaf: Leaf) -> dict[str, float]:
     """What the terms that are squared errors must be: the mean over features and real vectors."""
     names = {'commitment', 'codebook', 'index'} & (weights(leaf.q) or {}).keys()
-    normalised = getattr(leaf.q, 'unit_length', False) or getattr(leaf.q, 'spherical', False)
-    x = unit(leaf.z) if normalised else leaf.z
+    x = unit(leaf.z) if getattr(leaf.q, 'unit_length', False) else leaf.z
+    if getattr(leaf.q, 'spherical', False):
+        x = leaf.q.scale * unit(leaf.z)
     real = np.any(leaf.codes.reshape(len(x), -1) >= 0, axis=-1)
     if not names:
         return {}
