@@ -355,6 +355,7 @@ def table():
         Projected(VQ(8, metric='cosine', unit_values=False), 4, bias=True, layer_norm=True),
         Parallel((Projected(Residual(ema, 1), 4), Projected(Residual(ema, 2), 4, bias=True))),
         Parallel((Residual(FSQ((3,) * 8), 2), vq)),
+        Parallel((RandomProjection(8, 4),) * 3),
         Clamped(
             Residual(FSQ((5,) * 8, symmetric=True, bound=ops.clamp), 3, scale=0.2), (1.25,) * 8
         ),

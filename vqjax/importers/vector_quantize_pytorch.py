@@ -467,8 +467,8 @@ def random_projection(entries: Entries, *, norm: bool = True) -> Imported:
     projections, codes = entries['rand_projs'], entries['vq._codebook.embed']
     if projections.ndim != 3 or codes.ndim != 3 or len(projections) != 1 or len(codes) != 1:
         raise ValueError(
-            f'{entries.key("rand_projs")} {projections.shape} must be of one codebook: '
-            'RandomProjection has one'
+            f'{entries.key("rand_projs")} {projections.shape} must be of one codebook: several '
+            'stand behind another map there, with a bias, which RandomProjection does not have'
         )
     projection = projections[0]
     if norm:

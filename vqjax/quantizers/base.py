@@ -187,7 +187,7 @@ def check_features(z: jax.Array, dim: int, why: str) -> None:
 def check_inner(outer: str, inner: Any) -> None:
     """Raise ValueError unless `inner` is a quantizer whose z_q a combinator can work on."""
     check(isinstance(inner, Base), 'inner', inner, f'a quantizer for {outer}')
-    if inner.targets_only and outer != 'Product':
+    if inner.targets_only and outer not in ('Product', 'Parallel'):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: its z_q is not in the space of z; '
             'use it alone, on targets'
