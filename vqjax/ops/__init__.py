@@ -28,6 +28,7 @@ from vqjax.ops.candidates import (
 )
 from vqjax.ops.choices import Choices, choose_by_logits
 from vqjax.ops.dropping import StageDropout
+from vqjax.ops.evolution import evolve
 from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
 from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
 from vqjax.ops.index_gradient import soft_index
@@ -143,6 +144,7 @@ __all__ = [
     'entropy',
     'erf',
     'error_rows',
+    'evolve',
     'exported',
     'flat_rows',
     'function_name',
