@@ -12,7 +12,18 @@ import pytest
 from scipy import stats
 from support import golden
 
-from vqjax import FSP, FSQ, LFQ, BinaryMapper, GumbelSoftmax, Product, Residual, Rotated, ops
+from vqjax import (
+    FSP,
+    FSQ,
+    LFQ,
+    BinaryMapper,
+    Clamped,
+    GumbelSoftmax,
+    Product,
+    Residual,
+    Rotated,
+    ops,
+)
 from vqjax.codec.packing import pack
 from vqjax.quantizers import BinaryMapperParams, RotatedState
 
@@ -83,6 +94,14 @@ def test_a_rotation_spreads_a_large_feature_over_all():
         factor = jnp.sum(out.z_q * z) / jnp.sum(out.z_q**2)
         spread[type(q)] = float(jnp.mean((factor * out.z_q - z) ** 2) / jnp.mean(z**2))
     assert spread[Rotated] < 0.6 < 0.75 < spread[LFQ]
+
+
+def test_residual_lfq_with_a_soft_clamp_of_vector_quantize_pytorch():
+    g = case('residual_lfq_clamped')
+    q = Residual(Clamped(LFQ(6), 1.5), 3, scale=0.5)
+    out = q.quantize((), (), g['z'])
+    np.testing.assert_array_equal(out.codes, g['codes'])
+    np.testing.assert_allclose(out.z_q, g['z_q'], atol=1e-6)
 
 
 @pytest.mark.parametrize('spherical', [False, True])

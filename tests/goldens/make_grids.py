@@ -84,6 +84,17 @@ def lfq():
     return cases
 
 
+def residual_lfq():
+    torch.manual_seed(0)
+    module = peer.ResidualLFQ(
+        dim=6, codebook_size=64, num_quantizers=3, soft_clamp_input_value=1.5
+    ).eval()
+    z = normal(7, 2, 24, 6)
+    z_q, codes, _ = module(z)
+    found = {'z': z, 'z_q': z_q, 'codes': codes}
+    return {'residual_lfq_clamped': {name: x.detach().numpy() for name, x in found.items()}}
+
+
 def binary_mapper():
     module = peer.BinaryMapper(bits=4, kl_loss_threshold=0.5 * math.log(2)).train()
     codebook = normal(5, 16, 4)
@@ -96,7 +107,7 @@ def binary_mapper():
 
 
 def main():
-    cases = fsp() | fsq() | lfq() | binary_mapper()
+    cases = fsp() | fsq() | lfq() | residual_lfq() | binary_mapper()
     flat = {f'{name}:{key}': x for name, entries in cases.items() for key, x in entries.items()}
     np.savez_compressed(PATH, **flat)
     print(f'{PATH.name}: {len(cases)} cases, {PATH.stat().st_size / 1024:.0f} KB')
