@@ -80,10 +80,16 @@ def test_every_table_is_that_of_the_committed_results(monkeypatch):
         sys.modules.pop(name)
 
 
+def guide():
+    """docs/quantizers.md in two: the guide, and the table of another library's classes."""
+    text = (ROOT / 'docs' / 'quantizers.md').read_text()
+    return text.split('## From vector-quantize-pytorch')
+
+
 def places_of(kind):
     """Where a quantizer must be named, and whether it is."""
     name, file = kind.__name__, kind.__module__.rpartition('.')[-1]
-    guide = (ROOT / 'docs' / 'quantizers.md').read_text()
+    ours = guide()[0]
     api = (ROOT / 'docs' / 'api' / 'quantizers.md').read_text()
     line = f'from vqjax.quantizers.{file} import {name} as {name}'
     return {
@@ -93,8 +99,8 @@ def places_of(kind):
             claim.dispatch(kind) is not claim.dispatch(object) for claim in CLAIMS
         )
         or 'inner' in kind.__dataclass_fields__,
-        f'docs/quantizers.md: a row | `{name}` | of the table': f'\n| `{name}` |' in guide,
-        f'docs/quantizers.md: a section ### {name}': f'\n### {name}\n' in guide,
+        f'docs/quantizers.md: a row | `{name}` | of the table': f'\n| `{name}` |' in ours,
+        f'docs/quantizers.md: a section ### {name}': f'\n### {name}\n' in ours,
         f'docs/api/quantizers.md: ::: vqjax.quantizers.{file}.{name}': bool(
             re.search(rf'vqjax\.quantizers\.{file}(\.{name})?$', api, re.MULTILINE)
         ),
@@ -151,16 +157,13 @@ OF_VECTOR_QUANTIZE_PYTORCH = """
 
 
 def test_every_option_of_vector_quantize_pytorch_has_its_row():
-    guide = (ROOT / 'docs' / 'quantizers.md').read_text()
-    table = guide.split('## From vector-quantize-pytorch')[1]
-    missing = set(OF_VECTOR_QUANTIZE_PYTORCH.split()) - set(re.findall(r'\w+', table))
+    missing = set(OF_VECTOR_QUANTIZE_PYTORCH.split()) - set(re.findall(r'\w+', guide()[1]))
     assert not missing, sorted(missing)
 
 
 def test_the_guide_names_no_quantizer_that_is_gone():
-    guide = (ROOT / 'docs' / 'quantizers.md').read_text()
     for pattern in (r'^\| `(\w+)` \|', r'^### (\w+)$'):
-        found = set(re.findall(pattern, guide, re.MULTILINE))
+        found = set(re.findall(pattern, guide()[0], re.MULTILINE))
         assert found <= {kind.__name__ for kind in REGISTRY.values()}
 
 
