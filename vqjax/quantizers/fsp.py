@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ class FSP(ScalarGrid):
         """Values float32 of level indices int32 [..., D], from a table: the same bits anywhere."""
         levels, most = np.asarray(self.levels)[:, None], max(self.levels)
         place = np.arange(most)
-        middle = np.where(place < levels, (2 * place + 1) / levels - 1, 0.0)
+        middle: Any = np.where(place < levels, (2 * place + 1) / levels - 1, 0.0)
         with jax.ensure_compile_time_eval():
             table = ops.inverse_bound(self.bound, middle) if self.inverse else _WIDTH * middle
             table = np.asarray(table, np.float32)
@@ -130,7 +131,9 @@ class FSP(ScalarGrid):
             values = jnp.where(found[1], self._moved(bounded, found[0]), values)
         z_q = ops.graft(values, x if self.inverse else np.float32(_WIDTH) * bounded)
         losses = self._moments(x, real if mask is None else real & mask, axis_name)
-        loss = sum((getattr(self, name) * term for name, term in losses.items()), jnp.float32(0))
+        loss = jnp.zeros((), jnp.float32)
+        for name, term in losses.items():
+            loss += getattr(self, name) * term
         return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
     def _moved(self, bounded, noise):
