@@ -27,6 +27,7 @@ from vqjax.importers.building import (
 from vqjax.importers.entries import Entries
 from vqjax.ops.fields import check_count
 from vqjax.quantizers import (
+    FSP,
     FSQ,
     LFQ,
     Clamped,
@@ -296,6 +297,20 @@ def fsq(
     entries.expect((), [*projection_names(entries), 'orthogonal_rot'])
     inner = FSQ(levels, symmetric=symmetric, bound=bound), (), ()
     return _codebooks(entries, inner, num_codebooks)
+
+
+def fsp(
+    entries: Entries,
+    *,
+    levels: Iterable[int] | None = None,
+    bound: Any = 'tanh',
+    inverse: bool = False,
+    **leaf: Any,
+) -> Imported:
+    """`FSP`, whose state dict holds projections at most: the levels are told."""
+    levels = check_levels(levels)
+    entries.expect((), projection_names(entries))
+    return projected((FSP(levels, bound, inverse, **leaf), (), ()), entries)
 
 
 def check_levels(levels: Any) -> tuple[int, ...]:
