@@ -47,7 +47,8 @@ class FSQ(ScalarGrid):
         bounded already; any other of `ops.BOUNDS`, or a function of your own.
       perturbed: with a key, the share of features that are not rounded: z_q has their bounded
         value, moved by uniform noise of one level and kept in range, and is no `decode(codes)`
-        (arXiv:2411.19842 section 3.2, which has a half). Codes are the same. Not with `noise`.
+        (arXiv:2411.19842 section 3.2, whose code draws for whole samples and with a chance of a
+        half). Codes are the same. Not with `noise`.
 
     Params (), state (). Raises ValueError for a field out of range.
     """

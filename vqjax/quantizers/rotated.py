@@ -38,7 +38,7 @@ class Rotated(Around):
 
     For grids and signs, which treat each feature by itself: rotated, the features have like
     variances, and one that is far larger than the others is spread over all of them (incoherence
-    processing, QuIP, arXiv:2307.13304 section 4). Levels should be the same for all features.
+    processing, QuIP, arXiv:2307.13304). Levels should be the same for all features.
 
     Fields:
       inner: the quantizer of the rotated vectors.
