@@ -21,12 +21,14 @@ sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file_
 from support import first_of_their_kind, table  # noqa: E402
 
 from vqjax import (  # noqa: E402
+    FSP,
     FSQ,
     IBQ,
     LFQ,
     VQ,
     VQEMA,
     Banked,
+    BinaryMapper,
     Guarded,
     GumbelSoftmax,
     LatentQuantization,
@@ -36,6 +38,7 @@ from vqjax import (  # noqa: E402
     QINCo,
     RandomProjection,
     Residual,
+    Rotated,
     SimVQ,
     ops,
 )
@@ -85,6 +88,8 @@ QUICK = [
 PRODUCTS = Residual(Product(VQ(K, init=ops.batch_rows, revival=EAGER), 2), 2)
 OTHERS = [
     LFQ(D),
+    Rotated(FSP((3,) * D)),
+    BinaryMapper(4),
     QINCo(K, 2, hidden=8),
     GumbelSoftmax(K, diversity=0.1),
     Banked(VQEMA(K, init=ops.batch_rows, revival=KMEANS), size=256, fresh=64),

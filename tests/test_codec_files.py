@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 
 from vqjax import (
     FSQ,
+    LFQ,
     VQ,
     VQEMA,
+    BinaryMapper,
     GumbelSoftmax,
     Product,
     Projected,
     RandomProjection,
     Residual,
+    Rotated,
     SimVQ,
 )
 from vqjax.codec import Codec, files, load, save
@@ -47,6 +50,8 @@ SAVED = [
     (FSQ((8, 5, 5)), 3),
     (GumbelSoftmax(16), 8),
     (RandomProjection(16, dim=4), 8),
+    (Rotated(LFQ(40, bits_per_code=16)), 40),
+    (BinaryMapper(4), 8),
     (Product(Residual(VQEMA(8), 2), 2), 8),
     (Projected(Residual((VQEMA(8), FSQ((5,) * 4)), 2), 4), 8),
 ]

@@ -80,10 +80,16 @@ def test_every_table_is_that_of_the_committed_results(monkeypatch):
         sys.modules.pop(name)
 
 
+def guide():
+    """docs/quantizers.md in two: the guide, and the table of another library's classes."""
+    text = (ROOT / 'docs' / 'quantizers.md').read_text()
+    return text.split('## From vector-quantize-pytorch')
+
+
 def places_of(kind):
     """Where a quantizer must be named, and whether it is."""
     name, file = kind.__name__, kind.__module__.rpartition('.')[-1]
-    guide = (ROOT / 'docs' / 'quantizers.md').read_text()
+    ours = guide()[0]
     api = (ROOT / 'docs' / 'api' / 'quantizers.md').read_text()
     line = f'from vqjax.quantizers.{file} import {name} as {name}'
     return {
@@ -93,8 +99,8 @@ def places_of(kind):
             claim.dispatch(kind) is not claim.dispatch(object) for claim in CLAIMS
         )
         or 'inner' in kind.__dataclass_fields__,
-        f'docs/quantizers.md: a row | `{name}` | of the table': f'\n| `{name}` |' in guide,
-        f'docs/quantizers.md: a section ### {name}': f'\n### {name}\n' in guide,
+        f'docs/quantizers.md: a row | `{name}` | of the table': f'\n| `{name}` |' in ours,
+        f'docs/quantizers.md: a section ### {name}': f'\n### {name}\n' in ours,
         f'docs/api/quantizers.md: ::: vqjax.quantizers.{file}.{name}': bool(
             re.search(rf'vqjax\.quantizers\.{file}(\.{name})?$', api, re.MULTILINE)
         ),
@@ -118,10 +124,46 @@ def test_every_quantizer_is_named_wherever_it_must_be():
     assert not missing, 'add\n' + '\n'.join(sorted(missing))
 
 
+# Its classes, and the arguments of their constructors and calls, in release 1.32.0.
+OF_VECTOR_QUANTIZE_PYTORCH = """
+    BinaryMapper EvoLFQ FSP FSQ GroupedResidualFSQ GroupedResidualLFQ GroupedResidualVQ
+    HierarchicalVQ LFQ LatentQuantize RandomProjectionQuantizer ResidualFSQ ResidualLFQ
+    ResidualSimVQ ResidualVQ Sequential SimVQ VectorQuantize accept_3d_fmap accept_image_fmap
+    act_name affine_param affine_param_batch_decay affine_param_codebook_decay allowed_dtypes
+    beam_size bits bound_hard_clamp calc_aux_loss channel_first channel_last codebook_dim
+    codebook_scale codebook_size codebook_transform codebook_transform_fn
+    commitment_loss_weight commitment_weight cosine_sim_project_in cosine_sim_project_in_scale
+    decay decoder deterministic deterministic_on_eval dim diversity_gamma elitism_count
+    ema_update encoder entropy_loss_offset entropy_loss_weight
+    experimental_softplus_entropy_loss force_quantization_f32 frac_per_sample_entropy
+    freeze_codebook frozen_codebook_dim generations groups has_projections heads
+    implicit_neural_codebook in_place_codebook_optimizer indices init_fn
+    input_to_quantize_commit_loss_weight inv_temperature is_channel_first
+    keep_num_codebooks_dim kl_loss_threshold kmeans_init kmeans_iters
+    layernorm_after_project_in learnable_codebook lens levels lfq
+    manual_in_place_optimizer_update mask mlp_kwargs mutation_rate need_inv_act nested_dropout
+    nested_dropout_min_levels noise_dropout norm num_codebooks num_quantizers optimize_values
+    orthogonal_rotation pop_size preserve_symmetry projection_has_bias quant_grad_frac
+    quant_resi quantization_loss_weight quantize_dropout quantize_dropout_cutoff_index
+    quantize_dropout_multiple_of quantize_rate rand_quantize_dropout_fixed_seed
+    reduce_aux_kl_loss return_all_codes return_cutoff return_indices return_loss_breakdown
+    return_zeros_for_masked_padding rotation_trick route_gradients_to_input
+    sample_codebook_temp scale scales separate_codebook_per_head share_quant_resi
+    shared_codebook soft_clamp_input_value spherical stochastic_sample_codes straight_through
+    straight_through_activation sync_affine_param sync_codebook sync_kmeans sync_update_v
+    temperature threshold_ema_dead_code topk tournament_size use_cosine_sim vector_norm
+    vq_bridge
+"""
+
+
+def test_every_option_of_vector_quantize_pytorch_has_its_row():
+    missing = set(OF_VECTOR_QUANTIZE_PYTORCH.split()) - set(re.findall(r'\w+', guide()[1]))
+    assert not missing, sorted(missing)
+
+
 def test_the_guide_names_no_quantizer_that_is_gone():
-    guide = (ROOT / 'docs' / 'quantizers.md').read_text()
     for pattern in (r'^\| `(\w+)` \|', r'^### (\w+)$'):
-        found = set(re.findall(pattern, guide, re.MULTILINE))
+        found = set(re.findall(pattern, guide()[0], re.MULTILINE))
         assert found <= {kind.__name__ for kind in REGISTRY.values()}
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from vqjax import (
+    FSP,
     FSQ,
     LFQ,
     VQ,
     VQEMA,
     Banked,
+    BinaryMapper,
     Guarded,
     GumbelSoftmax,
     Projected,
@@ -185,7 +187,7 @@ def test_few_codes_are_no_collapse_where_a_fitted_codebook_would_do_no_better():
 REMEDIED = [
     VQEMA(K), VQEMA(K, init='normal', revival=None, decay=0.999), VQ(K), FSQ((8, 8, 4)), LFQ(8),
     SimVQ(K), GumbelSoftmax(K), Residual(VQEMA(K), 2), Projected(FSQ((8, 8, 4)), 3),
-    Guarded(Banked(VQEMA(K))), RandomProjection(K, 4),
+    Guarded(Banked(VQEMA(K))), RandomProjection(K, 4), FSP((8, 8, 4)), BinaryMapper(4),
 ]  # fmt: skip
 
 

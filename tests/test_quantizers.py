@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from vqjax import VQ, VQEMA, GumbelSoftmax, RandomProjection, SimVQ, ops
+from vqjax import VQ, VQEMA, GumbelSoftmax, Parallel, RandomProjection, SimVQ, ops
 
 
 def normal(seed, *shape):
@@ -206,6 +206,23 @@ def test_random_projection_learns_nothing():
     assert (np.asarray(q.quantize(params, state, z).codes) == cosine.argmax(axis=-1)).all()
     grad = jax.grad(lambda z: jnp.sum(q.quantize(params, state, z).z_q))(z)
     assert not np.asarray(grad).any()
+
+
+def test_targets_of_several_codebooks_are_parallel_ones():
+    """Each codebook with a projection of its own: the codes of 4 quantizers, side by side."""
+    q = Parallel((RandomProjection(16, 4),) * 4)
+    z = normal(0, 200, 8)
+    params, state = q.init(jax.random.key(0), z)
+    codes = np.asarray(q.quantize(params, state, z).codes)
+    for i, part in enumerate(state):
+        alone = RandomProjection(16, 4).quantize((), part, z).codes
+        np.testing.assert_array_equal(codes[:, i], alone)
+    # They say different things: no two agree more often than chance gives (1/16, 200 vectors).
+    agree = [(codes[:, i] == codes[:, j]).mean() for i in range(4) for j in range(i)]
+    assert max(agree) < 0.25 and q.bits == 16 and q.targets_only
+    uneven = Parallel((RandomProjection(16, 4), RandomProjection(16, 3)))
+    with pytest.raises(ValueError, match=r'one number of features, to be added, got \[3, 4\]'):
+        uneven.quantize(*uneven.init(jax.random.key(0), z), z)
 
 
 def test_sim_vq_moves_every_code_with_one_step():

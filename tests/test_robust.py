@@ -73,6 +73,7 @@ CODEBOOK = {
         2,
     ),
 }
+SHARE = often([0.0, 0.0, 0.5, 1.0], -0.1, 1.5, True, math.nan)
 LEVELS = often([(3, 4, 5, 3), (4, 4), (3,) * 8], (), (2, math.nan), 5, (0, 3), ('3',))
 BRIDGE = often(
     [
@@ -131,8 +132,24 @@ FIELDS = {
         'symmetric': FLAG,
         'noise': WEIGHT,
         'bound': often(['tanh', 'ifsq'], 'relu', 1.6, None),
+        'perturbed': SHARE,
     },
-    'lfq': {'num_bits': often([4, 8], 0, 31, True, 4.0), 'entropy': WEIGHT, 'spherical': FLAG},
+    'fsp': {
+        'levels': LEVELS,
+        'bound': often(['tanh', 'erf', 'laplace'], 'cauchy', 'relu', None),
+        'inverse': FLAG,
+        'perturbed': SHARE,
+        'mean': WEIGHT,
+        'kurtosis': WEIGHT,
+    },
+    'lfq': {
+        'num_bits': often([4, 8], 0, 31, True, 4.0),
+        'entropy': WEIGHT,
+        'spherical': FLAG,
+        'scale': often([0.5, 2.0], 0.0, math.inf),
+        'bits_per_code': often([1, 3, 30], 0, 31),
+    },
+    'binary_mapper': {'num_bits': often([1, 4], 0, 21, 2.5), 'kl': WEIGHT, 'free_bits': WEIGHT},
     'gumbel': {
         'num_codes': COUNT,
         'diversity': WEIGHT,
@@ -147,6 +164,7 @@ OUTER = {
                  'dropout': DROPOUT, 'beam': often([1, 1, 2], 0), 'similarity': WEIGHT},
     'product': {'num_groups': often([1, 2, 4], 3, 0, True), 'shared': FLAG},
     'projected': {'dim': often([4, 2], 0, math.nan), 'normalize': FLAG},
+    'rotated': {},
     'banked': {'size': often([16], 0), 'fresh': often([4], 99)},
     'guarded': {'least': often([2.0], math.nan, 0.5), 'cooldown': often([1], 0)},
 }  # fmt: skip
@@ -289,7 +307,7 @@ def test_any_spec_computes_what_it_promises(plain, masked, keyed):
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(result))
     codes = np.asarray(result[2].codes)
     assert codes.max() < q.num_codes and codes.min() >= -1
-    if getattr(q, 'hard', True):
+    if q.coded_in_training:
         np.testing.assert_allclose(result[-1], result[2].z_q, rtol=1e-5, atol=1e-6)
 
 

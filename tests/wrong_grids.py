@@ -2,9 +2,21 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from vqjax import FSQ, VQ, VQEMA, Levels, MultiScale, Strided, ops
+from vqjax import (
+    FSP,
+    FSQ,
+    VQ,
+    VQEMA,
+    BinaryMapper,
+    Levels,
+    MultiScale,
+    Rotated,
+    Strided,
+    ops,
+)
 from vqjax.quantizers import phi as phis
 from vqjax.quantizers.scales import real_vectors
 
@@ -317,6 +329,58 @@ class TrainsTheTopAlone(Levels):
         return out._replace(losses=losses)
 
 
+# --- grids of scalars, bits
+
+
+class TurnsTheSameWayBack(Rotated):
+    """R in the place of its transpose, in decode too."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=ops.graft(self.decode(params, state, out.codes), out.z_q))
+
+    def decode(self, params, state, codes):
+        return self.inner.decode(params, state.inner, codes) @ state.rotation
+
+
+class HandsTheGradientOn(Rotated):
+    """Not turned back: that of the rotated vectors."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=ops.graft(out.z_q, z @ lax.stop_gradient(state.rotation)))
+
+
+class PutsValuesAtTheEdge(FSP):
+    """The lower edge of a bin in the place of its middle."""
+
+    def _values(self, index):
+        return super()._values(index) - np.float32(np.sqrt(3)) / np.asarray(self.levels, np.float32)
+
+
+class ForgetsTheSlopeOfItsBound(FSP):
+    """Straight through, although the values are not those of z."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=ops.straight_through(z, out.z_q))
+
+
+class HandsBitsThrough(BinaryMapper):
+    """The gradient of z, not of the mean over all words."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        out = super().quantize(params, state, z, key, mask, axis_name)
+        return out._replace(z_q=ops.straight_through(z, out.z_q))
+
+
+class RoundsItsBits(BinaryMapper):
+    """The likeliest word, key or no key."""
+
+    def quantize(self, params, state, z, key=None, mask=None, axis_name=None):
+        return super().quantize(params, state, z, None, mask, axis_name)
+
+
 EMA = VQEMA(8, decay=0.8, revival=ops.Revival(below=0.9, every=1))
 SCALES = (1, (2, 3), (4, 6))
 PAIR = (EMA, EMA), (12, 12)
@@ -353,4 +417,10 @@ BITES = {
     ForgetsTheMaskBelow(*PAIR): 'masked_vectors_count_nowhere',
     IgnoresTheKeyOfLevels((FSQ((5,) * 8, noise=1.0),), (24,)): 'codes_depend_on_the_key_as_claimed',
     TrainsTheTopAlone((VQ(8), VQ(8)), (12, 12)): 'each_loss_trains_what_it_claims',
+    TurnsTheSameWayBack(FSQ((5,) * 8)): 'vectors_are_those_of_the_parts',
+    HandsTheGradientOn(FSQ((5,) * 8)): 'the_task_s_gradient_is_the_estimator_s',
+    PutsValuesAtTheEdge((5,) * 8, perturbed=0.0): 'codes_are_the_nearest',
+    ForgetsTheSlopeOfItsBound((5,) * 8, perturbed=0.0): 'the_task_s_gradient_is_the_estimator_s',
+    HandsBitsThrough(4): 'the_task_s_gradient_is_the_estimator_s',
+    RoundsItsBits(4): 'codes_depend_on_the_key_as_claimed',
 }

@@ -187,6 +187,10 @@ def vector_quantize_pytorch():
                 lambda: peer.GroupedResidualFSQ(dim=D, groups=2, levels=[5, 3], num_quantizers=2),
                 {'levels': [5, 3], 'num_quantizers': 2, 'groups': 2},
             ),
+            'fsp_projected': case(
+                lambda: peer.FSP(levels, dim=D, act_name='normal', need_inv_act=True),
+                {'layout': 'FSP', 'levels': levels, 'bound': 'erf', 'inverse': True},
+            ),
             'lfq': case(lambda: peer.LFQ(codebook_size=256)),
             'lfq_projected': case(lambda: peer.LFQ(codebook_size=16, dim=D)),
             'lfq_spherical': case(

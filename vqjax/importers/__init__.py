@@ -111,7 +111,8 @@ def _prefix_of(entries, layout):
     alike = [row for row in LAYOUTS if row.anchor and row.roots == layout.roots]
     rows = (layout,) if layout.anchor else tuple(alike)
     prefixes = list(dict.fromkeys(found.prefix for found in recognise(entries, rows)))
-    if not prefixes and layout.build in (lucidrains.fsq, lucidrains.residual_fsq, lucidrains.lfq):
+    alone = (lucidrains.fsq, lucidrains.fsp, lucidrains.residual_fsq, lucidrains.lfq)
+    if not prefixes and layout.build in alone:
         ends = ('project_in.weight', 'project_in.0.weight')
         prefixes = [k.removesuffix(end) for k in entries for end in ends if k.endswith(end)]
     if len(prefixes) > 1:

@@ -162,6 +162,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ('values_per_latent.0',),
     ),
     Layout('ResidualFSQ', lucidrains.residual_fsq, '', _PROJECTIONS, ('project_in.weight',)),
+    Layout('FSP', lucidrains.fsp, '', _PROJECTIONS, ('project_in.weight',)),
     Layout('FSQ', lucidrains.fsq, '', ('orthogonal_rot', *_PROJECTIONS), ('project_in.weight',)),
     Layout(
         'Mimi',

@@ -27,18 +27,19 @@ from vqjax.importers.building import (
 from vqjax.importers.entries import Entries
 from vqjax.ops.fields import check_count
 from vqjax.quantizers import (
+    FSP,
     FSQ,
     LFQ,
     Clamped,
     LatentQuantization,
     Product,
-    Projected,
-    ProjectedParams,
     QINCo,
     QINCoBiasedParams,
     RandomProjection,
     RandomProjectionState,
     Residual,
+    Rotated,
+    RotatedState,
     SimVQ,
 )
 
@@ -298,6 +299,20 @@ def fsq(
     return _codebooks(entries, inner, num_codebooks)
 
 
+def fsp(
+    entries: Entries,
+    *,
+    levels: Iterable[int] | None = None,
+    bound: Any = 'tanh',
+    inverse: bool = False,
+    **leaf: Any,
+) -> Imported:
+    """`FSP`, whose state dict holds projections at most: the levels are told."""
+    levels = check_levels(levels)
+    entries.expect((), projection_names(entries))
+    return projected((FSP(levels, bound, inverse, **leaf), (), ()), entries)
+
+
 def check_levels(levels: Any) -> tuple[int, ...]:
     """The levels as a tuple.
 
@@ -325,8 +340,7 @@ def _codebooks(entries, inner, num_codebooks) -> Imported:
             raise ValueError(
                 f'{entries.key("orthogonal_rot")} must have shape {(dim, dim)}, got {turn.shape}'
             )
-        maps = ProjectedParams(jnp.asarray(turn), jnp.asarray(turn.T), inner[1])
-        inner = Projected(inner[0], dim), maps, inner[2]
+        inner = Rotated(inner[0]), inner[1], RotatedState(jnp.asarray(turn), inner[2])
     if num_codebooks > 1:
         # One codebook and one rotation for all.
         inner = Product(inner[0], num_codebooks, shared=True), *inner[1:]
@@ -373,13 +387,15 @@ def lfq(
     gamma: float = 1.0,
     inv_temperature: float = 100.0,
     spherical: bool = False,
+    scale: float = 1.0,
 ) -> Imported:
     """`LFQ`: the mask says how many bits; several codebooks are a Product."""
     entries.expect(['mask'] if num_bits is None else [], _lfq_names(entries))
     bits = entries['mask'].size if 'mask' in entries else num_bits
     if num_bits not in (None, bits):
         raise ValueError(f'num_bits={num_bits} does not fit: {entries.key("mask")} has {bits}')
-    inner = LFQ(bits, entropy, commitment, gamma, inv_temperature, spherical), (), ()
+    fields = entropy, commitment, gamma, inv_temperature, spherical
+    inner = LFQ(bits, *fields, scale=scale), (), ()
     return _codebooks(entries, inner, num_codebooks)
 
 
@@ -466,8 +482,8 @@ def random_projection(entries: Entries, *, norm: bool = True) -> Imported:
     projections, codes = entries['rand_projs'], entries['vq._codebook.embed']
     if projections.ndim != 3 or codes.ndim != 3 or len(projections) != 1 or len(codes) != 1:
         raise ValueError(
-            f'{entries.key("rand_projs")} {projections.shape} must be of one codebook: '
-            'RandomProjection has one'
+            f'{entries.key("rand_projs")} {projections.shape} must be of one codebook: several '
+            'stand behind another map there, with a bias, which RandomProjection does not have'
         )
     projection = projections[0]
     if norm:

@@ -2,7 +2,20 @@
 
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
 from vqjax.ops.balance import code_balance, log_mean_assignment
-from vqjax.ops.bounds import BOUNDS, check_bound, clamp, ifsq, inverse_bound, short_tanh, tanh
+from vqjax.ops.bounds import (
+    BOUNDS,
+    MOMENTS,
+    cauchy,
+    check_bound,
+    clamp,
+    erf,
+    ifsq,
+    inverse_bound,
+    laplace,
+    short_tanh,
+    sigmoid,
+    tanh,
+)
 from vqjax.ops.bridges import BRIDGES, Bridge, BridgeLike, Linear, LowRank, VQBridge
 from vqjax.ops.candidates import (
     Assignments,
@@ -15,6 +28,7 @@ from vqjax.ops.candidates import (
 )
 from vqjax.ops.choices import Choices, choose_by_logits
 from vqjax.ops.dropping import StageDropout
+from vqjax.ops.evolution import evolve
 from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
 from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
 from vqjax.ops.index_gradient import soft_index
@@ -31,6 +45,7 @@ from vqjax.ops.kmeans import (
     unit_sphere,
 )
 from vqjax.ops.losses import (
+    bit_entropy,
     diversity,
     entropy,
     imbalance,
@@ -87,6 +102,7 @@ __all__ = [
     'DISTANCES',
     'ESTIMATORS',
     'METRICS',
+    'MOMENTS',
     'SOURCES',
     'STARTS',
     'Assignments',
@@ -111,6 +127,8 @@ __all__ = [
     'automatic',
     'batch_rows',
     'bicubic',
+    'bit_entropy',
+    'cauchy',
     'check_bound',
     'check_distinct',
     'check_room',
@@ -124,7 +142,9 @@ __all__ = [
     'directional',
     'diversity',
     'entropy',
+    'erf',
     'error_rows',
+    'evolve',
     'exported',
     'flat_rows',
     'function_name',
@@ -136,6 +156,7 @@ __all__ = [
     'inverse_bound',
     'kmeans',
     'kmeans_rows',
+    'laplace',
     'largest_error',
     'log_mean_assignment',
     'map_tiles',
@@ -158,6 +179,7 @@ __all__ = [
     'row_places',
     'sample_codes',
     'short_tanh',
+    'sigmoid',
     'smallest',
     'smoothed',
     'soft_assignments',

@@ -41,6 +41,16 @@ def entropy(probabilities: jax.Array, axis: int = -1) -> jax.Array:
     return -jnp.sum(jnp.where(probabilities > 0, probabilities * jnp.log(safe), 0.0), axis=axis)
 
 
+def bit_entropy(logit: jax.Array) -> jax.Array:
+    """Entropy in nats of a bit with probability sigmoid(logit), finite gradients everywhere.
+
+    logit float32 [...] -> float32 [...].
+    """
+    # -p log p - (1 - p) log(1 - p) through log-sigmoids: exact where p rounds to 0 or 1.
+    p = jax.nn.sigmoid(logit)
+    return -p * jax.nn.log_sigmoid(logit) - (1 - p) * jax.nn.log_sigmoid(-logit)
+
+
 def mean_probabilities(
     probabilities: jax.Array, mask: jax.Array | None = None, axis_name: AxisName = None
 ) -> jax.Array:

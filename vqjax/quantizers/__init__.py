@@ -3,6 +3,7 @@
 from vqjax.quantizers import registry
 from vqjax.quantizers.banked import BankedState
 from vqjax.quantizers.base import Quantized, Quantizer, stages
+from vqjax.quantizers.binary_mapper import BinaryMapperParams
 from vqjax.quantizers.bridged import BridgedParams
 from vqjax.quantizers.checking import checked, restore
 from vqjax.quantizers.codebook import Codebook
@@ -14,6 +15,7 @@ from vqjax.quantizers.projected import ProjectedParams
 from vqjax.quantizers.qinco import QINCoBiasedParams, QINCoParams
 from vqjax.quantizers.random_projection import RandomProjectionState
 from vqjax.quantizers.registry import *  # noqa: F403 - the quantizers
+from vqjax.quantizers.rotated import RotatedState
 from vqjax.quantizers.specs import make, to_spec
 from vqjax.quantizers.vq import Affine, VQState
 from vqjax.quantizers.vq_ema import VQEMAState
@@ -30,6 +32,7 @@ __all__ = [
     'REGISTRY',
     'Affine',
     'BankedState',
+    'BinaryMapperParams',
     'BridgedParams',
     'Codebook',
     'GuardedState',
@@ -42,6 +45,7 @@ __all__ = [
     'Quantized',
     'Quantizer',
     'RandomProjectionState',
+    'RotatedState',
     'VQEMAState',
     'VQState',
     'checked',

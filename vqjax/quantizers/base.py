@@ -67,6 +67,8 @@ class Base:
     starts_from_data: bool = False
     # Whether z_q lives in another space than z and has no gradient.
     targets_only: bool = False
+    # Whether z_q is decode(codes) with a key too, as stages need that quantize what it leaves.
+    coded_in_training: bool = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """`checked` for those methods of a quantizer of your own that are written without it."""
@@ -185,20 +187,21 @@ def check_features(z: jax.Array, dim: int, why: str) -> None:
 def check_inner(outer: str, inner: Any) -> None:
     """Raise ValueError unless `inner` is a quantizer whose z_q a combinator can work on."""
     check(isinstance(inner, Base), 'inner', inner, f'a quantizer for {outer}')
-    if inner.targets_only and outer != 'Product':
+    if inner.targets_only and outer not in ('Product', 'Parallel'):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: its z_q is not in the space of z; '
             'use it alone, on targets'
         )
-    if inner.grid and outer not in ('Projected', 'Clamped'):
+    if inner.grid and outer not in ('Projected', 'Clamped', 'Rotated'):
         raise ValueError(
             f'inner={inner!r} cannot stand in {outer}: it quantizes whole grids; put {outer} in '
             'its place, around its inner quantizer'
         )
-    if outer in ('Residual', 'MultiScale', 'Strided') and not getattr(inner, 'hard', True):
+    if outer in ('Residual', 'MultiScale', 'Strided') and not inner.coded_in_training:
         raise ValueError(
-            f'inner={inner!r} cannot stand in {outer}: with hard=False z_q is no code, so the '
-            'next stage would not see what decode leaves; use hard=True'
+            f'inner={inner!r} cannot stand in {outer}: in training its z_q is no code, so the '
+            'next stage would not see what decode leaves; use hard=True of GumbelSoftmax, '
+            'perturbed=0 of grids'
         )
 
 

@@ -15,13 +15,9 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
-    MAX_CODES,
-    Base,
     Quantized,
     blank,
     check,
-    check_count,
-    check_features,
     check_flag,
     check_weight,
     checked,
@@ -29,10 +25,11 @@ from vqjax.quantizers.base import (
     only_codes,
 )
 from vqjax.quantizers.protocol import PyTree
+from vqjax.quantizers.scalar_grid import ScalarGrid
 
 
 @dataclass(frozen=True, repr=False)
-class FSQ(Base):
+class FSQ(ScalarGrid):
     """FSQ (arXiv:2309.15505): each feature bounded by b and rounded to one of L levels.
 
     Plain form, with h = (L - 1)(1 + 1e-3) / 2 and o = 1/2 for even L: round(b(z + b^-1(o / h)) h
@@ -47,7 +44,11 @@ class FSQ(Base):
         stay in range.
       bound: b, from any number into (-1, 1): `ops.tanh`, or `ops.ifsq` (arXiv:2601.17124), which
         keeps normal z apart where tanh crowds them at the ends; `ops.clamp` for features that are
-        bounded already; `ops.short_tanh`.
+        bounded already; any other of `ops.BOUNDS`, or a function of your own.
+      perturbed: with a key, the share of features that are not rounded: z_q has their bounded
+        value, moved by uniform noise of one level and kept in range, and is no `decode(codes)`
+        (arXiv:2411.19842 section 3.2, whose code draws for whole samples and with a chance of a
+        half). Codes are the same. Not with `noise`.
 
     Params (), state (). Raises ValueError for a field out of range.
     """
@@ -56,29 +57,19 @@ class FSQ(Base):
     symmetric: bool = False
     noise: float = 0.0
     bound: Callable[[jax.Array], jax.Array] = ops.tanh
+    perturbed: float = 0.0
 
     def __post_init__(self) -> None:
-        levels = self.levels
-        check(isinstance(levels, tuple) and len(levels), 'levels', levels, 'a list of levels')
         check_flag('symmetric', self.symmetric)
         # With two levels the plain form's offset o / h reaches 1, and atanh has no value.
-        for level in levels:
-            check_count('levels', level, 2 if self.symmetric else 3)
-        if math.prod(levels) > MAX_CODES:
-            raise ValueError(
-                f'levels must multiply to at most 2^31 - 1 so that int32 holds every code, got '
-                f'{tuple(levels)} = {math.prod(levels)}; use Product or Residual of smaller ones'
-            )
+        self._check_grid(2 if self.symmetric else 3)
         check_weight('noise', self.noise)
+        alone = self.noise == 0 or self.perturbed == 0
+        check(alone, 'noise', self.noise, f'0 where perturbed={self.perturbed} is not')
         bound = ops.named_function('bound', self.bound, ops.BOUNDS)
         object.__setattr__(self, 'bound', bound)
         if bound not in ops.BOUNDS.values():
             ops.check_bound('bound', bound)
-
-    @property
-    def num_codes(self) -> int:  # type: ignore[override]
-        """The product of the levels."""
-        return math.prod(self.levels)
 
     @property
     def stage_scale(self) -> tuple[float, ...]:  # type: ignore[override]
@@ -90,27 +81,6 @@ class FSQ(Base):
             top = (level - 1) / 2 if self.symmetric else level - 1 - level // 2
             scales.append(2.0 ** math.ceil(math.log2(0.5 / (top + 0.5))))
         return tuple(scales)
-
-    @property
-    def _strides(self) -> np.ndarray:
-        return np.cumprod((1, *self.levels[:-1]), dtype=np.int64).astype(np.int32)
-
-    def shapes(self, dim: int) -> tuple[tuple[()], tuple[()]]:
-        """() and ()."""
-        return (), ()
-
-    @checked
-    def init(
-        self,
-        key: jax.Array,
-        z: jax.Array,
-        mask: jax.Array | None = None,
-        axis_name: AxisName = None,
-    ) -> tuple[tuple[()], tuple[()]]:
-        """() and (): nothing is learned. z [..., len(levels)]."""
-        del key, mask, axis_name
-        check_features(z, len(self.levels), f'levels={self.levels}')
-        return (), ()
 
     def _plain(self):
         """(half, offset, shift) of the plain form, float32 [D]."""
@@ -133,7 +103,7 @@ class FSQ(Base):
 
         What is not finite stays so, and has no code.
         """
-        check_features(z, len(self.levels), f'levels={self.levels}')
+        self._check_features(z)
         return jnp.where(jnp.isfinite(z), self._unbounded(z), z)
 
     def _unbounded(self, z):
@@ -165,7 +135,7 @@ class FSQ(Base):
     ) -> Quantized:
         """Codes and grid values of z [..., len(levels)]; the gradient is that of the bound."""
         del params, state
-        check_features(z, len(self.levels), f'levels={self.levels}')
+        self._check_features(z)
         finite = jnp.all(jnp.isfinite(z), axis=-1)
         bounded = self._bounded(jnp.where(finite[..., None], z.astype(jnp.float32), 0.0))
         noisy = bounded
@@ -181,11 +151,17 @@ class FSQ(Base):
             rounded, lowest = jnp.round(noisy), -(levels // 2)
             carrier = bounded / (levels // 2)
         index = jnp.clip(rounded.astype(jnp.int32) - lowest, 0, levels - 1)
-        codes = hide(jnp.where(finite, jnp.sum(index * self._strides, axis=-1), -1), mask)
-        z_q = ops.graft(self._values(index), carrier)
+        codes = hide(jnp.where(finite, self._to_codes(index), -1), mask)
+        values = self._values(index)
+        found = self._perturbation(key, z, mask, axis_name)
+        if found is not None:
+            moved = jnp.clip(bounded + found[0], lowest, lowest + levels - 1)
+            moved = 2 * moved / (levels - 1) - 1 if self.symmetric else moved / (levels // 2)
+            values = jnp.where(found[1], lax.stop_gradient(moved), values)
+        z_q = ops.graft(values, carrier)
         return Quantized(
             blank(z_q, codes).astype(z.dtype),
-            codes.astype(jnp.int32),
+            codes,
             jnp.zeros((), jnp.float32),
             {},
         )
@@ -194,7 +170,5 @@ class FSQ(Base):
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Grid values float32 [..., len(levels)] of codes [...]; zeros for -1."""
         del params, state
-        index = (
-            jnp.maximum(codes, 0)[..., None] // self._strides % np.asarray(self.levels, np.int32)
-        )
+        index = self._to_index(codes)
         return blank(self._values(index), only_codes(codes, self.num_codes))

@@ -86,6 +86,11 @@ class GumbelSoftmax(Base):
             ok = callable(temperature) or (is_number(temperature) and temperature > 0)
         check(ok, 'temperature', temperature, 'above 0, or a schedule that never goes below 0')
 
+    @property
+    def coded_in_training(self) -> bool:  # type: ignore[override]
+        """Whether `hard`."""
+        return self.hard
+
     def shapes(self, dim: int) -> tuple[GumbelParams, GumbelState]:
         """Kernel, bias and codebook, and the step."""
         kernel, bias = array_shape(dim, self.num_codes), array_shape(self.num_codes)

@@ -51,6 +51,11 @@ class Around(Base):
         """The inner's."""
         return self.inner.starts_from_data
 
+    @property
+    def coded_in_training(self) -> bool:  # type: ignore[override]
+        """The inner's."""
+        return self.inner.coded_in_training
+
     def by_codebook(self, codes: jax.Array) -> jax.Array:
         """The inner's."""
         return self.inner.by_codebook(codes)

@@ -96,6 +96,11 @@ class Levels(Base):
         return sum(size * inner.bits for size, inner in levels)
 
     @property
+    def coded_in_training(self) -> bool:  # type: ignore[override]
+        """Whether every level is."""
+        return all(inner.coded_in_training for inner in self.inner)
+
+    @property
     def starts_from_data(self) -> bool:  # type: ignore[override]
         """Whether any level's init reads the values of z."""
         return any(inner.starts_from_data for inner in self.inner)

@@ -15,16 +15,15 @@ from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
     Base,
     Quantized,
-    blank,
     check,
     check_count,
     check_features,
     check_flag,
+    check_positive,
     check_weight,
     checked,
     hide,
     is_number,
-    only_codes,
 )
 from vqjax.quantizers.protocol import PyTree
 
@@ -33,13 +32,6 @@ from vqjax.quantizers.protocol import PyTree
 _BLOCK_BITS = 18
 # Largest slice of the mean distribution held at once.
 _SLICE = 4096
-
-
-def bit_entropy(logit: jax.Array) -> jax.Array:
-    """Entropy in nats of a bit with probability sigmoid(logit), finite gradients everywhere."""
-    # -p log p - (1 - p) log(1 - p) through log-sigmoids: exact where p rounds to 0 or 1.
-    p = jax.nn.sigmoid(logit)
-    return -p * jax.nn.log_sigmoid(logit) - (1 - p) * jax.nn.log_sigmoid(-logit)
 
 
 def _products(p):
@@ -80,15 +72,20 @@ class LFQ(Base):
     of 2^num_bits, and beyond that the sum over blocks of 18.
 
     Fields:
-      num_bits: features of z, at most 30.
+      num_bits: features of z.
       entropy: weight of the two entropy terms.
       commitment: weight of the commitment loss.
       gamma: weight of the batch entropy against that of single vectors.
       inv_temperature: 1 / tau of p.
-      spherical: z and codes of unit length, as in BSQ (arXiv:2406.07548).
-      first_bit: what the first feature is in the code, its 'most' or its 'least' significant bit.
+      spherical: z and codes of unit length (times `scale`), as in BSQ (arXiv:2406.07548).
+      first_bit: what the first feature is in its code, the 'most' or the 'least' significant bit.
+      scale: the magnitude of the signs.
+      bits_per_code: how many features one code holds, at most 30; the last code holds the rest.
 
-    Params (), state (). Raises ValueError for a field out of range.
+    Params (), state (). With more features than `bits_per_code` codes get a trailing axis
+    [num_bits / bits_per_code, rounded up]: 64 bits (arXiv:2412.04431) are three codes of 30, 30 and
+    4 bits, four with bits_per_code=16, and the bits themselves with bits_per_code=1. Raises
+    ValueError for a field out of range.
     """
 
     num_bits: int
@@ -98,11 +95,15 @@ class LFQ(Base):
     inv_temperature: float = 100.0
     spherical: bool = False
     first_bit: str = 'most'
+    scale: float = 1.0
+    bits_per_code: int = 30
 
     stage_scale = 0.5
 
     def __post_init__(self) -> None:
-        check_count('num_bits', self.num_bits, 1, 30)
+        check_count('num_bits', self.num_bits)
+        check_count('bits_per_code', self.bits_per_code, 1, 30)
+        check_positive('scale', self.scale)
         for name in ('entropy', 'commitment', 'gamma'):
             check_weight(name, getattr(self, name))
         # Beyond it the gradient of the entropies, and its square in an optimizer, leave float32.
@@ -113,18 +114,44 @@ class LFQ(Base):
 
     @property
     def num_codes(self) -> int:  # type: ignore[override]
-        """2^num_bits."""
-        return 2**self.num_bits
+        """2^num_bits, or 2^bits_per_code of several codes."""
+        return 2 ** min(self.num_bits, self.bits_per_code)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """() where one code holds all bits, else how many codes do."""
+        number = -(-self.num_bits // self.bits_per_code)
+        return () if number == 1 else (number,)
+
+    @property
+    def code_sizes(self) -> np.ndarray:
+        """2 to the number of bits that each code holds."""
+        sizes = 2 ** np.bincount(self._owners).astype(np.int32)
+        return sizes.reshape(self.code_shape)
+
+    @property
+    def bits(self) -> float:
+        """num_bits."""
+        return float(self.num_bits)
+
+    @property
+    def _owners(self) -> np.ndarray:
+        """Which code holds each feature's bit, [num_bits]."""
+        return np.arange(self.num_bits) // self.bits_per_code
 
     @property
     def _places(self) -> np.ndarray:
-        """The place of each feature's bit in the code, int32 [num_bits]."""
-        places = np.arange(self.num_bits, dtype=np.int32)
-        return places if self.first_bit == 'least' else places[::-1]
+        """The place of each feature's bit in its code, int32 [num_bits]."""
+        places = np.arange(self.num_bits) - self._owners * self.bits_per_code
+        if self.first_bit == 'most':
+            places = np.bincount(self._owners)[self._owners] - 1 - places
+        return places.astype(np.int32)
 
     @property
-    def _scale(self) -> np.float32:
-        return np.float32(1 / math.sqrt(self.num_bits) if self.spherical else 1.0)
+    def _magnitude(self) -> np.float32:
+        """Of each feature of a code's vector."""
+        unit = 1 / math.sqrt(self.num_bits) if self.spherical else 1.0
+        return np.float32(self.scale * unit)
 
     def shapes(self, dim: int) -> tuple[tuple[()], tuple[()]]:
         """() and ()."""
@@ -158,10 +185,8 @@ class LFQ(Base):
         check_features(z, self.num_bits, f'num_bits={self.num_bits}')
         x = z.astype(jnp.float32)
         if self.spherical:
-            x = ops.normalize(x)
-        codes = jnp.sum(jnp.where(x > 0, 1 << self._places, 0), axis=-1, dtype=jnp.int32)
-        codes = jnp.where(jnp.all(jnp.isfinite(x), axis=-1), codes, -1)
-        vectors = jnp.where(x > 0, self._scale, -self._scale)
+            x = ops.normalize(x) * np.float32(self.scale)
+        vectors = jnp.where(x > 0, self._magnitude, -self._magnitude)
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
         loss = self.commitment * losses['commitment']
         if self.entropy:
@@ -169,15 +194,26 @@ class LFQ(Base):
             loss += self.entropy * (
                 losses['per_sample_entropy'] - self.gamma * losses['batch_entropy']
             )
-        codes = hide(codes, mask)
-        z_q = blank(ops.straight_through(x, vectors), codes).astype(z.dtype)
-        return Quantized(z_q, codes, loss, losses)
+        real = jnp.all(jnp.isfinite(x), axis=-1)
+        real = real if mask is None else real & mask
+        z_q = jnp.where(real[..., None], ops.straight_through(x, vectors), 0.0)
+        return Quantized(z_q.astype(z.dtype), hide(self._to_codes(x > 0), real), loss, losses)
+
+    def _to_codes(self, bits):
+        """Codes int32 [..., *code_shape] of bits, bool [..., num_bits]."""
+        held = jnp.where(bits, 1 << self._places, 0)
+        if not self.code_shape:
+            return jnp.sum(held, axis=-1, dtype=jnp.int32)
+        missing = -self.num_bits % self.bits_per_code
+        held = jnp.pad(held, [(0, 0)] * (bits.ndim - 1) + [(0, missing)])
+        held = held.reshape(*bits.shape[:-1], *self.code_shape, self.bits_per_code)
+        return jnp.sum(held, axis=-1, dtype=jnp.int32)
 
     def _entropies(self, x, mask, axis_name):
         # Of softmax(2 z.c / tau) one bit has the log odds 4 z s / tau, s the value of a set bit.
-        logits = 4 * self.inv_temperature * self._scale * x.reshape(-1, self.num_bits)
+        logits = 4 * self.inv_temperature * self._magnitude * x.reshape(-1, self.num_bits)
         real = None if mask is None else mask.reshape(-1)
-        single = ops.masked_mean(jnp.sum(bit_entropy(logits), axis=-1), real, axis_name)
+        single = ops.masked_mean(jnp.sum(ops.bit_entropy(logits), axis=-1), real, axis_name)
         # The mean of all would be lost with one vector that is not finite.
         counted = jnp.all(jnp.isfinite(logits), axis=-1)
         weights = (counted if real is None else counted & real).astype(jnp.float32)
@@ -191,8 +227,13 @@ class LFQ(Base):
 
     @checked
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
-        """Signs float32 [..., num_bits] of codes [...]; zeros for -1."""
+        """Signs float32 [..., num_bits] of codes; zeros for the features of a code of -1."""
         del params, state
-        bits = jnp.maximum(codes, 0)[..., None] >> self._places & 1
-        vectors = jnp.where(bits == 1, self._scale, -self._scale)
-        return blank(vectors, only_codes(codes, self.num_codes))
+        known = (codes >= 0) & (codes < self.code_sizes)
+        if self.code_shape:
+            codes, known = codes[..., self._owners], known[..., self._owners]
+        else:
+            codes, known = codes[..., None], known[..., None]
+        bits = jnp.maximum(codes, 0) >> self._places & 1
+        vectors = jnp.where(bits == 1, self._magnitude, -self._magnitude)
+        return jnp.where(known, vectors, 0.0)

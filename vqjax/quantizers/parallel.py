@@ -34,18 +34,19 @@ class Parallel(Base):
     Mimi's (arXiv:2410.00037 section 3.3.2): `Parallel((Projected(Residual(VQEMA(2048), 1), 256),
     Projected(Residual(VQEMA(2048), 7), 256)))`, one semantic code and seven acoustic ones, each
     branch with projections of its own. `loss` is the sum over branches, and so is dz_q/dz: each
-    branch hands on its own.
+    branch hands on its own. Targets of several codebooks (USM, arXiv:2303.01037) are
+    `Parallel((RandomProjection(K, dim),) * 16)`: 16 codes a vector, z_q in the projected space.
 
     Fields:
       inner: the quantizer of each branch; their code_shape may differ in its last entry, and a leaf
-        has one code.
+        has one code. Either all of them are for targets or none is.
 
     Params and state are tuples of the branches'. The codes of the branches follow each other along
     their last axis, and so do the entries of losses along the first one.
 
     Raises:
-      ValueError: for a field out of range, or an inner that quantizes whole grids or whose z_q is
-        not in the space of z.
+      ValueError: for a field out of range, or an inner that quantizes whole grids; at trace time
+        for branches that decode to different numbers of features.
     """
 
     inner: tuple[Quantizer, ...]
@@ -61,6 +62,8 @@ class Parallel(Base):
         for inner in self.inner:
             check_inner(type(self).__name__, inner)
         shapes = [_axes(inner) for inner in self.inner]
+        targets = {inner.targets_only for inner in self.inner}
+        check(len(targets) == 1, 'inner', self.inner, 'all of them for targets, or none')
         same = len({shape[:-1] for shape in shapes}) == 1
         check(
             same, 'inner', self.inner, f'of code shapes that differ in the last entry, not {shapes}'
@@ -91,6 +94,16 @@ class Parallel(Base):
     def bits(self) -> float:
         """The branches' bits together."""
         return sum(inner.bits for inner in self.inner)
+
+    @property
+    def coded_in_training(self) -> bool:  # type: ignore[override]
+        """Whether every branch is."""
+        return all(inner.coded_in_training for inner in self.inner)
+
+    @property
+    def targets_only(self) -> bool:  # type: ignore[override]
+        """Whether the branches are."""
+        return self.inner[0].targets_only
 
     @property
     def starts_from_data(self) -> bool:  # type: ignore[override]
@@ -223,6 +236,11 @@ def _axes(inner):
 
 def _added(vectors: Sequence[jax.Array]) -> jax.Array:
     """Their sum, each rounded before it: the same bits whatever they are computed with."""
+    widths = {part.shape[-1] for part in vectors}
+    if len(widths) > 1:
+        raise ValueError(
+            f'inner must decode to one number of features, to be added, got {sorted(widths)}'
+        )
     total = ops.rounded(vectors[0])
     for part in vectors[1:]:
         total = total + ops.rounded(part)

@@ -112,6 +112,11 @@ class Product(Base):
         return self.inner.starts_from_data
 
     @property
+    def coded_in_training(self) -> bool:  # type: ignore[override]
+        """The inner's."""
+        return self.inner.coded_in_training
+
+    @property
     def targets_only(self) -> bool:  # type: ignore[override]
         """The inner's."""
         return self.inner.targets_only

@@ -17,7 +17,8 @@ PyTree = Any
 class Quantized(NamedTuple):
     """What a quantizer makes of z.
 
-    z_q: [..., D] in z's dtype: `decode(codes)` to the bit (in float32), carrying the gradient.
+    z_q: [..., D] in z's dtype: `decode(codes)` to the bit (in float32), carrying the gradient. With
+      a key something else where `coded_in_training` is False.
     codes: int32 [..., *code_shape]; -1 where masked, dropped or not finite.
     loss: float32 [], weighted, ready to add to the task loss. A vector that is not finite and not
       masked shows in it wherever a term measures it, and spoils the gradient to itself alone.
@@ -124,6 +125,9 @@ class Quantizer(Protocol):
 
         @property
         def targets_only(self) -> bool: ...
+
+        @property
+        def coded_in_training(self) -> bool: ...
 
         @property
         def code_sizes(self) -> np.ndarray: ...

@@ -4,8 +4,10 @@ Its class is then `vqjax.NAME` and `vqjax.quantizers.NAME`, and its name in a sp
 """
 
 from vqjax.quantizers.banked import Banked as Banked
+from vqjax.quantizers.binary_mapper import BinaryMapper as BinaryMapper
 from vqjax.quantizers.bridged import Bridged as Bridged
 from vqjax.quantizers.clamped import Clamped as Clamped
+from vqjax.quantizers.fsp import FSP as FSP
 from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
 from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax
@@ -20,6 +22,7 @@ from vqjax.quantizers.projected import Projected as Projected
 from vqjax.quantizers.qinco import QINCo as QINCo
 from vqjax.quantizers.random_projection import RandomProjection as RandomProjection
 from vqjax.quantizers.residual import Residual as Residual
+from vqjax.quantizers.rotated import Rotated as Rotated
 from vqjax.quantizers.sim_vq import SimVQ as SimVQ
 from vqjax.quantizers.strided import Strided as Strided
 from vqjax.quantizers.vq import VQ as VQ

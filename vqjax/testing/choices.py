@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
 
 import jax.numpy as jnp
 import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.binary_mapper import BinaryMapper
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -24,8 +28,11 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
+
+_NORMAL = statistics.NormalDist()
 
 
 @functools.singledispatch
@@ -56,6 +63,13 @@ def _(q: RandomProjection, leaf: Leaf):
 
 
 @regret.register
+def _(q: BinaryMapper, leaf: Leaf):
+    scores = logits(leaf)
+    bits = leaf.codes[:, None] >> np.arange(q.num_bits) & 1
+    return np.max(np.where(bits == (scores > 0), 0, np.abs(scores)), axis=-1)
+
+
+@regret.register
 def _(q: GumbelSoftmax, leaf: Leaf):
     scores = logits(leaf)
     return _excess(-scores, leaf.codes) / np.max(np.abs(scores))
@@ -74,6 +88,17 @@ def _(q: FSQ, leaf: Leaf):
     bounded, _, spacing = grid(q, leaf.z)
     off = np.abs(leaf_vectors(leaf) - bounded) / spacing
     # At the ends the bound stands a little beyond the last level.
+    return np.max(np.maximum(off - 0.5, 0), axis=-1)
+
+
+@regret.register
+def _(q: FSP, leaf: Leaf):
+    if q.bound not in BOUNDS:
+        return None
+    bound = BOUNDS[q.bound][0]
+    vectors = leaf_vectors(leaf)
+    middle = bound(vectors)[0] if q.inverse else vectors / np.sqrt(3)
+    off = np.abs(middle - bound(leaf.z)[0]) * np.asarray(q.levels, np.float64) / 2
     return np.max(np.maximum(off - 0.5, 0), axis=-1)
 
 
@@ -109,7 +134,7 @@ def _excess(scores, codes):
 
 
 def logits(leaf: Leaf) -> np.ndarray:
-    """Of a GumbelSoftmax, float64 [n, K]."""
+    """Of a GumbelSoftmax, float64 [n, K], and of a BinaryMapper's bits [n, H]."""
     kernel, bias = (np.asarray(x, np.float64) for x in leaf.params[:2])
     return leaf.z @ kernel + bias
 
@@ -141,12 +166,30 @@ def _clamp(z):
     return np.clip(z, -1, 1), np.where(np.abs(z) < 1, 1.0, 0.0)
 
 
+def _laplace(z):
+    share = np.exp(-np.abs(z))
+    return np.sign(z) * (1 - share), share
+
+
+def _erf(z):
+    value = np.vectorize(math.erf)(z / math.sqrt(2))
+    return value, math.sqrt(2 / math.pi) * np.exp(-(z**2) / 2)
+
+
+def _cauchy(z):
+    return 2 / math.pi * np.arctan(z), 2 / math.pi / (1 + z**2)
+
+
 # FSQ's bounds: (value, slope) of z, and the inverse.
 BOUNDS = {
     ops.tanh: _logistic(2.0),
     ops.ifsq: _logistic(1.6),
     ops.clamp: (_clamp, lambda y: y),
     ops.short_tanh: _logistic(2.0, 0.9990000128746033 / 1.001),
+    ops.sigmoid: _logistic(1.0),
+    ops.laplace: (_laplace, lambda y: -np.sign(y) * np.log1p(-np.abs(y))),
+    ops.erf: (_erf, np.vectorize(lambda y: math.sqrt(2) * _NORMAL.inv_cdf((1 + y) / 2))),
+    ops.cauchy: (_cauchy, lambda y: np.tan(math.pi / 2 * y)),
 }
 
 
@@ -155,17 +198,23 @@ def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
     """What to quantize to get back the codes that decode to `vectors` [..., D]; None for no claim.
 
     No claim for Residual (another sum may come nearer to what codes add up to), for Projected (the
-    kernels are learned apart, and out then in is no identity), for GumbelSoftmax (logits and
+    kernels are learned apart, and out then in is no identity) and Rotated (which is one to rounding
+    only), for GumbelSoftmax (logits and
     codebook are learned apart), for RandomProjection (it decodes into another space), and where
     the largest product is chosen (a longer code may have a larger one).
     """
     return None
 
 
-@comes_back.register(Codebook)
-@comes_back.register(LFQ)
-def _(q, vectors):
+@comes_back.register
+def _(q: Codebook, vectors):
     return vectors
+
+
+@comes_back.register
+def _(q: LFQ, vectors):
+    # With fewer bits in the last code not every tuple of codes stands for something.
+    return vectors if np.ptp(q.code_sizes) == 0 else None
 
 
 @comes_back.register
@@ -173,8 +222,9 @@ def _(q: IBQ, vectors):
     return None if q.metric == 'dot' else vectors
 
 
-@comes_back.register
-def _(q: FSQ, vectors):
+@comes_back.register(FSP)
+@comes_back.register(FSQ)
+def _(q, vectors):
     # The values are those of the bounded z.
     return q.unbound(vectors)
 
@@ -219,6 +269,7 @@ def _(q: Strided, mask):
 
 @places.register(Clamped)
 @places.register(Projected)
+@places.register(Rotated)
 @places.register(Wrapped)
 def _(q, mask):
     return places(q.inner, mask)
@@ -239,6 +290,7 @@ def samples(q: Quantizer) -> bool | None:
 
 
 @samples.register(Codebook)
+@samples.register(FSP)
 @samples.register(FSQ)
 @samples.register(LFQ)
 @samples.register(LatentQuantization)
@@ -251,14 +303,16 @@ def _(q):
     return getattr(q, 'temperature', 0) > 0 or getattr(q, 'noise', 0) > 0
 
 
-@samples.register
-def _(q: GumbelSoftmax):
+@samples.register(BinaryMapper)
+@samples.register(GumbelSoftmax)
+def _(q):
     return True
 
 
 @samples.register(Clamped)
 @samples.register(Product)
 @samples.register(Projected)
+@samples.register(Rotated)
 @samples.register(Wrapped)
 def _(q):
     return samples(q.inner)

@@ -9,8 +9,10 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.binary_mapper import BinaryMapper
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -24,6 +26,7 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.choices import BOUNDS, grid, logits
 from vqjax.testing.parts import (
@@ -74,7 +77,8 @@ def _(q: Wrapped, leaf: Leaf):
 
 @jacobian.register
 def _(q: LFQ, leaf: Leaf):
-    return _estimated(ops.straight_through, q.spherical, leaf)
+    found = _estimated(ops.straight_through, q.spherical, leaf)
+    return None if found is None else found * (q.scale if q.spherical else 1)
 
 
 @jacobian.register
@@ -82,6 +86,16 @@ def _(q: FSQ, leaf: Leaf):
     if q.bound not in BOUNDS:
         return None
     return grid(q, leaf.z)[1][..., None] * np.eye(leaf.z.shape[-1])
+
+
+@jacobian.register
+def _(q: FSP, leaf: Leaf):
+    one = np.eye(leaf.z.shape[-1])
+    if q.inverse:
+        return np.broadcast_to(one, (len(leaf.z), *one.shape))
+    if q.bound not in BOUNDS:
+        return None
+    return np.sqrt(3) * BOUNDS[q.bound][0](leaf.z)[1][..., None] * one
 
 
 @jacobian.register(LatentQuantization)
@@ -104,6 +118,16 @@ def _(q: GumbelSoftmax, leaf: Leaf):
     temperature = q.temperature(leaf.state.step) if callable(q.temperature) else q.temperature
     p = _softmax(scores / float(temperature))
     slope = (p[:, :, None] * np.eye(q.num_codes) - p[:, :, None] * p[:, None]) / float(temperature)
+    codebook, kernel = (np.asarray(leaf.params[i], np.float64) for i in (2, 0))
+    return codebook.T @ slope @ kernel.T
+
+
+@jacobian.register
+def _(q: BinaryMapper, leaf: Leaf):
+    words = np.arange(q.num_codes)[:, None] >> np.arange(q.num_bits) & 1
+    scores = logits(leaf)
+    p, one = _softmax(scores @ words.T), 1 / (1 + np.exp(-scores))
+    slope = p[:, :, None] * (words - one[:, None])
     codebook, kernel = (np.asarray(leaf.params[i], np.float64) for i in (2, 0))
     return codebook.T @ slope @ kernel.T
 
@@ -147,6 +171,14 @@ def _(q: Clamped, leaf: Leaf):
     x = np.tanh(leaf.z / limit)
     found = jacobian(q.inner, leaf._replace(q=q.inner, z=limit * x))
     return None if found is None else found * (1 - x**2).reshape(-1, 1, x.shape[-1])
+
+
+@jacobian.register
+def _(q: Rotated, leaf: Leaf):
+    rotation = np.asarray(leaf.state.rotation, np.float64)
+    inner = leaf._replace(q=q.inner, state=leaf.state.inner, z=leaf.z @ rotation)
+    found = jacobian(q.inner, inner)
+    return None if found is None else rotation @ found @ rotation.T
 
 
 @jacobian.register

@@ -10,9 +10,11 @@ import numpy as np
 
 from vqjax import ops
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.binary_mapper import BinaryMapper, BinaryMapperParams
 from vqjax.quantizers.bridged import Bridged, BridgedCodebook
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
+from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -26,6 +28,7 @@ from vqjax.quantizers.projected import Projected, ProjectedParams
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.sim_vq import SimVQ
 from vqjax.quantizers.strided import Strided
 from vqjax.quantizers.vq import VQ
@@ -76,8 +79,19 @@ def _(q: LFQ):
 
 
 @weights.register
+def _(q: BinaryMapper):
+    return {'kl': q.kl}
+
+
+@weights.register
 def _(q: GumbelSoftmax):
     return {'diversity': q.diversity} if q.diversity else {}
+
+
+@weights.register
+def _(q: FSP):
+    names = ('mean', 'variance', 'skewness', 'kurtosis')
+    return {name: w for name in names if (w := getattr(q, name))}
 
 
 @weights.register(FSQ)
@@ -109,16 +123,18 @@ def _(q: MultiScale):
     return terms | ({'sum_commitment': q.commitment} if q.commitment else {})
 
 
-@own_terms.register
-def _(q: Clamped):
+@own_terms.register(Clamped)
+@own_terms.register(Rotated)
+def _(q):
     return own_terms(q.inner)
 
 
 def squared_errors(leaf: Leaf) -> dict[str, float]:
     """What the terms that are squared errors must be: the mean over features and real vectors."""
     names = {'commitment', 'codebook', 'index'} & (weights(leaf.q) or {}).keys()
-    normalised = getattr(leaf.q, 'unit_length', False) or getattr(leaf.q, 'spherical', False)
-    x = unit(leaf.z) if normalised else leaf.z
+    x = unit(leaf.z) if getattr(leaf.q, 'unit_length', False) else leaf.z
+    if getattr(leaf.q, 'spherical', False):
+        x = leaf.q.scale * unit(leaf.z)
     real = np.any(leaf.codes.reshape(len(x), -1) >= 0, axis=-1)
     if not names:
         return {}
@@ -166,10 +182,16 @@ def _(q, term, params):
 
 @trains.register(VQEMA)
 @trains.register(LFQ)
+@trains.register(FSP)
 @trains.register(FSQ)
 @trains.register(RandomProjection)
 def _(q, term, params):
     return not q.targets_only, _all(params, False)
+
+
+@trains.register
+def _(q: BinaryMapper, term, params):
+    return True, BinaryMapperParams(kernel=True, bias=True, codebook=term == 'task')
 
 
 @trains.register
@@ -205,8 +227,9 @@ def _(q, term, params):
     return _by_entry(q, term, params)
 
 
-@trains.register
-def _(q: Clamped, term, params):
+@trains.register(Clamped)
+@trains.register(Rotated)
+def _(q, term, params):
     return trains(q.inner, term, params)
 
 
@@ -246,8 +269,8 @@ def _(q: MultiScale, term, params):
 
 def decoded_params(q: Quantizer, params: Any) -> Any:
     """Which leaves of params the vectors of codes are made of: a tree of bool."""
-    if isinstance(q, GumbelSoftmax):
-        return GumbelParams(kernel=False, bias=False, codebook=True)
+    if isinstance(q, BinaryMapper | GumbelSoftmax):
+        return type(params)(kernel=False, bias=False, codebook=True)
     if isinstance(q, Projected):
         within = decoded_params(q.inner, params.inner)
         biases = (False, True) if q.bias else ((), ())

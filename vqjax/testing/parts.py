@@ -22,6 +22,7 @@ from vqjax.quantizers.parallel import Parallel
 from vqjax.quantizers.product import Product
 from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.strided import Strided
 
 # Above so many codes a leaf's vectors are decoded one by one and not from a table of all.
@@ -169,6 +170,14 @@ def _stages(q: Residual, whole: Leaf):
 def _(q: Clamped, whole: Leaf):
     limit = np.asarray(q.limit, np.float64)
     return parts(q.inner, whole._replace(q=q.inner, z=limit * np.tanh(whole.z / limit)))
+
+
+@parts.register
+def _(q: Rotated, whole: Leaf):
+    rotation = np.asarray(whole.state.rotation, np.float64)
+    inner = whole._replace(q=q.inner, state=whole.state.inner, z=whole.z @ rotation)
+    leaves, vectors = parts(q.inner, inner)
+    return leaves, vectors @ rotation.T
 
 
 @parts.register

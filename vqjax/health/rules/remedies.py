@@ -23,6 +23,8 @@ def of_collapse(run: History) -> str:
     facts = run.facts
     if facts.is_fsq:
         return 'bring the features to mean 0 and variance 1 before the grid'
+    if facts.known and facts.has('free_bits'):
+        return 'free_bits higher, or kl lower'
     if facts.known and facts.has('num_bits'):
         advice = ['bring the features to mean 0 and variance 1']
         if facts.number('entropy') < 0.1:
