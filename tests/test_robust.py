@@ -32,7 +32,7 @@ from vqjax import (
 from vqjax.quantizers import REGISTRY
 
 KEY = jax.random.key(0)
-PARTS = [*REGISTRY.values(), *ops.BRIDGES.values(), ops.Sinkhorn, ops.StageDropout]
+PARTS = [*REGISTRY.values(), *ops.BRIDGES.values(), ops.Sinkhorn, ops.StageDropout, ops.DiVeQ]
 NAMES = re.compile(
     r'\b(spec|inner|z|mask|schedule|below|every|source|'
     + '|'.join({f for kind in PARTS for f in kind.__dataclass_fields__})
@@ -63,7 +63,9 @@ CODEBOOK = {
     'metric': often(['euclidean', 'cosine'], 'manhattan'),
     'init': often(['kmeans', 'normal', 'batch_rows'], 'zeros', 3),
     'assignment': ASSIGNMENT,
-    'gradient': often(['straight_through', 'rotate', 'directional'], 'none'),
+    'gradient': often(
+        ['straight_through', 'rotate', 'directional', {'variance': 0.1}], 'none', {'variance': -1}
+    ),
     'temperature': WEIGHT,
     'revival': often(
         [None, {'below': 0.5, 'every': 1, 'source': 'split'}, {'source': 'error_rows'}],
@@ -112,6 +114,12 @@ FIELDS = {
         'commitment': WEIGHT,
         'metric': often(['dot', 'euclidean'], 'cosine'),
         'inv_temperature': WEIGHT,
+        'init': CODEBOOK['init'],
+    },
+    'space_filling': {
+        'num_codes': often([4, 8], 3, 0),
+        'points': often([1, 2, 4], 0, 1.5),
+        'variance': WEIGHT,
         'init': CODEBOOK['init'],
     },
     'latent_quantization': {

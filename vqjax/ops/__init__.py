@@ -15,7 +15,17 @@ from vqjax.ops.candidates import (
 )
 from vqjax.ops.choices import Choices, choose_by_logits
 from vqjax.ops.dropping import StageDropout
-from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
+from vqjax.ops.gradients import (
+    ESTIMATORS,
+    DiVeQ,
+    Estimator,
+    directional,
+    estimated,
+    graft,
+    rotate,
+    straight_through,
+    trains_codes,
+)
 from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
 from vqjax.ops.index_gradient import soft_index
 from vqjax.ops.kmeans import (
@@ -58,6 +68,7 @@ from vqjax.ops.rows import (
     flat_rows,
     gumbel_noise,
     gumbel_rows,
+    normal_noise,
     row_places,
     top_rows,
     uniform_noise,
@@ -95,6 +106,8 @@ __all__ = [
     'Batch',
     'Bridge',
     'BridgeLike',
+    'DiVeQ',
+    'Estimator',
     'KMeans',
     'Linear',
     'LowRank',
@@ -125,6 +138,7 @@ __all__ = [
     'diversity',
     'entropy',
     'error_rows',
+    'estimated',
     'exported',
     'flat_rows',
     'function_name',
@@ -147,6 +161,7 @@ __all__ = [
     'nearest_candidates',
     'nearest_codes',
     'normal',
+    'normal_noise',
     'normalize',
     'orthogonality',
     'pmean',
@@ -169,6 +184,7 @@ __all__ = [
     'structural_similarity',
     'tanh',
     'top_rows',
+    'trains_codes',
     'uniform_noise',
     'uniform_rows',
     'unit_rows',

@@ -57,8 +57,12 @@ class Codebook(Base):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
-        """What quantize returns for z [..., D] once the codes [...] are chosen."""
+        """What quantize returns for z [..., D] once the codes [...] are chosen.
+
+        The key is that of quantize, for an estimator that draws; others are called without it.
+        """
         raise NotImplementedError
 
     @property
@@ -148,8 +152,10 @@ class Codebook(Base):
         axis_name: AxisName = None,
     ) -> Quantized:
         """Nearest code of z [..., D]; with a key the assignment's, or at a temperature a sample."""
-        codes = self.choose(self.read_codebook(params, state), z, key, mask, axis_name)
-        return self.read(params, state, z, hide(codes, mask), mask, axis_name)
+        codes = hide(self.choose(self.read_codebook(params, state), z, key, mask, axis_name), mask)
+        if isinstance(getattr(self, 'gradient', None), ops.DiVeQ):
+            return self.read(params, state, z, codes, mask, axis_name, key)
+        return self.read(params, state, z, codes, mask, axis_name)
 
     @checked
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
@@ -216,9 +222,10 @@ class Wrapped(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """The inner's."""
-        return self.inner.read(params, state.inner, z, codes, mask, axis_name)
+        return self.inner.read(params, state.inner, z, codes, mask, axis_name, key)
 
     def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """The inner's, float32 [K, D]."""

@@ -37,7 +37,7 @@ from vqjax.quantizers.scales import (
     size_of,
     with_codes,
 )
-from vqjax.quantizers.sums_of_stages import Sums
+from vqjax.quantizers.sums_of_stages import Sums, estimator_of, noise_key, vectors_of
 
 
 @exported
@@ -239,6 +239,7 @@ class MultiScale(Base):
             keys = jax.random.split(key, len(self.scales))
         used = self._used(key, x, mask, axis_name)
         sums = Sums.nothing(clean, learns=bool(jax.tree.leaves(params)), ahead=False)
+        estimator = estimator_of(self.inner)
         grids: list[jax.Array] = []
         loss: Any = 0.0
         losses: Any = []
@@ -250,7 +251,8 @@ class MultiScale(Base):
             means, some = ops.area_means(sums.residual, here, size)
             given = (state, self.inner.unbound(means), keys[k], some, axis_name)
             out = quantize_detached(self.inner, self._inner(params), *given)
-            sums = sums.with_stage(self._grown(params, k, out.z_q, out.codes), None)
+            added = vectors_of(estimator, self.inner, self._inner(params), state, out)
+            sums = sums.with_stage(self._grown(params, k, added, out.codes), None)
             grids.append(out.codes)
             losses.append(out.losses)
             loss += out.loss
@@ -268,7 +270,7 @@ class MultiScale(Base):
         # As a leaf's, the loss is not finite where z is not.
         bad = ~real if mask is None else ~real & mask
         loss = loss / len(self.scales) + jnp.where(jnp.any(bad), jnp.nan, 0.0)
-        z_q = sums.z_q(x, getattr(self.inner, 'gradient', ops.straight_through))
+        z_q = sums.z_q(x, estimator, noise_key(key, len(self.scales)), mask, axis_name)
         alive = real & self._alive(grids)
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
         losses = jax.tree.map(lambda *terms: jnp.stack(terms), *losses)

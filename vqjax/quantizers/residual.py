@@ -40,7 +40,14 @@ from vqjax.quantizers.inner_quantizers import (
     merge_losses,
     quantize_detached,
 )
-from vqjax.quantizers.sums_of_stages import Sums, with_slope, without_slope
+from vqjax.quantizers.sums_of_stages import (
+    Sums,
+    estimator_of,
+    noise_key,
+    vectors_of,
+    with_slope,
+    without_slope,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -274,6 +281,7 @@ class Residual(Base):
         # Backward through the scan would keep [S, ..., D] for it. Across devices what a mean's
         # gradient is depends on the kind of mapping, so there the scan is left to find out.
         ahead = axis_name is None and not learns
+        estimator = estimator_of(self._inners[0])
 
         def stage(inner, sums, params, state, key, used, chosen, scale):
             def quantize(residual):
@@ -281,7 +289,8 @@ class Residual(Base):
                 return quantize_detached(inner, params, state, scaled, key, used, axis_name, chosen)
 
             out, slope = (with_slope if ahead else without_slope)(quantize, sums.residual)
-            return sums.with_stage(out.z_q * scale, slope), (out.codes, out.loss, out.losses)
+            vectors = vectors_of(estimator, inner, params, state, out)
+            return sums.with_stage(vectors * scale, slope), (out.codes, out.loss, out.losses)
 
         keys = None if key is None else jax.random.split(key, self.num_stages)
         used = self._used(key, x, mask, axis_name)
@@ -298,7 +307,7 @@ class Residual(Base):
             losses['similarity'] = _similarity(vectors, x, used, axis_name)
             total += self.similarity * jnp.sum(losses['similarity'])
         alive = jnp.any(codes.reshape(*x.shape[:-1], -1) >= 0, axis=-1)
-        z_q = sums.z_q(x, getattr(self._inners[0], 'gradient', ops.straight_through))
+        z_q = sums.z_q(x, estimator, noise_key(key, self.num_stages), mask, axis_name)
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
         return Quantized(z_q, codes, total, losses)
 

@@ -24,6 +24,7 @@ _PARTS = {
     'revival': ops.Revival,
     'assignment': ops.Sinkhorn,
     'dropout': ops.StageDropout,
+    'gradient': ops.DiVeQ,
 }
 _BRIDGE_NAMES = {kind: name for name, kind in ops.BRIDGES.items()}
 
@@ -36,8 +37,8 @@ def make(spec: Mapping[str, Any]) -> Quantizer:
     Args:
       spec: 'name', the quantizer's file name, and its fields; functions by name, `inner` as a
         spec (or a list of them), `revival` and `dropout` as mappings of their fields (or None), a
-        balanced `assignment` as a mapping of the fields of `ops.Sinkhorn`, a `bridge` as one of
-        its name (`ops.BRIDGES`) and fields.
+        balanced `assignment` as a mapping of the fields of `ops.Sinkhorn`, a `gradient` with noise
+        as one of those of `ops.DiVeQ`, a `bridge` as one of its name (`ops.BRIDGES`) and fields.
 
     Raises:
       ValueError: for an unknown name or field, or what the quantizer itself refuses.

@@ -145,6 +145,7 @@ class VQ(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
@@ -161,7 +162,7 @@ class VQ(Codebook):
         if self.diversity:
             mean = ops.mean_assignment(x, codebook, 1.0, self.metric, mask, axis_name)
             losses['diversity'] = ops.imbalance(mean)
-        z_q = self.gradient(x, vectors)
+        z_q = ops.estimated(self.gradient, x, vectors, key, mask, axis_name)
         if self.sync_nu:
             z_q = ops.graft(z_q, z_q + self.sync_nu * vectors)
         loss: Any = sum(getattr(self, name) * term for name, term in losses.items())

@@ -120,6 +120,7 @@ class VQEMA(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
@@ -128,8 +129,8 @@ class VQEMA(Codebook):
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
         losses |= self.balance_losses(x, codebook, mask, axis_name)
         loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
-        z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
-        return Quantized(z_q, codes, loss, losses)
+        z_q = ops.estimated(self.gradient, x, vectors, key, mask, axis_name)
+        return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
     @checked
     def update(

@@ -24,6 +24,7 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.space_filling import SpaceFilling
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
@@ -254,6 +255,11 @@ def _(q):
 @samples.register
 def _(q: GumbelSoftmax):
     return True
+
+
+@samples.register
+def _(q: SpaceFilling):
+    return q.points > 1  # else every segment has one point to draw
 
 
 @samples.register(Clamped)

@@ -104,6 +104,9 @@ def ties_go_to_the_lowest_index(trial: Trial) -> None:
     codebook = np.asarray(trial.q.decode(*twice, jnp.arange(num_codes)))
     if not np.array_equal(*np.split(codebook, 2)):
         twice = (trial.params, jax.tree.map(doubled, trial.state))
+        codebook = np.asarray(trial.q.decode(*twice, jnp.arange(num_codes)))
+        if not np.array_equal(*np.split(codebook, 2)):
+            return  # no array holds the codes themselves
     codes = trial.plain(trial.batch(6, trial.many), twice).codes
     assert int(codes.max()) < num_codes // 2, 'ties do not go to the lowest index'
 

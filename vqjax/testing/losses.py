@@ -27,6 +27,7 @@ from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.space_filling import SpaceFilling
 from vqjax.quantizers.strided import Strided
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
@@ -82,6 +83,7 @@ def _(q: GumbelSoftmax):
 
 @weights.register(FSQ)
 @weights.register(RandomProjection)
+@weights.register(SpaceFilling)
 def _(q):
     return {}
 
@@ -141,10 +143,15 @@ def _all(params, value):
 
 @trains.register
 def _(q: Bridged, term, params):
-    to_params = q.gradient is ops.directional if term == 'task' else term == 'codebook'
+    to_params = ops.trains_codes(q.gradient) if term == 'task' else term == 'codebook'
     if not isinstance(q.bridge, ops.Linear | ops.LowRank | ops.VQBridge):
         return None  # which of the params of your own bridge reach the codebook
     return term in ('task', 'commitment'), _all(params, to_params)
+
+
+@trains.register
+def _(q: SpaceFilling, term, params):
+    return True, True  # there is the task alone
 
 
 @trains.register
@@ -159,7 +166,8 @@ def _(q: IBQ, term, params):
 def _(q, term, params):
     if term == 'task':
         # Most estimators hand all of it to z.
-        learns = getattr(q, 'gradient', None) is ops.directional or getattr(q, 'sync_nu', 0) > 0
+        gradient = getattr(q, 'gradient', ops.straight_through)
+        learns = ops.trains_codes(gradient) or getattr(q, 'sync_nu', 0) > 0
         return True, _all(params, learns)
     return term in ('commitment', 'diversity', 'balance'), _all(params, term != 'commitment')
 
