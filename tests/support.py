@@ -130,6 +130,12 @@ def golden(name: str) -> dict[str, np.ndarray]:
     return dict(np.load(copied if copied.exists() else shared('goldens', f'{name}.npz')))
 
 
+def golden_case(name: str, case: str) -> dict[str, np.ndarray]:
+    """The arrays CASE:NAME of a golden that holds several cases."""
+    arrays = golden(name).items()
+    return {key.partition(':')[2]: x for key, x in arrays if key.startswith(f'{case}:')}
+
+
 def configuration(name: str) -> dict:
     """The plain data of configs/NAME.py."""
     if str(ROOT) not in sys.path:
@@ -305,8 +311,8 @@ def table():
         VQ(8, metric='cosine', affine=True, gradient=ops.directional, revival=eager),
         VQ(8, orthogonality=0.1, diversity=0.1, sync_nu=0.5, revival=eager),
         VQ(8, metric='cosine', unit_values=False, revival=eager),
-        VQ(8, balance=0.1, revival=eager),
-        VQEMA(8, metric='cosine', balance=0.1, revival=eager),
+        VQ(8, balance=0.1, cross_entropy=0.1, active_orthogonality=0.1, revival=eager),
+        VQEMA(8, metric='cosine', balance=0.1, diversity=0.1, cross_entropy=0.2, revival=eager),
         VQ(8, commitment=0, codebook=0, gradient=ops.DiVeQ(0.01), revival=eager),
         SpaceFilling(8, points=2),
         SimVQ(8, gradient=ops.rotate),

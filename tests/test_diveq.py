@@ -4,19 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import golden
+from support import golden_case
 
 from vqjax import VQ, Residual, SpaceFilling, ops
 from vqjax.quantizers import VQState
 
 
-def case(name):
-    arrays = golden('codebooks').items()
-    return {key.partition(':')[2]: x for key, x in arrays if key.startswith(f'{name}:')}
-
-
 def test_the_estimator_has_the_peer_s_gradient():
-    g = case('diveq')
+    g = golden_case('codebooks', 'diveq')
     out, pullback = jax.vjp(lambda *zs: ops.directional(*zs, g['noise']), g['z'], g['z_q'])
     np.testing.assert_array_equal(np.asarray(out), g['z_q'])  # theirs is as far from z, see below
     for got, name in zip(
@@ -29,7 +24,7 @@ def test_the_estimator_has_the_peer_s_gradient():
 
 def test_stages_share_the_direction_of_the_whole_error(monkeypatch):
     """As ResidualVQ(diveq=True): every code that was taken gets the gradient of the sum."""
-    g = case('diveq_residual')
+    g = golden_case('codebooks', 'diveq_residual')
     monkeypatch.setattr(ops.gradients, 'normal_noise', lambda *_: g['noise'] / 5e-3**0.5)
     stages, num_codes, _ = g['codebooks'].shape
     inner = VQ(num_codes, commitment=0, codebook=0, gradient=ops.DiVeQ(5e-3), revival=None)

@@ -87,7 +87,8 @@ BRIDGE = often(
 )  # fmt: skip
 SCHEDULE = {'schedule': 'exponential_decay', 'init_value': 2.0, 'transition_steps': 3}
 FIELDS = {
-    'vq_ema': CODEBOOK | {'eps': WEIGHT, 'balance': WEIGHT},
+    'vq_ema': CODEBOOK
+    | {'eps': WEIGHT, 'balance': WEIGHT, 'diversity': WEIGHT, 'cross_entropy': WEIGHT},
     'vq': CODEBOOK
     | {
         'codebook': WEIGHT,
@@ -96,6 +97,8 @@ FIELDS = {
         'sync_nu': WEIGHT,
         'balance': WEIGHT,
         'orthogonality': WEIGHT,
+        'active_orthogonality': WEIGHT,
+        'cross_entropy': WEIGHT,
     },
     'sim_vq': {'num_codes': COUNT, 'commitment': WEIGHT, 'assignment': ASSIGNMENT},
     'bridged': {

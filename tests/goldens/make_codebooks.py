@@ -60,7 +60,53 @@ def diveq_residual():
     }  # fmt: skip
 
 
-CASES = (diveq, diveq_residual)
+def trained(z, seed, **options):
+    """A VectorQuantize in training, whose codebook stays as it is: it, the loss and its parts."""
+    q = peer.VectorQuantize(dim=D, codebook_size=K, rotation_trick=False, **options).train()
+    codebook = normal(seed, 1, K, D)
+    if options.get('use_cosine_sim'):
+        codebook = torch.nn.functional.normalize(codebook, dim=-1)
+    q._codebook.embed.data.copy_(codebook)
+    _, codes, loss, parts = q(z, return_loss_breakdown=True)
+    loss.backward()
+    return q._codebook.embed, codes, parts
+
+
+def cross_entropy():
+    """commitment_use_cross_entropy_loss with cosines: the loss and its gradient to z."""
+    z = normal(20, 1, N, D).requires_grad_()
+    options = {'commitment_use_cross_entropy_loss': True, 'use_cosine_sim': True}
+    codebook, codes, parts = trained(z, 21, ema_update=False, **options)
+    return {
+        'z': z[0], 'codebook': codebook[0], 'codes': codes[0], 'loss': parts.commitment,
+        'z_grad': z.grad[0],
+    }  # fmt: skip
+
+
+def active_orthogonality():
+    """orthogonal_reg_active_codes_only of a learned codebook: the loss and its gradient."""
+    z = normal(22, 1, 5, D).requires_grad_()  # fewer vectors than codes
+    options = {'orthogonal_reg_weight': 1.0, 'orthogonal_reg_active_codes_only': True}
+    options |= {'learnable_codebook': True, 'ema_update': False, 'commitment_weight': 0.0}
+    codebook, codes, parts = trained(z, 23, **options)
+    return {
+        'z': z[0], 'codebook': codebook[0], 'codes': codes[0], 'loss': parts.orthogonal_reg,
+        'codebook_grad': codebook.grad[0],
+    }  # fmt: skip
+
+
+def diversity():
+    """codebook_diversity_loss_weight on a batch of single vectors: minus the entropy of use."""
+    z, options = normal(24, N, 1, D).requires_grad_(), {'codebook_diversity_temperature': 4.0}
+    options |= {'codebook_diversity_loss_weight': 1.0, 'use_cosine_sim': True}
+    codebook, _, parts = trained(z, 25, ema_update=False, commitment_weight=0.0, **options)
+    return {
+        'z': z[:, 0], 'codebook': codebook[0], 'loss': parts.codebook_diversity,
+        'z_grad': z.grad[:, 0], 'inv_temperature': np.float32(4.0),
+    }  # fmt: skip
+
+
+CASES = (diveq, diveq_residual, cross_entropy, active_orthogonality, diversity)
 
 
 def main():

@@ -14,6 +14,7 @@ from vqjax.ops.candidates import (
     soft_assignments,
 )
 from vqjax.ops.choices import Choices, choose_by_logits
+from vqjax.ops.cross_entropy import code_cross_entropy
 from vqjax.ops.dropping import StageDropout
 from vqjax.ops.gradients import (
     ESTIMATORS,
@@ -131,6 +132,7 @@ __all__ = [
     'choose_by_logits',
     'code_balance',
     'code_counts',
+    'code_cross_entropy',
     'code_logits',
     'code_sums',
     'convolve',

@@ -25,7 +25,8 @@ from vqjax.quantizers.protocol import PyTree
 
 
 class Codebook(Base):
-    """A leaf with a codebook [K, D], and fields metric, temperature, assignment, balance, start.
+    """A leaf with a codebook [K, D], and fields metric, temperature, assignment, start and
+    the weights of `assignment_losses`.
 
     Subclasses give `read_codebook` and `read`.
     """
@@ -35,6 +36,8 @@ class Codebook(Base):
     temperature: float = 0.0
     assignment: Callable[..., jax.Array] = staticmethod(ops.nearest_assignment)
     balance: float = 0.0
+    diversity: float = 0.0
+    cross_entropy: float = 0.0
     decay: float
     start: Any
     revival: ops.Revival | None
@@ -75,18 +78,27 @@ class Codebook(Base):
         z = z.astype(jnp.float32)
         return ops.normalize(z) if self.unit_length else z
 
-    def balance_losses(
+    def assignment_losses(
         self,
         x: jax.Array,
         codebook: jax.Array,
+        codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> dict[str, jax.Array]:
-        """`ops.code_balance` of prepared x [..., D], as the term of a loss; {} at weight 0."""
-        if not self.balance:
-            return {}
-        balance = ops.code_balance(x, codebook, 1.0, self.metric, mask, axis_name)
-        return {'balance': balance}
+        """The terms of softmax(-squared distance) whose weight is not 0.
+
+        Of prepared x [..., D] and its codes [...]: `ops.code_balance`, `ops.imbalance` of the mean
+        assignment (diversity) and `ops.code_cross_entropy`.
+        """
+        losses, given = {}, (1.0, self.metric, mask, axis_name)
+        if self.balance:
+            losses['balance'] = ops.code_balance(x, codebook, *given)
+        if self.diversity:
+            losses['diversity'] = ops.imbalance(ops.mean_assignment(x, codebook, *given))
+        if self.cross_entropy:
+            losses['cross_entropy'] = ops.code_cross_entropy(x, codebook, codes, *given)
+        return losses
 
     def observe(
         self,

@@ -57,6 +57,9 @@ class VQEMA(Codebook):
       assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
       balance: weight of `ops.code_balance` (ERVQ, arXiv:2410.12359), which moves z towards codes
         that are little used; the averages follow.
+      diversity: weight of `ops.diversity` of softmax(-squared distance), which moves z too.
+      cross_entropy: weight of `ops.code_cross_entropy` to the chosen codes, a commitment to them
+        and away from the others.
 
     Params (), state `VQEMAState`. Raises ValueError for a field out of range.
     """
@@ -72,12 +75,13 @@ class VQEMA(Codebook):
     temperature: float = 0.0
     assignment: Callable = ops.nearest_assignment
     balance: float = 0.0
+    diversity: float = 0.0
+    cross_entropy: float = 0.0
 
     def __post_init__(self, init: Any = None) -> None:
         check_codebook_fields(self, init)
-        check_weight('commitment', self.commitment)
-        check_weight('balance', self.balance)
-        check_weight('eps', self.eps)
+        for name in ('commitment', 'balance', 'diversity', 'cross_entropy', 'eps'):
+            check_weight(name, getattr(self, name))
 
     def shapes(self, dim: int) -> tuple[tuple, VQEMAState]:
         """() and an array of each field of VQEMAState."""
@@ -127,7 +131,7 @@ class VQEMA(Codebook):
         codebook = self.read_codebook(params, state)
         vectors = look_up(codebook, codes)
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
-        losses |= self.balance_losses(x, codebook, mask, axis_name)
+        losses |= self.assignment_losses(x, codebook, codes, mask, axis_name)
         loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
         z_q = ops.estimated(self.gradient, x, vectors, key, mask, axis_name)
         return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)

@@ -42,12 +42,14 @@ def weights(q: Quantizer) -> dict[str, float] | None:
 
 @weights.register
 def _(q: VQEMA):
-    return {'commitment': q.commitment} | ({'balance': q.balance} if q.balance else {})
+    names = ('balance', 'diversity', 'cross_entropy')
+    return {'commitment': q.commitment} | {name: w for name in names if (w := getattr(q, name))}
 
 
 @weights.register
 def _(q: VQ):
-    names = ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance')
+    names = ('commitment', 'codebook', 'orthogonality', 'active_orthogonality', 'diversity')
+    names += ('balance', 'cross_entropy')
     always = ('commitment', 'codebook')
     return {name: w for name in names if (w := getattr(q, name)) or name in always}
 
@@ -169,7 +171,8 @@ def _(q, term, params):
         gradient = getattr(q, 'gradient', ops.straight_through)
         learns = ops.trains_codes(gradient) or getattr(q, 'sync_nu', 0) > 0
         return True, _all(params, learns)
-    return term in ('commitment', 'diversity', 'balance'), _all(params, term != 'commitment')
+    to_z = term in ('commitment', 'diversity', 'balance', 'cross_entropy')
+    return to_z, _all(params, term != 'commitment')
 
 
 @trains.register(VQEMA)
