@@ -106,7 +106,39 @@ def diversity():
     }  # fmt: skip
 
 
-CASES = (diveq, diveq_residual, cross_entropy, active_orthogonality, diversity)
+def averages(q):
+    book = q._codebook
+    found = {'counts': book.cluster_size[0], 'sums': book.embed_avg[0], 'codebook': book.embed[0]}
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+def averaging(*calls):
+    """A VectorQuantize by averages, before and after these calls on vectors of their own."""
+    torch.manual_seed(0)
+    q = peer.VectorQuantize(dim=D, codebook_size=K, decay=0.8, rotation_trick=False).train()
+    for seed in (30, 31):  # until counts differ
+        q(normal(seed, 1, N, D))
+    before = {f'{name}0': value for name, value in averages(q).items()}
+    z = torch.stack([normal(40 + i, N, D) for i in range(len(calls))])
+    codes = [q(x[None], **options)[1][0] for x, options in zip(z, calls, strict=True)]
+    return before | averages(q) | {'z': z, 'codes': torch.stack(codes)}
+
+
+def weights_of_codes():
+    """ema_update_weight: a weight of each code."""
+    weights = torch.linspace(0, 1, K)
+    return averaging({'ema_update_weight': weights}) | {'weights': weights}
+
+
+def accumulated():
+    """accum_ema_update: two micro-batches kept, all three taken with the last."""
+    return averaging({'accum_ema_update': True}, {'accum_ema_update': True}, {})
+
+
+CASES = (
+    diveq, diveq_residual, cross_entropy, active_orthogonality, diversity, weights_of_codes,
+    accumulated,
+)  # fmt: skip
 
 
 def main():

@@ -171,3 +171,31 @@ class VQEMA(Codebook):
         return moved._replace(
             counts=revived.counts, sums=jnp.where(revived.changed[:, None], reset, sums)
         )
+
+
+def blend_codes(before: VQEMAState, after: VQEMAState, weights: jax.Array) -> VQEMAState:
+    """The state in which each code made only a share of the step from `before` to `after`.
+
+    counts and sums <- before + weight (after - before): of a step with decay g a code of weight w
+    so moves by (1 - g) w. A weight of 0 freezes a code, whose counts do not fade either.
+
+    Args:
+      before, after: states around `update`; those of a combinator of `VQEMA` have leading axes.
+      weights: float [K], or with the leading axes of the counts, in [0, 1].
+
+    Returns:
+      The state, with the steps of `after`.
+
+    Raises:
+      ValueError: for weights that do not broadcast to the counts.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+    shape = before.counts.shape
+    if weights.ndim < 1 or weights.shape != shape[len(shape) - weights.ndim :]:
+        raise ValueError(
+            f'weights must be of shape {shape[-1:]}, one for each code, or {shape}, that of the '
+            f'counts, got {weights.shape}'
+        )
+    counts = before.counts + weights * (after.counts - before.counts)
+    sums = before.sums + weights[..., None] * (after.sums - before.sums)
+    return VQEMAState(counts, sums, after.step)
