@@ -345,6 +345,7 @@ def table():
         Residual(vq, 2, dropout='batch'),
         Residual(ema, 4, dropout=ops.StageDropout('sample', least=2, multiple=2, share=0.5)),
         Residual(ema, 3, beam=3),
+        Residual(ema, 3, beam=ops.Beam(3, (1.0, 0.5, 0.25))),
         Residual(vq, 3, similarity=0.1),
         Residual(VQ(8, gradient=ops.DiVeQ(0.01), revival=eager), 3),
         Residual(SpaceFilling(8, points=2), 2),

@@ -32,7 +32,14 @@ from vqjax import (
 from vqjax.quantizers import REGISTRY
 
 KEY = jax.random.key(0)
-PARTS = [*REGISTRY.values(), *ops.BRIDGES.values(), ops.Sinkhorn, ops.StageDropout, ops.DiVeQ]
+PARTS = [
+    *REGISTRY.values(),
+    *ops.BRIDGES.values(),
+    ops.Sinkhorn,
+    ops.StageDropout,
+    ops.DiVeQ,
+    ops.Beam,
+]
 NAMES = re.compile(
     r'\b(spec|inner|z|mask|schedule|below|every|source|'
     + '|'.join({f for kind in PARTS for f in kind.__dataclass_fields__})
@@ -153,9 +160,10 @@ FIELDS = {
     },
     'random_projection': {'num_codes': COUNT, 'dim': COUNT},
 }
+BEAM = often([1, 1, 2, {'size': 2, 'weights': (1.0, 0.5)}], 0, {'size': 1, 'weights': (1.0,)})
 OUTER = {
     'residual': {'num_stages': often([1, 2, 3], 0, 1.5, True), 'shared': FLAG,
-                 'dropout': DROPOUT, 'beam': often([1, 1, 2], 0), 'similarity': WEIGHT},
+                 'dropout': DROPOUT, 'beam': BEAM, 'similarity': WEIGHT},
     'product': {'num_groups': often([1, 2, 4], 3, 0, True), 'shared': FLAG},
     'projected': {'dim': often([4, 2], 0, math.nan), 'normalize': FLAG},
     'banked': {'size': often([16], 0), 'fresh': often([4], 99)},

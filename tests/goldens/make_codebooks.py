@@ -135,8 +135,25 @@ def accumulated():
     return averaging({'accum_ema_update': True}, {'accum_ema_update': True}, {})
 
 
+def beam():
+    """ResidualVQ with a beam and weights of the stages, in evaluation."""
+    weights = [1.0, 0.5, 0.25]
+    q = peer.ResidualVQ(
+        dim=D, codebook_size=K, num_quantizers=STAGES, beam_size=3,
+        beam_score_quantizer_weights=weights,
+    ).eval()  # fmt: skip
+    for stage, layer in enumerate(q.layers):
+        layer._codebook.embed.data.copy_(normal(50 + stage, 1, K, D) / (stage + 1))
+    z = normal(53, 1, 8 * N, D)
+    z_q, codes, _ = q(z)
+    return {
+        'z': z[0], 'z_q': z_q[0], 'codes': codes[0], 'weights': np.float32(weights),
+        'codebooks': torch.cat([layer._codebook.embed for layer in q.layers]),
+    }  # fmt: skip
+
+
 CASES = (
-    diveq, diveq_residual, cross_entropy, active_orthogonality, diversity, weights_of_codes,
+    beam, diveq, diveq_residual, cross_entropy, active_orthogonality, diversity, weights_of_codes,
     accumulated,
 )  # fmt: skip
 

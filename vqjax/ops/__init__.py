@@ -2,6 +2,7 @@
 
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
 from vqjax.ops.balance import code_balance, log_mean_assignment
+from vqjax.ops.beams import Beam
 from vqjax.ops.bounds import BOUNDS, check_bound, clamp, ifsq, inverse_bound, short_tanh, tanh
 from vqjax.ops.bridges import BRIDGES, Bridge, BridgeLike, Linear, LowRank, VQBridge
 from vqjax.ops.candidates import (
@@ -105,6 +106,7 @@ __all__ = [
     'Choices',
     'AxisName',
     'Batch',
+    'Beam',
     'Bridge',
     'BridgeLike',
     'DiVeQ',

@@ -67,7 +67,8 @@ class Residual(Base):
       dropout: with a key, only the first n ~ U{1..S} stages are used: 'sample' draws n for each
         entry of z's first axis, 'batch' once; codes of the others are -1. Which n there
         are says an `ops.StageDropout`.
-      beam: codes are chosen among this many partial sums, by the final residual (1: greedily).
+      beam: codes are chosen among this many partial sums, by the final residual (1: greedily), or
+        by the errors after all stages, an `ops.Beam`.
       similarity: weight of `ops.structural_similarity` of each stage's vectors and those of the
         stage before (ERVQ, arXiv:2410.12359); its gradient goes to what the vectors are made of
         and straight through each to z. They are then all held, S N D numbers.
@@ -87,7 +88,7 @@ class Residual(Base):
     num_stages: int = cast(int, None)  # then told by the tuple
     shared: bool = False
     dropout: StageDropout | str | None = None
-    beam: int = 1
+    beam: int | ops.Beam = 1
     similarity: float = 0.0
     scale: float | tuple[float, ...] | None = None
 
@@ -107,7 +108,11 @@ class Residual(Base):
             check(len(set(shapes)) == 1, 'inner', inners, f'of one code_shape, not {shapes}')
         check_count('num_stages', self.num_stages)
         object.__setattr__(self, 'dropout', dropout_of(self.dropout, self.num_stages))
-        check_count('beam', self.beam)
+        if isinstance(self.beam, ops.Beam):
+            need = f'with {self.num_stages} weights, one a stage'
+            check(len(self.beam.weights) == self.num_stages, 'beam', self.beam, need)
+        else:
+            check_count('beam', self.beam)
         explicit = all(isinstance(inner, Codebook) for inner in inners)
         need = '1 where an inner quantizer has no explicit codebook'
         check(self.beam == 1 or explicit, 'beam', self.beam, need)
@@ -167,6 +172,9 @@ class Residual(Base):
             fields['inner'] = self.inner[:num]
         if num == 1:
             fields['similarity'] = 0.0
+        if isinstance(self.beam, ops.Beam):
+            weights = self.beam.weights[:num]
+            fields['beam'] = ops.Beam(self.beam.size, weights) if any(weights) else self.beam.size
         if (dropout := dropout_of(self.dropout, self.num_stages)) is not None:
             multiple = 1 if num % dropout.multiple else dropout.multiple
             least = min(dropout.least, num)
@@ -316,7 +324,7 @@ class Residual(Base):
         if self.beam == 1:
             return None
         run = functools.partial(self._stages, params=params, state=state)
-        return jnp.moveaxis(beam_codes(run, x, self.num_stages, self.beam), -1, 0)
+        return jnp.moveaxis(beam_codes(run, x, self._scales, self.beam), -1, 0)
 
     def _used(self, key, x, mask, axis_name):
         """Mask of each stage, bool [S, ...], or None where every stage sees all of x."""

@@ -277,4 +277,6 @@ def _(q):
 @samples.register(Strided)
 def _(q):
     inner = [samples(x) for x in (q.inner if isinstance(q.inner, tuple) else (q.inner,))]
+    if getattr(q, 'beam', 1) != 1 and None not in inner:
+        inner = [False]  # it chooses for them
     return None if None in inner else getattr(q, 'dropout', None) is not None or any(inner)
