@@ -370,6 +370,9 @@ def table():
         MultiScale(FSQ((5,) * 8, noise=1.0), ((2, 3), (4, 6)), phi=(1.0,)),
         MultiScale(VQ(8, commitment=0, codebook=0), (1, (4, 6)), phi=(0.5,), commitment=0.25),
         MultiScale(Product(vq, 2), (1, (2, 3), (4, 6)), phi=(0.5,), dropout='sample'),
+        MultiScale((vq, VQ(4)), (1, (4, 6)), phi=(0.5,), commitment=0.25),
+        MultiScale((ema, VQ(4), FSQ((3,) * 8)), (1, (1, 3, 2), (2, 3, 4))),
+        MultiScale(ema, (1, (2, 3, 4)), phi=(0.5,), dropout='batch'),
         # Nestings of two combinators.
         Residual(Residual(ema, 2), 2),
         Residual(Product(vq, 2), 2),

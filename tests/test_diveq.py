@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from support import golden_case
 
-from vqjax import VQ, Residual, SpaceFilling, ops
+from vqjax import VQ, MultiScale, Residual, SpaceFilling, Strided, ops, testing
 from vqjax.quantizers import VQState
+from vqjax.testing import claimed
 
 
 def test_the_estimator_has_the_peer_s_gradient():
@@ -40,6 +41,18 @@ def test_stages_share_the_direction_of_the_whole_error(monkeypatch):
     assert (np.asarray(out.codes) == g['codes']).all()
     np.testing.assert_allclose(np.asarray(grads[0]), g['codebook_grads'], atol=1e-5)
     np.testing.assert_allclose(np.asarray(grads[1]), g['z_grad'], atol=1e-5)
+
+
+NOISY = VQ(8, gradient=ops.DiVeQ(0.01))
+
+
+@pytest.mark.parametrize(
+    'q', [Strided(NOISY, (2, 1)), MultiScale(NOISY, (1, (4, 6)), phi=(0.5,))], ids=repr
+)
+def test_one_estimator_stands_around_strides_and_scales(q):
+    trial = testing.Trial(q)
+    claimed.the_task_s_gradient_is_the_estimator_s(trial)
+    claimed.each_loss_trains_what_it_claims(trial)
 
 
 def test_noise_is_a_key_s_and_the_place_s_among_real_vectors():

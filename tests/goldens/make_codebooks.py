@@ -152,10 +152,42 @@ def beam():
     }  # fmt: skip
 
 
+def scales_of_videos():
+    """HierarchicalVQ on 3-D grids with a codebook a scale: a training step, masked, and phi."""
+    scales = ((1, 1, 1), (1, 2, 2), (2, 3, 4))
+    torch.manual_seed(1)
+    q = peer.HierarchicalVQ(
+        dim=D, codebook_size=(4, 6, K), scales=scales, shared_codebook=False, accept_3d_fmap=True,
+        channel_first=False, decay=0.8, kmeans_init=False, threshold_ema_dead_code=0,
+    ).train()  # fmt: skip
+    for k, vq in enumerate(q.vqs):
+        vq._codebook.embed.data.copy_(normal(60 + k, *vq._codebook.embed.shape))
+        vq._codebook.embed_avg.data.copy_(vq._codebook.embed)
+    found = {f'codebook{k}': vq._codebook.embed[0].clone() for k, vq in enumerate(q.vqs)}
+    z, mask = normal(63, 3, 2, 3, 4, D), torch.rand(3, 2, 3, 4) < 0.7
+    mask[0] = True
+    z_q, codes, loss = q(z, mask=mask)
+    kernel = q.phi_shared.conv.weight.permute(2, 3, 4, 1, 0)
+    found |= {f'counts{k}': vq._codebook.cluster_size[0] for k, vq in enumerate(q.vqs)}
+    found |= {f'sums{k}': vq._codebook.embed_avg[0] for k, vq in enumerate(q.vqs)}
+    return found | {
+        'scales': np.int32(scales), 'z': z, 'mask': mask, 'z_q': z_q, 'loss': loss,
+        'codes': torch.cat([grid.flatten(1) for grid in codes], dim=-1), 'kernel': kernel,
+        'bias': q.phi_shared.conv.bias, 'ratio': np.float32(q.phi_shared.resi_ratio),
+    }  # fmt: skip
+
+
 CASES = (
-    beam, diveq, diveq_residual, cross_entropy, active_orthogonality, diversity, weights_of_codes,
     accumulated,
-)  # fmt: skip
+    active_orthogonality,
+    beam,
+    cross_entropy,
+    diveq,
+    diveq_residual,
+    diversity,
+    scales_of_videos,
+    weights_of_codes,
+)
 
 
 def main():

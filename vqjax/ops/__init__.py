@@ -28,7 +28,7 @@ from vqjax.ops.gradients import (
     straight_through,
     trains_codes,
 )
-from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
+from vqjax.ops.grids import area_cover, area_means, bicubic, convolve, multilinear
 from vqjax.ops.index_gradient import soft_index
 from vqjax.ops.kmeans import (
     BLIND_STARTS,
@@ -160,6 +160,7 @@ __all__ = [
     'masked_mean',
     'mean_assignment',
     'mean_probabilities',
+    'multilinear',
     'named_function',
     'nearest_assignment',
     'nearest_candidates',

@@ -20,7 +20,7 @@ def beam_size(beam: int | ops.Beam) -> int:
 
 
 def beam_codes(
-    run_stages: Callable[..., Any], z: jax.Array, scales: jax.Array, beam: int | ops.Beam
+    run_stages: Callable[..., Any], z: jax.Array, scales: Any, beam: int | ops.Beam
 ) -> jax.Array:
     """Codes whose summed vectors come nearest to z among `beam` partial sums.
 

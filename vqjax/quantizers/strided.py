@@ -25,7 +25,7 @@ from vqjax.quantizers.base import (
     part_of,
     shapes_of,
 )
-from vqjax.quantizers.inner_quantizers import merge_losses, quantize_detached
+from vqjax.quantizers.inner_quantizers import merge_losses, quantize_detached, stack_rows
 from vqjax.quantizers.scales import real_vectors
 from vqjax.quantizers.sums_of_stages import Sums, estimator_of, noise_key, vectors_of
 
@@ -125,11 +125,7 @@ class Strided(Base):
 
     def by_codebook(self, codes: jax.Array) -> jax.Array:
         """A row for each stage, see `Base.by_codebook`."""
-        rows = [stage.reshape(-1) for stage in self.to_stages(codes)]
-        longest = max(len(row) for row in rows)
-        return jnp.stack(
-            [jnp.pad(row, (0, longest - len(row)), constant_values=-1) for row in rows]
-        )
+        return stack_rows([stage.reshape(-1) for stage in self.to_stages(codes)])
 
     def to_stages(self, codes: jax.Array) -> tuple[jax.Array, ...]:
         """The codes of each stage along time: [..., n L] -> S arrays [..., T / stride].

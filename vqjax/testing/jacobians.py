@@ -151,7 +151,8 @@ def _(q: Projected, leaf: Leaf):
 def _(q: MultiScale, leaf: Leaf):
     # As of Residual, around the sum of all scales.
     z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
-    gradient = getattr(q.inner, 'gradient', ops.straight_through)
+    first = q.inner[0] if isinstance(q.inner, tuple) else q.inner
+    gradient = getattr(first, 'gradient', ops.straight_through)
     return _around_sum(gradient, len(q.scales), leaf, z, vectors, real_by_codes(q, leaf.codes))
 
 

@@ -248,6 +248,8 @@ def _(q: MultiScale, term, params):
         found = False, decoded_params(q.inner, inner)
     elif term == 'sum_commitment':
         found = True, _all(inner, False)
+    elif isinstance(q.inner, tuple):
+        found = _by_entry(q, term, inner)
     else:
         found = trains(q.inner, term, inner)
     if found is None or not q.phi:
@@ -255,8 +257,10 @@ def _(q: MultiScale, term, params):
     return found[0], MultiScaleParams(*[term in ('phi', 'task')] * 2, found[1])
 
 
-def decoded_params(q: Quantizer, params: Any) -> Any:
+def decoded_params(q: Quantizer | tuple[Quantizer, ...], params: Any) -> Any:
     """Which leaves of params the vectors of codes are made of: a tree of bool."""
+    if isinstance(q, tuple):
+        return tuple(decoded_params(*both) for both in zip(q, params, strict=True))
     if isinstance(q, GumbelSoftmax):
         return GumbelParams(kernel=False, bias=False, codebook=True)
     if isinstance(q, Projected):
