@@ -130,6 +130,12 @@ def golden(name: str) -> dict[str, np.ndarray]:
     return dict(np.load(copied if copied.exists() else shared('goldens', f'{name}.npz')))
 
 
+def golden_case(name: str, case: str) -> dict[str, np.ndarray]:
+    """The arrays CASE:NAME of a golden that holds several cases."""
+    arrays = golden(name).items()
+    return {key.partition(':')[2]: x for key, x in arrays if key.startswith(f'{case}:')}
+
+
 def configuration(name: str) -> dict:
     """The plain data of configs/NAME.py."""
     if str(ROOT) not in sys.path:
@@ -288,6 +294,7 @@ def table():
         Residual,
         Rotated,
         SimVQ,
+        SpaceFilling,
         Strided,
         ops,
     )
@@ -307,8 +314,10 @@ def table():
         VQ(8, metric='cosine', affine=True, gradient=ops.directional, revival=eager),
         VQ(8, orthogonality=0.1, diversity=0.1, sync_nu=0.5, revival=eager),
         VQ(8, metric='cosine', unit_values=False, revival=eager),
-        VQ(8, balance=0.1, revival=eager),
-        VQEMA(8, metric='cosine', balance=0.1, revival=eager),
+        VQ(8, balance=0.1, cross_entropy=0.1, active_orthogonality=0.1, revival=eager),
+        VQEMA(8, metric='cosine', balance=0.1, diversity=0.1, cross_entropy=0.2, revival=eager),
+        VQ(8, commitment=0, codebook=0, gradient=ops.DiVeQ(0.01), revival=eager),
+        SpaceFilling(8, points=2),
         SimVQ(8, gradient=ops.rotate),
         VQEMA(8, decay=0.8, revival=eager, assignment=ops.Sinkhorn()),
         SimVQ(8, assignment=ops.Sinkhorn(epsilon=0.2, iters=2)),
@@ -345,7 +354,10 @@ def table():
         Residual(vq, 2, dropout='batch'),
         Residual(ema, 4, dropout=ops.StageDropout('sample', least=2, multiple=2, share=0.5)),
         Residual(ema, 3, beam=3),
+        Residual(ema, 3, beam=ops.Beam(3, (1.0, 0.5, 0.25))),
         Residual(vq, 3, similarity=0.1),
+        Residual(VQ(8, gradient=ops.DiVeQ(0.01), revival=eager), 3),
+        Residual(SpaceFilling(8, points=2), 2),
         Residual(ema, 3, dropout='sample', similarity=0.1),
         Residual((VQEMA(8), VQ(4), FSQ((3,) * 8))),
         Product(ema, 2),
@@ -371,6 +383,9 @@ def table():
         MultiScale(FSQ((5,) * 8, noise=1.0), ((2, 3), (4, 6)), phi=(1.0,)),
         MultiScale(VQ(8, commitment=0, codebook=0), (1, (4, 6)), phi=(0.5,), commitment=0.25),
         MultiScale(Product(vq, 2), (1, (2, 3), (4, 6)), phi=(0.5,), dropout='sample'),
+        MultiScale((vq, VQ(4)), (1, (4, 6)), phi=(0.5,), commitment=0.25),
+        MultiScale((ema, VQ(4), FSQ((3,) * 8)), (1, (1, 3, 2), (2, 3, 4))),
+        MultiScale(ema, (1, (2, 3, 4)), phi=(0.5,), dropout='batch'),
         # Nestings of two combinators.
         Residual(Residual(ema, 2), 2),
         Residual(Product(vq, 2), 2),

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import golden_case
 
-from vqjax import FSQ, LFQ, VQ, VQEMA, Product, Projected, Residual, make
+from vqjax import FSQ, LFQ, VQ, VQEMA, Product, Projected, Residual, make, ops
+from vqjax.quantizers import VQState
 
 
 def normal(seed, *shape):
@@ -76,10 +78,11 @@ def test_residual_dropout_keeps_a_uniform_number_of_stages(kind):
     assert (q.quantize(params, state, z).codes >= 0).all()
 
 
-def test_beam_search_is_judged_by_the_final_residual():
+@pytest.mark.parametrize('scale', [None, 0.5])
+def test_beam_search_is_judged_by_the_final_residual(scale):
     """Wider beams never do worse here, and the widest finds the best of all K^S sums."""
     z = normal(0, 300, 4)
-    greedy = Residual(VQEMA(6), 3)
+    greedy = Residual(VQEMA(6), 3, scale=scale)
     params, state = greedy.init(jax.random.key(0), z)
     errors = []
     for beam in (1, 2, 6, 36):
@@ -89,11 +92,35 @@ def test_beam_search_is_judged_by_the_final_residual():
     codebooks = np.asarray(
         jax.vmap(lambda s: greedy.inner.decode((), s, jnp.arange(6)))(state), np.float64
     )
+    codebooks *= ((scale or 1.0) ** np.arange(3))[:, None, None]
     sums = (
         codebooks[0][:, None, None] + codebooks[1][None, :, None] + codebooks[2][None, None]
     ).reshape(-1, 4)
     best = ((np.float64(z)[:, None] - sums) ** 2).sum(-1).min(axis=1).sum()
     assert errors[3] == pytest.approx(best, rel=1e-5)
+
+
+def test_a_beam_with_weights_of_stages_is_the_peer_s():
+    g = golden_case('codebooks', 'beam')
+    beam = ops.Beam(3, tuple(map(float, g['weights'])))
+    q = Residual(VQ(8, revival=None), 3, beam=beam)
+    zeros = jnp.zeros_like(g['codebooks'])
+    state = VQState(zeros, zeros[..., 0] + 1, jnp.zeros(3, jnp.int32))
+    out = q.quantize(g['codebooks'], state, g['z'])
+    assert (np.asarray(out.codes) == g['codes']).all()
+    np.testing.assert_allclose(np.asarray(out.z_q), g['z_q'], atol=1e-5)
+    by_the_end = dataclasses.replace(q, beam=3).quantize(g['codebooks'], state, g['z'])
+    assert (by_the_end.codes != out.codes).any()
+
+    def errors(out):
+        vectors = np.asarray(q.stage_vectors(g['codebooks'], state, out.codes))
+        return np.mean((g['z'] - np.cumsum(vectors, axis=0)) ** 2, axis=(1, 2))
+
+    # Weights favour the early stages: better when cut after one or two, worse at the end.
+    difference = errors(out) - errors(by_the_end)
+    assert difference[0] < 0 and difference[1] < 0 and difference[2] > 0
+    first, _, _ = q.first_stages(2, g['codebooks'], state)
+    assert first.beam == ops.Beam(3, (1.0, 0.5))
 
 
 def test_sums_of_centroids_come_back_to_the_bit():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
-from support import golden
+from support import golden, golden_case
 
 from vqjax import FSQ, LFQ, VQEMA, GumbelSoftmax, MultiScale, Product, Projected, Residual, SimVQ
 from vqjax import nnx as vq_nnx
@@ -73,6 +73,42 @@ def test_masks_and_commitment_are_those_of_hierarchical_vq():
     assert (np.asarray(out.codes) == g['codes']).all()
     close(out.z_q, g['z_q'])
     close(jnp.mean(out.losses['commitment']) * 0.25, g['commitment'])
+
+
+def test_videos_and_a_codebook_a_scale_are_those_of_hierarchical_vq():
+    """A training step on masked 3-D grids: codes, sum, loss, and the averages of each scale."""
+    g = golden_case('codebooks', 'scales_of_videos')
+    scales = tuple(map(tuple, g['scales'].tolist()))
+    books = [jnp.asarray(g[f'codebook{k}']) for k in range(3)]
+    inner = tuple(VQEMA(len(book), decay=0.8, commitment=1.0, revival=None) for book in books)
+    q = MultiScale(inner, scales, (float(g['ratio']),))
+    params = MultiScaleParams(g['kernel'][None], g['bias'][None], ((),) * 3)
+    state = tuple(VQEMAState(jnp.ones(len(book)), book, jnp.int32(0)) for book in books)
+    given = {'mask': jnp.asarray(g['mask'])}
+    out = q.quantize(params, state, g['z'], **given)
+    assert (np.asarray(out.codes) == g['codes']).all()
+    close(out.z_q, g['z_q'])
+    close(jnp.mean(out.losses['commitment']), g['loss'])
+    for k, after in enumerate(q.update(params, state, g['z'], out.codes, **given)):
+        close(after.counts, g[f'counts{k}'])
+        close(after.sums, g[f'sums{k}'])
+    assert q.bits == pytest.approx(1 * 2 + 4 * np.log2(6) + 24 * 3)
+    assert [grid.shape[1:] for grid in q.to_grids(out.codes)] == list(scales)
+
+
+def test_a_codebook_a_scale_starts_from_what_the_scales_before_left():
+    """Stage by stage a smaller error than a shared codebook of as many codes a scale."""
+    z = normal(0, 64, 6, 8, 5) + 2 * normal(1, 64, 1, 1, 5)
+    one = MultiScale(VQEMA(16), SCALES)
+    several = MultiScale((VQEMA(16),) * 5, SCALES)
+    errors = []
+    for q in (one, several):
+        params, state = q.init(jax.random.key(2), z)
+        errors.append(float(jnp.mean((q.quantize(params, state, z).z_q - z) ** 2)))
+    assert errors[1] < errors[0]
+    rows = q.by_codebook(q.quantize(params, state, z).codes)
+    assert rows.shape == (5, 64 * 48) and (np.asarray(rows[0, 64:]) == -1).all()
+    assert list(q.code_sizes) == [16] * 92
 
 
 # The algorithm, in float64 and place by place.
@@ -301,6 +337,11 @@ def test_on_a_mesh_codes_are_split_and_convolutions_are_not():
     params, state = shardings(q, *shapes, jax.make_mesh((1, 1), ('data', 'model')), 'model')
     assert not any(params.kernels.spec) and not any(params.biases.spec)
     assert state.counts.spec == state.sums.spec == PartitionSpec('model')
+    own = MultiScale((VQEMA(8), VQEMA(4)), ((2, 3), (6, 8)), (0.5,))
+    shapes = jax.eval_shape(own.init, jax.random.key(0), jnp.ones((2, 6, 8, 8)))
+    params, state = shardings(own, *shapes, jax.make_mesh((1, 1), ('data', 'model')), 'model')
+    assert not any(params.kernels.spec)
+    assert all(part.counts.spec == PartitionSpec('model') for part in state)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +353,10 @@ def test_on_a_mesh_codes_are_split_and_convolutions_are_not():
         (lambda: MultiScale(VQEMA(8), ()), r'scales must be at least one size, got \(\)'),
         (lambda: MultiScale(VQEMA(8), 4), 'scales must be a tuple, got 4'),
         (lambda: MultiScale(VQEMA(8), (0, 4)), 'scales must be an integer from 1.*got 0'),
-        (lambda: MultiScale(VQEMA(8), ((1, 2, 3),)), r'pair \(h, w\), got \(1, 2, 3\)'),
+        (lambda: MultiScale(VQEMA(8), ((1, 2, 3, 4),)), r'pair \(h, w\), got \(1, 2, 3, 4\)'),
+        (lambda: MultiScale(VQEMA(8), ((1, 2), (2, 2, 2))), r'triple \(t, h, w\).*got \(1, 2\)'),
+        (lambda: MultiScale((VQEMA(8),) * 3, (1, 2)), 'inner must be one quantizer, or 2'),
+        (lambda: MultiScale((VQEMA(8), FSQ((3,) * 4), 3), (1, 2, 3)), 'inner must be a quantizer'),
         (lambda: MultiScale(VQEMA(8), (1, 2), (0.5, 1.5)), r'phi must be ratios.*\(0.5, 1.5\)'),
         (lambda: MultiScale(VQEMA(8), (1, 2), (0.5,) * 3), 'phi must be at most one ratio a scale'),
         (lambda: MultiScale(RandomProjection(8, 4), (1, 2)), 'not in the space of z'),

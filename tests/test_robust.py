@@ -32,7 +32,14 @@ from vqjax import (
 from vqjax.quantizers import REGISTRY
 
 KEY = jax.random.key(0)
-PARTS = [*REGISTRY.values(), *ops.BRIDGES.values(), ops.Sinkhorn, ops.StageDropout]
+PARTS = [
+    *REGISTRY.values(),
+    *ops.BRIDGES.values(),
+    ops.Sinkhorn,
+    ops.StageDropout,
+    ops.DiVeQ,
+    ops.Beam,
+]
 NAMES = re.compile(
     r'\b(spec|inner|z|mask|schedule|below|every|source|'
     + '|'.join({f for kind in PARTS for f in kind.__dataclass_fields__})
@@ -63,7 +70,9 @@ CODEBOOK = {
     'metric': often(['euclidean', 'cosine'], 'manhattan'),
     'init': often(['kmeans', 'normal', 'batch_rows'], 'zeros', 3),
     'assignment': ASSIGNMENT,
-    'gradient': often(['straight_through', 'rotate', 'directional'], 'none'),
+    'gradient': often(
+        ['straight_through', 'rotate', 'directional', {'variance': 0.1}], 'none', {'variance': -1}
+    ),
     'temperature': WEIGHT,
     'revival': often(
         [None, {'below': 0.5, 'every': 1, 'source': 'split'}, {'source': 'error_rows'}],
@@ -86,7 +95,8 @@ BRIDGE = often(
 )  # fmt: skip
 SCHEDULE = {'schedule': 'exponential_decay', 'init_value': 2.0, 'transition_steps': 3}
 FIELDS = {
-    'vq_ema': CODEBOOK | {'eps': WEIGHT, 'balance': WEIGHT},
+    'vq_ema': CODEBOOK
+    | {'eps': WEIGHT, 'balance': WEIGHT, 'diversity': WEIGHT, 'cross_entropy': WEIGHT},
     'vq': CODEBOOK
     | {
         'codebook': WEIGHT,
@@ -95,6 +105,8 @@ FIELDS = {
         'sync_nu': WEIGHT,
         'balance': WEIGHT,
         'orthogonality': WEIGHT,
+        'active_orthogonality': WEIGHT,
+        'cross_entropy': WEIGHT,
     },
     'sim_vq': {'num_codes': COUNT, 'commitment': WEIGHT, 'assignment': ASSIGNMENT},
     'bridged': {
@@ -113,6 +125,12 @@ FIELDS = {
         'commitment': WEIGHT,
         'metric': often(['dot', 'euclidean'], 'cosine'),
         'inv_temperature': WEIGHT,
+        'init': CODEBOOK['init'],
+    },
+    'space_filling': {
+        'num_codes': often([4, 8], 3, 0),
+        'points': often([1, 2, 4], 0, 1.5),
+        'variance': WEIGHT,
         'init': CODEBOOK['init'],
     },
     'latent_quantization': {
@@ -159,9 +177,10 @@ FIELDS = {
     },
     'random_projection': {'num_codes': COUNT, 'dim': COUNT},
 }
+BEAM = often([1, 1, 2, {'size': 2, 'weights': (1.0, 0.5)}], 0, {'size': 1, 'weights': (1.0,)})
 OUTER = {
     'residual': {'num_stages': often([1, 2, 3], 0, 1.5, True), 'shared': FLAG,
-                 'dropout': DROPOUT, 'beam': often([1, 1, 2], 0), 'similarity': WEIGHT},
+                 'dropout': DROPOUT, 'beam': BEAM, 'similarity': WEIGHT},
     'product': {'num_groups': often([1, 2, 4], 3, 0, True), 'shared': FLAG},
     'projected': {'dim': often([4, 2], 0, math.nan), 'normalize': FLAG},
     'rotated': {},

@@ -2,6 +2,7 @@
 
 from vqjax.ops.assignment import ASSIGNMENTS, Sinkhorn, nearest_assignment
 from vqjax.ops.balance import code_balance, log_mean_assignment
+from vqjax.ops.beams import Beam
 from vqjax.ops.bounds import (
     BOUNDS,
     MOMENTS,
@@ -27,10 +28,21 @@ from vqjax.ops.candidates import (
     soft_assignments,
 )
 from vqjax.ops.choices import Choices, choose_by_logits
+from vqjax.ops.cross_entropy import code_cross_entropy
 from vqjax.ops.dropping import StageDropout
 from vqjax.ops.evolution import evolve
-from vqjax.ops.gradients import ESTIMATORS, directional, graft, rotate, straight_through
-from vqjax.ops.grids import area_cover, area_means, bicubic, convolve
+from vqjax.ops.gradients import (
+    ESTIMATORS,
+    DiVeQ,
+    Estimator,
+    directional,
+    estimated,
+    graft,
+    rotate,
+    straight_through,
+    trains_codes,
+)
+from vqjax.ops.grids import area_cover, area_means, bicubic, convolve, multilinear
 from vqjax.ops.index_gradient import soft_index
 from vqjax.ops.kmeans import (
     BLIND_STARTS,
@@ -73,6 +85,7 @@ from vqjax.ops.rows import (
     flat_rows,
     gumbel_noise,
     gumbel_rows,
+    normal_noise,
     row_places,
     top_rows,
     uniform_noise,
@@ -109,8 +122,11 @@ __all__ = [
     'Choices',
     'AxisName',
     'Batch',
+    'Beam',
     'Bridge',
     'BridgeLike',
+    'DiVeQ',
+    'Estimator',
     'KMeans',
     'Linear',
     'LowRank',
@@ -136,6 +152,7 @@ __all__ = [
     'choose_by_logits',
     'code_balance',
     'code_counts',
+    'code_cross_entropy',
     'code_logits',
     'code_sums',
     'convolve',
@@ -145,6 +162,7 @@ __all__ = [
     'erf',
     'error_rows',
     'evolve',
+    'estimated',
     'exported',
     'flat_rows',
     'function_name',
@@ -163,11 +181,13 @@ __all__ = [
     'masked_mean',
     'mean_assignment',
     'mean_probabilities',
+    'multilinear',
     'named_function',
     'nearest_assignment',
     'nearest_candidates',
     'nearest_codes',
     'normal',
+    'normal_noise',
     'normalize',
     'orthogonality',
     'pmean',
@@ -191,6 +211,7 @@ __all__ = [
     'structural_similarity',
     'tanh',
     'top_rows',
+    'trains_codes',
     'uniform_noise',
     'uniform_rows',
     'unit_rows',

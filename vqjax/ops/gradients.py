@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from vqjax.ops.fields import check_weight, make_plain
+from vqjax.ops.rows import flat_rows, normal_noise, row_places
+from vqjax.ops.statistics import AxisName
 
 # Above this ratio |z_q| / |z| the rotation's gradient is worth nothing, and below it in no way
 # special: the estimator falls back to the straight-through one.
@@ -72,18 +79,83 @@ def rotate(z: jax.Array, z_q: jax.Array) -> jax.Array:
     return graft(q, jnp.where(usable, rotated, z))
 
 
-def directional(z: jax.Array, z_q: jax.Array) -> jax.Array:
-    """DiVeQ: z_q = z + |z_q - z| times a constant direction (arXiv:2509.26469), without its noise.
+def directional(z: jax.Array, z_q: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    """DiVeQ: z_q = z + |z_q - z| times a constant direction (arXiv:2509.26469).
 
-    The gradient follows the length of the quantization error into z and, unlike the other two,
-    into z_q, so a gradient-trained codebook learns from the task loss.
+    The direction is that of z_q - z, or of z_q - z + noise, see `DiVeQ`. The gradient follows the
+    length of the quantization error into z and, unlike the other two, into z_q, so a
+    gradient-trained codebook learns from the task loss.
 
-    z, z_q [..., D] of one dtype -> [..., D], z_q to the bit.
+    z, z_q, noise [..., D] of one dtype -> [..., D], z_q to the bit, with noise too.
     """
     difference = z_q - z
     length = _norm(difference)
-    direction = lax.stop_gradient(difference / length)
+    towards = difference if noise is None else difference + noise
+    direction = lax.stop_gradient(towards / _norm(towards))
     return graft(lax.stop_gradient(z_q), z + length * direction)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiVeQ:
+    """`directional` with noise: the direction is that of z_q - z + v, v ~ N(0, variance I).
+
+    An estimator to give as `gradient` (arXiv:2509.26469). Where a key is given it draws v for each
+    vector and feature; without one it is `directional`. The noise acts in the gradient alone: z_q
+    stays what decode gives, where the paper hands on z + |z_q - z| v_d / |v_d|, v_d = z_q - z + v,
+    which is as far from z as z_q is. The method needs no other loss: `VQ(K, commitment=0,
+    codebook=0, gradient=ops.DiVeQ())`.
+
+    Fields:
+      variance: of the noise, in the units of z squared. The paper advises less than 0.01.
+
+    Raises ValueError for a variance that is negative or not finite.
+    """
+
+    variance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        check_weight('variance', self.variance)
+
+    def __call__(
+        self,
+        z: jax.Array,
+        z_q: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> jax.Array:
+        """z, z_q [..., D] of one dtype, mask bool [...] -> [..., D], z_q to the bit.
+
+        Replicas that hold the same key draw what one device draws for the whole batch.
+        """
+        if key is None:
+            return directional(z, z_q)
+        places = row_places(flat_rows(z, mask)[1], axis_name)
+        noise = self.variance**0.5 * normal_noise(key, places, z.shape[-1])
+        return directional(z, z_q, noise.reshape(z.shape).astype(z.dtype))
+
+
+Estimator = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def estimated(
+    estimator: Estimator | DiVeQ,
+    z: jax.Array,
+    z_q: jax.Array,
+    key: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """`estimator(z, z_q)`, with key, mask and axis for one that draws noise: [..., D]."""
+    if isinstance(estimator, DiVeQ):
+        return estimator(z, z_q, key, mask, axis_name)
+    return estimator(z, z_q)
+
+
+def trains_codes(estimator: Estimator | DiVeQ) -> bool:
+    """Whether the estimator hands the task's gradient to z_q, and not to z alone."""
+    return estimator is directional or isinstance(estimator, DiVeQ)
 
 
 # What a spec may name.

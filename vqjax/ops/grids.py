@@ -13,7 +13,8 @@ from jax import lax
 
 from vqjax.ops.statistics import rounded
 
-Size = tuple[int, int]
+# Of a grid's axes: (h, w) or (t, h, w), say.
+Size = tuple[int, ...]
 
 
 @functools.cache
@@ -48,35 +49,55 @@ def _cubic(coarse: int, fine: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def _along(rows, columns, x):
-    """rows [h, H] and columns [w, W] applied to x [..., H, W, D]: [..., h, w, D]."""
-    x = jnp.einsum('hH,...HWd->...hWd', rows, x, precision=lax.Precision.HIGHEST)
-    return jnp.einsum('wW,...hWd->...hwd', columns, x, precision=lax.Precision.HIGHEST)
+@functools.cache
+def _linear(coarse: int, fine: int) -> np.ndarray:
+    """Weights of linear interpolation along one axis, float32 [fine, coarse].
+
+    Places at the centres of their areas, the border repeated: PyTorch's `interpolate` in the modes
+    'linear', 'bilinear' and 'trilinear' with align_corners=False.
+    """
+    at = np.clip((np.arange(fine) + 0.5) * coarse / fine - 0.5, 0, coarse - 1)
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(coarse)), 0).astype(np.float32)
+
+
+def _along(matrices, x):
+    """Matrices [h, H], ... of each axis applied to x [..., H, ..., D]: [..., h, ..., D]."""
+    last = x.ndim - 1
+    for axis, matrix in enumerate(matrices, start=last - len(matrices)):
+        moved = jnp.tensordot(matrix, x, axes=(1, axis), precision=lax.Precision.HIGHEST)
+        x = jnp.moveaxis(moved, 0, axis)
+    return x
+
+
+def _sides(x, size):
+    """The grid's axes of x [..., *grid, D]."""
+    return x.shape[-1 - len(size) : -1]
 
 
 def area_means(z: jax.Array, real: jax.Array, size: Size) -> tuple[jax.Array, jax.Array]:
     """A grid made smaller: the mean of the real vectors of each area.
 
     Args:
-      z: float32 [..., H, W, D]; where `real` is False it may hold anything.
-      real: bool [..., H, W].
-      size: (h, w), at most (H, W).
+      z: float32 [..., *grid, D]; where `real` is False it may hold anything.
+      real: bool [..., *grid].
+      size: of the smaller grid, as many axes as the grid has, none longer.
 
     Returns:
-      float32 [..., h, w, D], and bool [..., h, w], True where an area has a real vector; where
+      float32 [..., *size, D], and bool [..., *size], True where an area has a real vector; where
       none has, the mean is zero.
     """
-    areas = _areas(size[0], z.shape[-3]), _areas(size[1], z.shape[-2])
+    areas = [_areas(*sides) for sides in zip(size, _sides(z, size), strict=True)]
     # Sums of ones and zeros are exact: what is real does not depend on rounding.
-    number = _along(*areas, real[..., None].astype(jnp.float32))
-    total = _along(*areas, jnp.where(real[..., None], z, 0.0))
+    number = _along(areas, real[..., None].astype(jnp.float32))
+    total = _along(areas, jnp.where(real[..., None], z, 0.0))
     return total / jnp.maximum(number, 1.0), number[..., 0] > 0
 
 
 def area_cover(real: jax.Array, size: Size) -> jax.Array:
-    """Which places of a finer grid lie in a real area: bool [..., h, w] -> bool [..., H, W]."""
-    areas = _areas(real.shape[-2], size[0]).T, _areas(real.shape[-1], size[1]).T
-    return _along(*areas, real[..., None].astype(jnp.float32))[..., 0] > 0
+    """Which places of a finer grid lie in a real area: bool [..., *grid] -> bool [..., *size]."""
+    grid = real.shape[-len(size) :]
+    areas = [_areas(*sides).T for sides in zip(grid, size, strict=True)]
+    return _along(areas, real[..., None].astype(jnp.float32))[..., 0] > 0
 
 
 def bicubic(z: jax.Array, size: Size) -> jax.Array:
@@ -84,10 +105,24 @@ def bicubic(z: jax.Array, size: Size) -> jax.Array:
 
     The same grid gives the same bits in any program.
     """
-    if z.shape[-3:-1] == tuple(size):
+    return _larger(_cubic, z, size)
+
+
+def multilinear(z: jax.Array, size: Size) -> jax.Array:
+    """A grid made larger: float32 [..., *grid, D] -> float32 [..., *size, D].
+
+    Linear along each axis: bilinear of two, trilinear of three. The same bits in any program.
+    """
+    return _larger(_linear, z, size)
+
+
+def _larger(weights_of, z, size):
+    """Interpolation along each axis by the weights that `weights_of` (coarse, fine) gives."""
+    sides = _sides(z, size)
+    if sides == tuple(size):
         return z
-    weights = _cubic(z.shape[-3], size[0]), _cubic(z.shape[-2], size[1])
-    return rounded(_along(*weights, z))
+    weights = [weights_of(*both) for both in zip(sides, size, strict=True)]
+    return rounded(_along(weights, z))
 
 
 def convolve(
@@ -97,22 +132,22 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of [B, H, W, C] as a product of patches with the kernel.
+    """`lax.conv_general_dilated` of [B, *grid, C] as a product of patches with the kernel.
 
     On a CPU the gradient is two to four times faster so on 8 x 8 images, and in a loop, where the
     trainer takes its steps, 45 times (jax-ml/jax#12868). Large images have too many patches.
 
     Args:
-      x: float [B, H, W, C]; kernel: float [h, w, C, F]; padding: 'SAME', 'VALID' or pairs;
+      x: float [B, *grid, C]; kernel: float [*sides, C, F]; padding: 'SAME', 'VALID' or pairs;
         options: those of `lax.conv_general_dilated` that nn.Conv gives.
 
     Returns:
-      float [B, H', W', F], of the dtype of the product.
+      float [B, *grid', F], of the dtype of the product.
 
     Raises:
       ValueError: for a convolution in groups or dilated.
     """
-    height, width, channels, features = kernel.shape
+    *sides, channels, features = kernel.shape
     dilation = (*(options.get('lhs_dilation') or ()), *(options.get('rhs_dilation') or ()))
     if options.get('feature_group_count', 1) != 1 or any(d != 1 for d in dilation):
         raise ValueError(
@@ -120,17 +155,16 @@ def convolve(
             f'{dilation}: patches are of plain convolutions, use lax.conv_general_dilated'
         )
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], (height, width), window_strides, padding)
+        padding = lax.padtype_to_pads(x.shape[1:-1], sides, window_strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     strides = (1, *window_strides, 1)
-    rows, columns = (
+    reach = [
         (size - side) // stride * stride + 1
-        for size, side, stride in zip(x.shape[1:3], (height, width), window_strides, strict=True)
-    )
+        for size, side, stride in zip(x.shape[1:-1], sides, window_strides, strict=True)
+    ]
     patches = [
-        lax.slice(x, (0, i, j, 0), (x.shape[0], i + rows, j + columns, channels), strides)
-        for i in range(height)
-        for j in range(width)
+        lax.slice(x, (0, *at, 0), (x.shape[0], *map(sum, zip(at, reach)), channels), strides)  # noqa: B905
+        for at in np.ndindex(*sides)
     ]
     precision = options.get('precision')
     kernel = kernel.reshape(-1, features)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -23,16 +25,21 @@ def squared_error(
     return masked_mean(jnp.mean(difference**2, axis=-1), mask, axis_name)
 
 
-def orthogonality(codebook: jax.Array) -> jax.Array:
+def orthogonality(codebook: jax.Array, active: jax.Array | None = None) -> jax.Array:
     """How far codes are from pairwise orthogonal: sum cos^2 / K^2 - 1 / K (arXiv:2112.00384).
 
-    codebook [K, D] -> float32 [], 0 for orthogonal rows. The K x K cosines are never held: their
+    codebook [K, D], active bool [K] -> float32 [], 0 for orthogonal rows. With `active` it is that
+    of those rows alone, K their number, and 0 without any. The K x K cosines are never held: their
     squared sum is that of the D x D Gram matrix.
     """
     unit = normalize(codebook.astype(jnp.float32))
+    number: Any = codebook.shape[0]
+    if active is not None:
+        unit = jnp.where(active[:, None], unit, 0.0)
+        number = jnp.maximum(jnp.sum(active, dtype=jnp.float32), 1.0)
     gram = jnp.matmul(unit.T, unit, precision=lax.Precision.HIGHEST)
-    num_codes = codebook.shape[0]
-    return jnp.sum(gram**2) / num_codes**2 - 1 / num_codes
+    found = jnp.sum(gram**2) / number**2 - 1 / number
+    return found if active is None else jnp.where(jnp.any(active), found, 0.0)
 
 
 def entropy(probabilities: jax.Array, axis: int = -1) -> jax.Array:

@@ -93,6 +93,14 @@ def gumbel_noise(key: jax.Array, places: jax.Array, num: int) -> jax.Array:
     return -jnp.log(-jnp.log(uniform_noise(key, places, num)))
 
 
+def normal_noise(key: jax.Array, places: jax.Array, num: int) -> jax.Array:
+    """A standard normal number for each row and each of `num` entries, by the row's place.
+
+    key, int32 [N] -> float32 [N, num], between -5.3 and 5.3.
+    """
+    return jax.scipy.special.ndtri(uniform_noise(key, places, num))
+
+
 def top_rows(
     rows: jax.Array, priority: jax.Array, num: int, axis_name: AxisName = None
 ) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,7 @@ from vqjax.quantizers.registry import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.rotated import RotatedState
 from vqjax.quantizers.specs import make, to_spec
 from vqjax.quantizers.vq import Affine, VQState
-from vqjax.quantizers.vq_ema import VQEMAState
+from vqjax.quantizers.vq_ema import VQEMAState, blend_codes
 
 # The name of a quantizer in a spec is that of its file. One of your own, outside this package, is
 # added to these before `make`, `to_spec` or `Codec.load` are to know it.
@@ -48,6 +48,7 @@ __all__ = [
     'RotatedState',
     'VQEMAState',
     'VQState',
+    'blend_codes',
     'checked',
     'count_refits',
     'device_mesh',

@@ -118,7 +118,7 @@ class BridgedCodebook(Codebook):
         """Nearest code of z [..., D], with a key the assignment's; the bridge is taken once."""
         codebook = self.read_codebook(params, state)
         codes = hide(self.choose(codebook, z, key, mask, axis_name), mask)
-        return self._read(codebook, z, codes, mask, axis_name)
+        return self._read(codebook, z, codes, mask, axis_name, key)
 
     def read(
         self,
@@ -128,11 +128,12 @@ class BridgedCodebook(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
-        return self._read(self.read_codebook(params, state), z, codes, mask, axis_name)
+        return self._read(self.read_codebook(params, state), z, codes, mask, axis_name, key)
 
-    def _read(self, codebook, z, codes, mask, axis_name):
+    def _read(self, codebook, z, codes, mask, axis_name, key):
         x = self.prepare(z)
         vectors = look_up(codebook, codes)
         losses = {
@@ -140,8 +141,8 @@ class BridgedCodebook(Codebook):
             'codebook': ops.squared_error(lax.stop_gradient(x), vectors, mask, axis_name),
         }
         loss = self.commitment * losses['commitment'] + self.codebook * losses['codebook']
-        z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
-        return Quantized(z_q, codes, loss, losses)
+        z_q = ops.estimated(self.gradient, x, vectors, key, mask, axis_name)
+        return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
 
 @dataclass(frozen=True, repr=False)

@@ -25,7 +25,8 @@ from vqjax.quantizers.protocol import PyTree
 
 
 class Codebook(Base):
-    """A leaf with a codebook [K, D], and fields metric, temperature, assignment, balance, start.
+    """A leaf with a codebook [K, D], and fields metric, temperature, assignment, start and
+    the weights of `assignment_losses`.
 
     Subclasses give `read_codebook` and `read`.
     """
@@ -35,6 +36,8 @@ class Codebook(Base):
     temperature: float = 0.0
     assignment: Callable[..., jax.Array] = staticmethod(ops.nearest_assignment)
     balance: float = 0.0
+    diversity: float = 0.0
+    cross_entropy: float = 0.0
     decay: float
     start: Any
     revival: ops.Revival | None
@@ -57,8 +60,12 @@ class Codebook(Base):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
-        """What quantize returns for z [..., D] once the codes [...] are chosen."""
+        """What quantize returns for z [..., D] once the codes [...] are chosen.
+
+        The key is that of quantize, for an estimator that draws; others are called without it.
+        """
         raise NotImplementedError
 
     @property
@@ -71,18 +78,27 @@ class Codebook(Base):
         z = z.astype(jnp.float32)
         return ops.normalize(z) if self.unit_length else z
 
-    def balance_losses(
+    def assignment_losses(
         self,
         x: jax.Array,
         codebook: jax.Array,
+        codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> dict[str, jax.Array]:
-        """`ops.code_balance` of prepared x [..., D], as the term of a loss; {} at weight 0."""
-        if not self.balance:
-            return {}
-        balance = ops.code_balance(x, codebook, 1.0, self.metric, mask, axis_name)
-        return {'balance': balance}
+        """The terms of softmax(-squared distance) whose weight is not 0.
+
+        Of prepared x [..., D] and its codes [...]: `ops.code_balance`, `ops.imbalance` of the mean
+        assignment (diversity) and `ops.code_cross_entropy`.
+        """
+        losses, given = {}, (1.0, self.metric, mask, axis_name)
+        if self.balance:
+            losses['balance'] = ops.code_balance(x, codebook, *given)
+        if self.diversity:
+            losses['diversity'] = ops.imbalance(ops.mean_assignment(x, codebook, *given))
+        if self.cross_entropy:
+            losses['cross_entropy'] = ops.code_cross_entropy(x, codebook, codes, *given)
+        return losses
 
     def observe(
         self,
@@ -148,8 +164,10 @@ class Codebook(Base):
         axis_name: AxisName = None,
     ) -> Quantized:
         """Nearest code of z [..., D]; with a key the assignment's, or at a temperature a sample."""
-        codes = self.choose(self.read_codebook(params, state), z, key, mask, axis_name)
-        return self.read(params, state, z, hide(codes, mask), mask, axis_name)
+        codes = hide(self.choose(self.read_codebook(params, state), z, key, mask, axis_name), mask)
+        if isinstance(getattr(self, 'gradient', None), ops.DiVeQ):
+            return self.read(params, state, z, codes, mask, axis_name, key)
+        return self.read(params, state, z, codes, mask, axis_name)
 
     @checked
     def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
@@ -216,9 +234,10 @@ class Wrapped(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """The inner's."""
-        return self.inner.read(params, state.inner, z, codes, mask, axis_name)
+        return self.inner.read(params, state.inner, z, codes, mask, axis_name, key)
 
     def read_codebook(self, params: PyTree, state: PyTree) -> jax.Array:
         """The inner's, float32 [K, D]."""

@@ -114,8 +114,10 @@ class IBQ(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
+        del key
         x = self.prepare(z)
         vectors = look_up(params, codes)
         z_q = ops.graft(vectors, vectors + blank(ops.soft_index(x, params, self.metric), codes))

@@ -157,6 +157,16 @@ def completed_to(codes: jax.Array, number: int) -> jax.Array:
     return jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)], constant_values=-1)
 
 
+def stack_rows(rows: Sequence[jax.Array]) -> jax.Array:
+    """Rows of codes [..., N] of several quantizers, -1 at the ends of short ones: [..., n, N]."""
+    longest = max(row.shape[-1] for row in rows)
+    padded = [
+        jnp.pad(row, [(0, 0)] * (row.ndim - 1) + [(0, longest - row.shape[-1])], constant_values=-1)
+        for row in rows
+    ]
+    return jnp.stack(padded, axis=-2)
+
+
 def merge_losses(losses: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
     """The terms of several quantizers, stacked by name; one that a quantizer lacks is 0 there."""
     terms = {name: term for held in losses for name, term in held.items()}

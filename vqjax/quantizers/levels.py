@@ -23,7 +23,7 @@ from vqjax.quantizers.base import (
     part_of,
     shapes_of,
 )
-from vqjax.quantizers.inner_quantizers import merge_losses
+from vqjax.quantizers.inner_quantizers import merge_losses, stack_rows
 from vqjax.quantizers.protocol import PyTree
 
 
@@ -111,12 +111,7 @@ class Levels(Base):
             inner.by_codebook(jnp.moveaxis(part, -1, 0))
             for inner, part in zip(self.inner, self.cut(codes, -1), strict=True)
         ]
-        longest = max(row.shape[-1] for row in rows)
-        missing = [[(0, 0)] * (row.ndim - 1) + [(0, longest - row.shape[-1])] for row in rows]
-        padded = [
-            jnp.pad(row, pad, constant_values=-1) for row, pad in zip(rows, missing, strict=True)
-        ]
-        return jnp.stack(padded, axis=-2)
+        return stack_rows(rows)
 
     def cut(self, x: jax.Array | None, axis: int) -> list:
         """The parts of each level along an axis of length L; of None, None."""

@@ -27,10 +27,13 @@ def ratios_of(phi: Sequence[float], num_scales: int) -> tuple[float, ...]:
     return tuple(phi)
 
 
-def start(number: int, features: int) -> tuple[jax.Array, jax.Array]:
-    """Kernels float32 [number, 3, 3, D, D] and biases [number, D] that change nothing."""
-    identity = jnp.zeros((3, 3, features, features), jnp.float32)
-    identity = identity.at[1, 1].set(jnp.eye(features, dtype=jnp.float32))
+def start(number: int, axes: int, features: int) -> tuple[jax.Array, jax.Array]:
+    """Kernels float32 [number, 3, ..., D, D] and biases [number, D] that change nothing.
+
+    A kernel has a 3 for each of the grid's axes.
+    """
+    identity = jnp.zeros((*(3,) * axes, features, features), jnp.float32)
+    identity = identity.at[(1,) * axes].set(jnp.eye(features, dtype=jnp.float32))
     return jnp.stack([identity] * number), jnp.zeros((number, features), jnp.float32)
 
 
@@ -45,12 +48,12 @@ def at_scale(k: int, num_scales: int, number: int) -> int:
 
 
 def mix(h: jax.Array, kernel: jax.Array, bias: jax.Array, ratio: float) -> jax.Array:
-    """(1 - ratio) h + ratio (h * kernel + bias): float32 [..., H, W, D] -> the same.
+    """(1 - ratio) h + ratio (h * kernel + bias): float32 [..., *grid, D] -> the same.
 
     The same bits in any program: every product is rounded by itself.
     """
-    share = np.float32(ratio)
-    flat = h.reshape(-1, *h.shape[-3:])
-    moved = ops.convolve(flat, kernel, (1, 1), 'SAME', precision=lax.Precision.HIGHEST)
+    share, axes = np.float32(ratio), kernel.ndim - 2
+    flat = h.reshape(-1, *h.shape[-axes - 1 :])
+    moved = ops.convolve(flat, kernel, (1,) * axes, 'SAME', precision=lax.Precision.HIGHEST)
     moved = (ops.rounded(moved) + bias).reshape(h.shape)
     return ops.rounded((1 - share) * h) + ops.rounded(share * moved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -72,17 +73,20 @@ def shardings(
             raise ValueError(
                 f'axis={name!r} is no axis of the mesh: give one of {tuple(mesh.shape)} or None'
             )
+    if isinstance(quantizer, MultiScale) and quantizer.phi:
+        whole: Any = NamedSharding(mesh, P())
+        without = dataclasses.replace(quantizer, phi=())
+        inner, placed = shardings(without, params.inner, state, mesh, axis)
+        return MultiScaleParams(whole, whole, inner), placed
     inners: Any = getattr(quantizer, 'inner', None)
+    if isinstance(quantizer, MultiScale) and not isinstance(inners, tuple):
+        return shardings(inners, params, state, mesh, axis)
     if isinstance(inners, tuple):
         stages = [
             shardings(inner, params[s] if params else (), state[s] if state else (), mesh, axis)
             for s, inner in enumerate(inners)
         ]
         return tuple(p for p, _ in stages), tuple(s for _, s in stages)
-    if isinstance(quantizer, MultiScale) and quantizer.phi:
-        inner, placed = shardings(quantizer.inner, params.inner, state, mesh, axis)
-        whole: Any = NamedSharding(mesh, P())
-        return MultiScaleParams(whole, whole, inner), placed
     parts = math.prod(mesh.shape[name] for name in axes)
     first = _stacked(quantizer)
 

@@ -24,6 +24,7 @@ from vqjax.quantizers.random_projection import RandomProjection as RandomProject
 from vqjax.quantizers.residual import Residual as Residual
 from vqjax.quantizers.rotated import Rotated as Rotated
 from vqjax.quantizers.sim_vq import SimVQ as SimVQ
+from vqjax.quantizers.space_filling import SpaceFilling as SpaceFilling
 from vqjax.quantizers.strided import Strided as Strided
 from vqjax.quantizers.vq import VQ as VQ
 from vqjax.quantizers.vq_ema import VQEMA as VQEMA

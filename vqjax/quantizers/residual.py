@@ -40,7 +40,14 @@ from vqjax.quantizers.inner_quantizers import (
     merge_losses,
     quantize_detached,
 )
-from vqjax.quantizers.sums_of_stages import Sums, with_slope, without_slope
+from vqjax.quantizers.sums_of_stages import (
+    Sums,
+    estimator_of,
+    noise_key,
+    vectors_of,
+    with_slope,
+    without_slope,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +67,8 @@ class Residual(Base):
       dropout: with a key, only the first n ~ U{1..S} stages are used: 'sample' draws n for each
         entry of z's first axis, 'batch' once; codes of the others are -1. Which n there
         are says an `ops.StageDropout`.
-      beam: codes are chosen among this many partial sums, by the final residual (1: greedily).
+      beam: codes are chosen among this many partial sums, by the final residual (1: greedily), or
+        by the errors after all stages, an `ops.Beam`.
       similarity: weight of `ops.structural_similarity` of each stage's vectors and those of the
         stage before (ERVQ, arXiv:2410.12359); its gradient goes to what the vectors are made of
         and straight through each to z. They are then all held, S N D numbers.
@@ -80,7 +88,7 @@ class Residual(Base):
     num_stages: int = cast(int, None)  # then told by the tuple
     shared: bool = False
     dropout: StageDropout | str | None = None
-    beam: int = 1
+    beam: int | ops.Beam = 1
     similarity: float = 0.0
     scale: float | tuple[float, ...] | None = None
 
@@ -100,7 +108,11 @@ class Residual(Base):
             check(len(set(shapes)) == 1, 'inner', inners, f'of one code_shape, not {shapes}')
         check_count('num_stages', self.num_stages)
         object.__setattr__(self, 'dropout', dropout_of(self.dropout, self.num_stages))
-        check_count('beam', self.beam)
+        if isinstance(self.beam, ops.Beam):
+            need = f'with {self.num_stages} weights, one a stage'
+            check(len(self.beam.weights) == self.num_stages, 'beam', self.beam, need)
+        else:
+            check_count('beam', self.beam)
         explicit = all(isinstance(inner, Codebook) for inner in inners)
         need = '1 where an inner quantizer has no explicit codebook'
         check(self.beam == 1 or explicit, 'beam', self.beam, need)
@@ -162,6 +174,9 @@ class Residual(Base):
             fields['inner'] = self.inner[:num]
         if num == 1:
             fields['similarity'] = 0.0
+        if isinstance(self.beam, ops.Beam):
+            weights = self.beam.weights[:num]
+            fields['beam'] = ops.Beam(self.beam.size, weights) if any(weights) else self.beam.size
         if (dropout := dropout_of(self.dropout, self.num_stages)) is not None:
             multiple = 1 if num % dropout.multiple else dropout.multiple
             least = min(dropout.least, num)
@@ -276,6 +291,7 @@ class Residual(Base):
         # Backward through the scan would keep [S, ..., D] for it. Across devices what a mean's
         # gradient is depends on the kind of mapping, so there the scan is left to find out.
         ahead = axis_name is None and not learns
+        estimator = estimator_of(self._inners[0])
 
         def stage(inner, sums, params, state, key, used, chosen, scale):
             def quantize(residual):
@@ -283,7 +299,8 @@ class Residual(Base):
                 return quantize_detached(inner, params, state, scaled, key, used, axis_name, chosen)
 
             out, slope = (with_slope if ahead else without_slope)(quantize, sums.residual)
-            return sums.with_stage(out.z_q * scale, slope), (out.codes, out.loss, out.losses)
+            vectors = vectors_of(estimator, inner, params, state, out)
+            return sums.with_stage(vectors * scale, slope), (out.codes, out.loss, out.losses)
 
         keys = None if key is None else jax.random.split(key, self.num_stages)
         used = self._used(key, x, mask, axis_name)
@@ -300,7 +317,7 @@ class Residual(Base):
             losses['similarity'] = _similarity(vectors, x, used, axis_name)
             total += self.similarity * jnp.sum(losses['similarity'])
         alive = jnp.any(codes.reshape(*x.shape[:-1], -1) >= 0, axis=-1)
-        z_q = sums.z_q(x, getattr(self._inners[0], 'gradient', ops.straight_through))
+        z_q = sums.z_q(x, estimator, noise_key(key, self.num_stages), mask, axis_name)
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
         return Quantized(z_q, codes, total, losses)
 
@@ -309,7 +326,7 @@ class Residual(Base):
         if self.beam == 1:
             return None
         run = functools.partial(self._stages, params=params, state=state)
-        return jnp.moveaxis(beam_codes(run, x, self.num_stages, self.beam), -1, 0)
+        return jnp.moveaxis(beam_codes(run, x, self._scales, self.beam), -1, 0)
 
     def _used(self, key, x, mask, axis_name):
         """Mask of each stage, bool [S, ...], or None where every stage sees all of x."""

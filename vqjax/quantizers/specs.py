@@ -23,7 +23,9 @@ _FUNCTIONS = {
 _PARTS = {
     'revival': ops.Revival,
     'assignment': ops.Sinkhorn,
+    'beam': ops.Beam,
     'dropout': ops.StageDropout,
+    'gradient': ops.DiVeQ,
 }
 _BRIDGE_NAMES = {kind: name for name, kind in ops.BRIDGES.items()}
 
@@ -35,9 +37,10 @@ def make(spec: Mapping[str, Any]) -> Quantizer:
 
     Args:
       spec: 'name', the quantizer's file name, and its fields; functions by name, `inner` as a
-        spec (or a list of them), `revival` and `dropout` as mappings of their fields (or None), a
-        balanced `assignment` as a mapping of the fields of `ops.Sinkhorn`, a `bridge` as one of
-        its name (`ops.BRIDGES`) and fields.
+        spec (or a list of them), `revival`, `dropout` and `beam` as mappings of their fields (or
+        None, a number), a balanced `assignment` as a mapping of the fields of `ops.Sinkhorn`, a
+        `gradient` with noise as one of those of `ops.DiVeQ`, a `bridge` as one of its name
+        (`ops.BRIDGES`) and fields.
 
     Raises:
       ValueError: for an unknown name or field, or what the quantizer itself refuses.

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vqjax import ops
 from vqjax.ops import AxisName
 from vqjax.quantizers.base import (
     Base,
@@ -26,9 +25,9 @@ from vqjax.quantizers.base import (
     part_of,
     shapes_of,
 )
-from vqjax.quantizers.inner_quantizers import merge_losses, quantize_detached
+from vqjax.quantizers.inner_quantizers import merge_losses, quantize_detached, stack_rows
 from vqjax.quantizers.scales import real_vectors
-from vqjax.quantizers.sums_of_stages import Sums
+from vqjax.quantizers.sums_of_stages import Sums, estimator_of, noise_key, vectors_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,11 +125,7 @@ class Strided(Base):
 
     def by_codebook(self, codes: jax.Array) -> jax.Array:
         """A row for each stage, see `Base.by_codebook`."""
-        rows = [stage.reshape(-1) for stage in self.to_stages(codes)]
-        longest = max(len(row) for row in rows)
-        return jnp.stack(
-            [jnp.pad(row, (0, longest - len(row)), constant_values=-1) for row in rows]
-        )
+        return stack_rows([stage.reshape(-1) for stage in self.to_stages(codes)])
 
     def to_stages(self, codes: jax.Array) -> tuple[jax.Array, ...]:
         """The codes of each stage along time: [..., n L] -> S arrays [..., T / stride].
@@ -234,13 +229,15 @@ class Strided(Base):
             [None] * len(self._stages) if key is None else jax.random.split(key, len(self._stages))
         )
         sums = Sums.nothing(clean, learns=bool(jax.tree.leaves(params)), ahead=False)
+        estimator = estimator_of(self._stages[0])
         codes, loss, losses = [], jnp.zeros((), jnp.float32), []
         for k, (inner, stride) in enumerate(zip(self._stages, self.strides, strict=True)):
             means, some = _means(sums.residual, real, stride)
             trees = self.stage(params, k), self.stage(state, k)
             rows = inner.unbound(means)
             out = quantize_detached(inner, *trees, rows, keys[k], some, axis_name)
-            sums = sums.with_stage(jnp.repeat(out.z_q, stride, axis=-2), None)
+            added = vectors_of(estimator, inner, *trees, out)
+            sums = sums.with_stage(jnp.repeat(added, stride, axis=-2), None)
             codes.append(out.codes)
             losses.append(out.losses)
             loss += out.loss
@@ -248,7 +245,7 @@ class Strided(Base):
         bad = ~jnp.all(jnp.isfinite(z), axis=-1)
         bad = bad if mask is None else bad & mask
         loss = loss + jnp.where(jnp.any(bad), jnp.nan, 0.0)
-        z_q = sums.z_q(x, getattr(self._stages[0], 'gradient', ops.straight_through))
+        z_q = sums.z_q(x, estimator, noise_key(key, len(self._stages)), real, axis_name)
         z_q = jnp.where(real[..., None], z_q, 0.0).astype(z.dtype)
         return Quantized(z_q.reshape(z.shape), self._joined(codes), loss, merge_losses(losses))
 

@@ -17,7 +17,7 @@ class Sums(NamedTuple):
 
     residual: what the stages so far left of z; through it their losses reach z.
     total: the sum of their vectors, without gradient.
-    carrier: the same sum with the gradient that their vectors hand to params.
+    carrier: the same sum with the gradient that their vectors hand to params (see `vectors_of`).
     slope: the gradient of their losses to z.
     """
 
@@ -40,10 +40,25 @@ class Sums(NamedTuple):
         slope = None if self.slope is None else self.slope + slope
         return Sums(self.residual - value, self.total + value, carrier, slope)
 
-    def z_q(self, x: jax.Array, estimator: Callable[..., Any]) -> Any:
-        """The total, with the estimator's gradient to z = x and that of the carrier to params."""
-        to_z = estimator(x, lax.stop_gradient(self.total))
-        return ops.graft(self.total, to_z if self.carrier is None else to_z + self.carrier)
+    def z_q(
+        self,
+        x: jax.Array,
+        estimator: ops.Estimator,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: ops.AxisName = None,
+    ) -> Any:
+        """The total, with the estimator's gradient to z = x and that of the carrier to params.
+
+        One that trains codes hands them all the direction of the whole error (arXiv:2509.26469).
+        """
+        total = lax.stop_gradient(self.total)
+        if self.carrier is not None and ops.trains_codes(estimator):
+            total = self.carrier
+        to_z = ops.estimated(estimator, x, total, key, mask, axis_name)
+        if self.carrier is not None and not ops.trains_codes(estimator):
+            to_z += self.carrier
+        return ops.graft(self.total, to_z)
 
     def loss(self, x: jax.Array, loss: Any) -> Any:
         """The loss [] with its gradient to z = x, where that was summed on the way."""
@@ -66,3 +81,23 @@ def with_slope(quantize: Callable[..., Any], residual: jax.Array) -> Any:
 def without_slope(quantize: Callable[..., Any], residual: jax.Array) -> Any:
     """(Quantized, None)."""
     return quantize(residual), None
+
+
+def estimator_of(inner: Any) -> Any:
+    """The estimator that stands around a sum of stages: the first one's, else straight-through."""
+    return getattr(inner, 'gradient', ops.straight_through)
+
+
+def vectors_of(estimator: ops.Estimator, inner: Any, params: Any, state: Any, out: Any) -> Any:
+    """What a stage adds: its z_q, or what its codes stand for where the estimator trains codes.
+
+    That estimator stands around the sum: a stage's own would turn each gradient a second time.
+    """
+    if not ops.trains_codes(estimator) or not jax.tree.leaves(params):
+        return out.z_q
+    return inner.decode(params, state, out.codes)
+
+
+def noise_key(key: jax.Array | None, num_stages: int) -> Any:
+    """The key of the noise around a sum of stages, which none of them has."""
+    return None if key is None else jax.random.fold_in(key, num_stages + 1)

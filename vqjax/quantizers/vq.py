@@ -47,6 +47,18 @@ class Affine(NamedTuple):
     offset: jax.Array
 
 
+_WEIGHTS = (
+    'commitment',
+    'codebook',
+    'orthogonality',
+    'active_orthogonality',
+    'diversity',
+    'balance',
+    'cross_entropy',
+    'sync_nu',
+)
+
+
 @frozen
 class VQ(Codebook):
     """VQ-VAE's codebook as a parameter (arXiv:1711.00937 eq. 3).
@@ -59,8 +71,12 @@ class VQ(Codebook):
       codebook: weight of the codebook loss.
       decay: of the moving counts that revival looks at.
       orthogonality: weight of `ops.orthogonality` (arXiv:2112.00384).
+      active_orthogonality: weight of the same among the codes that this batch was given, those of
+        all replicas, alone.
       diversity: weight of `ops.diversity` of softmax(-squared distance).
       balance: weight of `ops.code_balance` (ERVQ, arXiv:2410.12359), which reaches unused codes.
+      cross_entropy: weight of `ops.code_cross_entropy` to the chosen codes, which reaches z and all
+        codes.
       sync_nu: share of z_q's gradient that the codebook receives too (arXiv:2305.08842 sec. 4.2).
       affine: all codes share a learned scale and offset, so unused ones move along
         (arXiv:2305.08842 sec. 4.1).
@@ -87,10 +103,12 @@ class VQ(Codebook):
     affine: bool = False
     assignment: Callable[..., jax.Array] = ops.nearest_assignment
     unit_values: bool = True
+    cross_entropy: float = 0.0
+    active_orthogonality: float = 0.0
 
     def __post_init__(self, init: Any = None) -> None:
         check_codebook_fields(self, init)
-        for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
+        for name in _WEIGHTS:
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
         check_flag('unit_values', self.unit_values)
@@ -145,6 +163,7 @@ class VQ(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
@@ -155,13 +174,13 @@ class VQ(Codebook):
             'commitment': ops.squared_error(x, fixed, mask, axis_name),
             'codebook': ops.squared_error(lax.stop_gradient(x), vectors, mask, axis_name),
         }
-        losses |= self.balance_losses(x, codebook, mask, axis_name)
+        losses |= self.assignment_losses(x, codebook, codes, mask, axis_name)
         if self.orthogonality:
             losses['orthogonality'] = ops.orthogonality(codebook)
-        if self.diversity:
-            mean = ops.mean_assignment(x, codebook, 1.0, self.metric, mask, axis_name)
-            losses['diversity'] = ops.imbalance(mean)
-        z_q = self.gradient(x, vectors)
+        if self.active_orthogonality:
+            active = ops.code_counts(codes, self.num_codes, None, axis_name) > 0
+            losses['active_orthogonality'] = ops.orthogonality(codebook, active)
+        z_q = ops.estimated(self.gradient, x, vectors, key, mask, axis_name)
         if self.sync_nu:
             z_q = ops.graft(z_q, z_q + self.sync_nu * vectors)
         loss: Any = sum(getattr(self, name) * term for name, term in losses.items())

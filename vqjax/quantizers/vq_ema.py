@@ -57,6 +57,9 @@ class VQEMA(Codebook):
       assignment: with a key, how codes are chosen: the nearest, or evenly by `ops.Sinkhorn()`.
       balance: weight of `ops.code_balance` (ERVQ, arXiv:2410.12359), which moves z towards codes
         that are little used; the averages follow.
+      diversity: weight of `ops.diversity` of softmax(-squared distance), which moves z too.
+      cross_entropy: weight of `ops.code_cross_entropy` to the chosen codes, a commitment to them
+        and away from the others.
 
     Params (), state `VQEMAState`. Raises ValueError for a field out of range.
     """
@@ -72,12 +75,13 @@ class VQEMA(Codebook):
     temperature: float = 0.0
     assignment: Callable[..., jax.Array] = ops.nearest_assignment
     balance: float = 0.0
+    diversity: float = 0.0
+    cross_entropy: float = 0.0
 
     def __post_init__(self, init: Any = None) -> None:
         check_codebook_fields(self, init)
-        check_weight('commitment', self.commitment)
-        check_weight('balance', self.balance)
-        check_weight('eps', self.eps)
+        for name in ('commitment', 'balance', 'diversity', 'cross_entropy', 'eps'):
+            check_weight(name, getattr(self, name))
 
     def shapes(self, dim: int) -> tuple[tuple[()], VQEMAState]:
         """() and an array of each field of VQEMAState."""
@@ -120,16 +124,17 @@ class VQEMA(Codebook):
         codes: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
+        key: jax.Array | None = None,
     ) -> Quantized:
         """z_q, loss and losses of z [..., D] for chosen codes [...]."""
         x = self.prepare(z)
         codebook = self.read_codebook(params, state)
         vectors = look_up(codebook, codes)
         losses = {'commitment': ops.squared_error(x, vectors, mask, axis_name)}
-        losses |= self.balance_losses(x, codebook, mask, axis_name)
+        losses |= self.assignment_losses(x, codebook, codes, mask, axis_name)
         loss: Any = sum(getattr(self, name) * term for name, term in losses.items())
-        z_q = blank(self.gradient(x, vectors), codes).astype(z.dtype)
-        return Quantized(z_q, codes, loss, losses)
+        z_q = ops.estimated(self.gradient, x, vectors, key, mask, axis_name)
+        return Quantized(blank(z_q, codes).astype(z.dtype), codes, loss, losses)
 
     @checked
     def update(
@@ -166,3 +171,31 @@ class VQEMA(Codebook):
         return moved._replace(
             counts=revived.counts, sums=jnp.where(revived.changed[:, None], reset, sums)
         )
+
+
+def blend_codes(before: VQEMAState, after: VQEMAState, weights: jax.Array) -> VQEMAState:
+    """The state in which each code made only a share of the step from `before` to `after`.
+
+    counts and sums <- before + weight (after - before): of a step with decay g a code of weight w
+    so moves by (1 - g) w. A weight of 0 freezes a code, whose counts do not fade either.
+
+    Args:
+      before, after: states around `update`; those of a combinator of `VQEMA` have leading axes.
+      weights: float [K], or with the leading axes of the counts, in [0, 1].
+
+    Returns:
+      The state, with the steps of `after`.
+
+    Raises:
+      ValueError: for weights that do not broadcast to the counts.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+    shape = before.counts.shape
+    if weights.ndim < 1 or weights.shape != shape[len(shape) - weights.ndim :]:
+        raise ValueError(
+            f'weights must be of shape {shape[-1:]}, one for each code, or {shape}, that of the '
+            f'counts, got {weights.shape}'
+        )
+    counts = before.counts + weights * (after.counts - before.counts)
+    sums = before.sums + weights[..., None] * (after.sums - before.sums)
+    return VQEMAState(counts, sums, after.step)

@@ -29,6 +29,7 @@ from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.rotated import Rotated
+from vqjax.quantizers.space_filling import SpaceFilling
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
@@ -309,6 +310,11 @@ def _(q):
     return True
 
 
+@samples.register
+def _(q: SpaceFilling):
+    return q.points > 1  # else every segment has one point to draw
+
+
 @samples.register(Clamped)
 @samples.register(Product)
 @samples.register(Projected)
@@ -325,4 +331,6 @@ def _(q):
 @samples.register(Strided)
 def _(q):
     inner = [samples(x) for x in (q.inner if isinstance(q.inner, tuple) else (q.inner,))]
+    if getattr(q, 'beam', 1) != 1 and None not in inner:
+        inner = [False]  # it chooses for them
     return None if None in inner else getattr(q, 'dropout', None) is not None or any(inner)

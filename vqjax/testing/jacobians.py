@@ -27,6 +27,7 @@ from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.rotated import Rotated
+from vqjax.quantizers.space_filling import SpaceFilling
 from vqjax.quantizers.strided import Strided
 from vqjax.testing.choices import BOUNDS, grid, logits
 from vqjax.testing.parts import (
@@ -55,6 +56,19 @@ def jacobian(q: Quantizer, leaf: Leaf) -> np.ndarray | None:
 @jacobian.register
 def _(q: Codebook, leaf: Leaf):
     return _estimated(q.gradient, q.unit_length, leaf)
+
+
+@jacobian.register
+def _(q: SpaceFilling, leaf: Leaf):
+    # The two ends of the chosen point's segment, each with noise of its own.
+    points, codes = np.asarray(leaf.params, np.float64), np.maximum(leaf.codes, 0)
+    share, total = ((codes % q.points + 0.5) / q.points)[:, None, None], 0.0
+    for end, weight in enumerate((1 - share, share)):
+        key = None if leaf.key is None else jax.random.fold_in(leaf.key, end + 1)
+        noise = _noise(q.gradient, key, leaf.codes >= 0, leaf.z)
+        value = points[codes // q.points + end]
+        total = total + weight * _estimator_slope(q.gradient, leaf.z, value, noise)
+    return np.where((leaf.codes >= 0)[:, None, None], total, 0)
 
 
 @jacobian.register
@@ -136,7 +150,8 @@ def _(q: BinaryMapper, leaf: Leaf):
 def _(q: Residual, leaf: Leaf):
     # One estimator around the whole, the first stage's: 1 and not the number of stages.
     first = q.inner[0] if isinstance(q.inner, tuple) else q.inner
-    return _estimated(getattr(first, 'gradient', ops.straight_through), False, leaf)
+    gradient = getattr(first, 'gradient', ops.straight_through)
+    return _estimated(gradient, False, leaf._replace(key=_key_around(q.num_stages, leaf.key)))
 
 
 @jacobian.register
@@ -160,9 +175,17 @@ def _(q: Projected, leaf: Leaf):
 def _(q: MultiScale, leaf: Leaf):
     # As of Residual, around the sum of all scales.
     z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
-    slope = _estimator_slope(getattr(q.inner, 'gradient', ops.straight_through), z, vectors)
-    real = real_by_codes(q, leaf.codes).reshape(-1, 1, 1)
-    return None if slope is None else np.where(real, slope, 0)
+    first = q.inner[0] if isinstance(q.inner, tuple) else q.inner
+    gradient = getattr(first, 'gradient', ops.straight_through)
+    return _around_sum(gradient, len(q.scales), leaf, z, vectors, real_by_codes(q, leaf.codes))
+
+
+def _around_sum(gradient, number, leaf, z, vectors, real):
+    """Of the estimator around a sum of so many stages, of vectors [n, D] that are real or not."""
+    real = real.reshape(-1)
+    noise = _noise(gradient, _key_around(number, leaf.key), real, z)
+    slope = _estimator_slope(gradient, z, vectors, noise)
+    return None if slope is None else np.where(real[:, None, None], slope, 0)
 
 
 @jacobian.register
@@ -192,9 +215,8 @@ def _(q: Parallel, leaf: Leaf):
 def _(q: Strided, leaf: Leaf):
     # As of Residual, around the sum of all stages.
     z, vectors = (x.reshape(-1, x.shape[-1]) for x in (leaf.z, parts(q, leaf)[1]))
-    slope = _estimator_slope(getattr(q.inner[0], 'gradient', ops.straight_through), z, vectors)
-    real = real_in_windows(q, leaf.codes).reshape(-1, 1, 1)
-    return None if slope is None else np.where(real, slope, 0)
+    gradient = getattr(q.inner[0], 'gradient', ops.straight_through)
+    return _around_sum(gradient, len(q.inner), leaf, z, vectors, real_in_windows(q, leaf.codes))
 
 
 @jacobian.register
@@ -236,16 +258,29 @@ def _estimated(gradient, normalised, leaf):
     """Of an estimator around z, or around z of unit length; None for a function of your own."""
     x = unit(leaf.z) if normalised else leaf.z
     value = take_apart(*leaf[:6])[1]
-    found = _estimator_slope(gradient, x, value)
-    if found is None:
-        return None
     # A group or row without any code is zero, and so is its gradient.
     alive = np.any(leaf.codes.reshape(len(x), -1) >= 0, axis=-1)
+    found = _estimator_slope(gradient, x, value, _noise(gradient, leaf.key, alive, x))
+    if found is None:
+        return None
     found = np.where(alive[:, None, None], found, 0)
     return found @ _unit_slope(leaf.z) if normalised else found
 
 
-def _estimator_slope(gradient, x, value):
+def _noise(gradient, key, real, x):
+    """What `ops.DiVeQ` adds to the direction of vectors x [n, D], real [n]: 0 without a key."""
+    if not isinstance(gradient, ops.DiVeQ) or key is None:
+        return 0.0
+    drawn = ops.normal_noise(key, np.maximum(np.cumsum(real) - 1, 0), x.shape[-1])
+    return gradient.variance**0.5 * np.asarray(drawn, np.float64)
+
+
+def _key_around(number, key):
+    """The key of the noise around a sum of so many stages."""
+    return None if key is None else jax.random.fold_in(key, number + 1)
+
+
+def _estimator_slope(gradient, x, value, noise=0.0):
     one = np.broadcast_to(np.eye(x.shape[-1]), (*x.shape, x.shape[-1]))
     if gradient is ops.straight_through:
         return one
@@ -256,9 +291,8 @@ def _estimator_slope(gradient, x, value):
         gain = np.linalg.norm(value, axis=-1) / np.linalg.norm(x, axis=-1)
         usable = (gain < ops.gradients.MAX_GAIN) & (gain > 1e-12)
         return np.where(usable[:, None, None], gain[:, None, None] * turn, one)
-    if gradient is ops.directional:
-        d = unit(value - x)
-        return one - d[:, :, None] * d[:, None]
+    if ops.trains_codes(gradient):
+        return one - unit(value - x + noise)[:, :, None] * unit(value - x)[:, None]
     return None
 
 

@@ -30,6 +30,7 @@ from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.space_filling import SpaceFilling
 from vqjax.quantizers.strided import Strided
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
@@ -44,12 +45,14 @@ def weights(q: Quantizer) -> dict[str, float] | None:
 
 @weights.register
 def _(q: VQEMA):
-    return {'commitment': q.commitment} | ({'balance': q.balance} if q.balance else {})
+    names = ('balance', 'diversity', 'cross_entropy')
+    return {'commitment': q.commitment} | {name: w for name in names if (w := getattr(q, name))}
 
 
 @weights.register
 def _(q: VQ):
-    names = ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance')
+    names = ('commitment', 'codebook', 'orthogonality', 'active_orthogonality', 'diversity')
+    names += ('balance', 'cross_entropy')
     always = ('commitment', 'codebook')
     return {name: w for name in names if (w := getattr(q, name)) or name in always}
 
@@ -96,6 +99,7 @@ def _(q: FSP):
 
 @weights.register(FSQ)
 @weights.register(RandomProjection)
+@weights.register(SpaceFilling)
 def _(q):
     return {}
 
@@ -157,10 +161,15 @@ def _all(params, value):
 
 @trains.register
 def _(q: Bridged, term, params):
-    to_params = q.gradient is ops.directional if term == 'task' else term == 'codebook'
+    to_params = ops.trains_codes(q.gradient) if term == 'task' else term == 'codebook'
     if not isinstance(q.bridge, ops.Linear | ops.LowRank | ops.VQBridge):
         return None  # which of the params of your own bridge reach the codebook
     return term in ('task', 'commitment'), _all(params, to_params)
+
+
+@trains.register
+def _(q: SpaceFilling, term, params):
+    return True, True  # there is the task alone
 
 
 @trains.register
@@ -175,9 +184,11 @@ def _(q: IBQ, term, params):
 def _(q, term, params):
     if term == 'task':
         # Most estimators hand all of it to z.
-        learns = getattr(q, 'gradient', None) is ops.directional or getattr(q, 'sync_nu', 0) > 0
+        gradient = getattr(q, 'gradient', ops.straight_through)
+        learns = ops.trains_codes(gradient) or getattr(q, 'sync_nu', 0) > 0
         return True, _all(params, learns)
-    return term in ('commitment', 'diversity', 'balance'), _all(params, term != 'commitment')
+    to_z = term in ('commitment', 'diversity', 'balance', 'cross_entropy')
+    return to_z, _all(params, term != 'commitment')
 
 
 @trains.register(VQEMA)
@@ -260,6 +271,8 @@ def _(q: MultiScale, term, params):
         found = False, decoded_params(q.inner, inner)
     elif term == 'sum_commitment':
         found = True, _all(inner, False)
+    elif isinstance(q.inner, tuple):
+        found = _by_entry(q, term, inner)
     else:
         found = trains(q.inner, term, inner)
     if found is None or not q.phi:
@@ -267,10 +280,12 @@ def _(q: MultiScale, term, params):
     return found[0], MultiScaleParams(*[term in ('phi', 'task')] * 2, found[1])
 
 
-def decoded_params(q: Quantizer, params: Any) -> Any:
+def decoded_params(q: Quantizer | tuple[Quantizer, ...], params: Any) -> Any:
     """Which leaves of params the vectors of codes are made of: a tree of bool."""
     if isinstance(q, BinaryMapper | GumbelSoftmax):
         return type(params)(kernel=False, bias=False, codebook=True)
+    if isinstance(q, tuple):
+        return tuple(decoded_params(*both) for both in zip(q, params, strict=True))
     if isinstance(q, Projected):
         within = decoded_params(q.inner, params.inner)
         biases = (False, True) if q.bias else ((), ())

@@ -288,52 +288,55 @@ def _(q: MultiScale, whole: Leaf):
 
 def _scales(q: MultiScale, whole: Leaf):
     """The leaves, and the sum after each scale."""
-    keys = [None] * len(q.sizes) if whole.key is None else jax.random.split(whole.key, len(q.sizes))
+    number = len(q.sizes)
+    keys = [None] * number if whole.key is None else jax.random.split(whole.key, number)
     real = real_by_codes(q, whole.codes)[..., None].astype(np.float64)
-    inner = whole._replace(
-        q=q.inner,
-        params=whole.params.inner if q.phi else whole.params,
-        share=whole.share / len(keys),
-    )
+    params = whole.params.inner if q.phi else whole.params
     found, sums, total = [], [], 0.0
     for k, (size, codes) in enumerate(zip(q.sizes, by_scale(q, whole.codes), strict=True)):
         areas = [_areas(*sides) for sides in zip(size, q.grid, strict=True)]
-        summed, number = (_along(areas, x) for x in (real * (whole.z - total), real))
+        summed, counted = (_along(areas, x) for x in (real * (whole.z - total), real))
+        inner = whole._replace(q=q.inner, params=params, key=keys[k], share=whole.share / number)
+        if isinstance(q.inner, tuple):
+            trees = [tree[k] if jax.tree.leaves(tree) else () for tree in (params, whole.state)]
+            place = (*whole.place, k)
+            inner = inner._replace(q=q.inner[k], params=trees[0], state=trees[1], place=place)
         means = np.asarray(
-            q.inner.unbound(jnp.asarray(summed / np.maximum(number, 1), jnp.float32))
+            inner.q.unbound(jnp.asarray(summed / np.maximum(counted, 1), jnp.float32))
         )
-        rows = _rows(inner._replace(key=keys[k]), means.astype(np.float64), codes)
-        leaves, values = parts(q.inner, rows)
+        leaves, values = parts(inner.q, _rows(inner, means.astype(np.float64), codes))
         found += leaves
         grown = values.reshape(len(whole.z), *size, -1)
         if size != q.grid:
-            grown = _along([_cubic(*sides) for sides in zip(size, q.grid, strict=True)], grown)
+            weights = _cubic if len(size) == 2 else _linear
+            grown = _along([weights(*sides) for sides in zip(size, q.grid, strict=True)], grown)
         if q.phi:
             grown = _phi(q, whole.params, k, grown)
         used = np.any(codes.reshape(len(codes), -1) >= 0, axis=-1)
-        total = total + used[:, None, None, None] * grown
+        total = total + used.reshape(-1, *[1] * (len(size) + 1)) * grown
         sums.append(total)
     return found, sums
 
 
 def by_scale(q: MultiScale, codes: np.ndarray) -> list[np.ndarray]:
-    """The codes [..., L] of each scale, [..., h w]."""
-    return np.split(codes, np.cumsum([h * w for h, w in q.sizes])[:-1], axis=-1)
+    """The codes [..., L] of each scale, [..., places]."""
+    return np.split(codes, np.cumsum([np.prod(size) for size in q.sizes])[:-1], axis=-1)
 
 
 def real_by_codes(q: MultiScale, codes: np.ndarray) -> np.ndarray:
-    """Which vectors are real by the finest scale that has a code: bool [n, H, W]."""
+    """Which vectors are real by the finest scale that has a code: bool [n, *grid]."""
     real = np.zeros((len(codes), *q.grid), bool)
+    axes = tuple(range(1, 1 + len(q.grid)))
     for size, part in zip(q.sizes, by_scale(q, codes), strict=True):
         coded = np.any(part.reshape(len(codes), -1, *size) >= 0, axis=1)
         areas = [_areas(*sides).T for sides in zip(size, q.grid, strict=True)]
         cover = _along(areas, coded[..., None])[..., 0] > 0
-        real = np.where(coded.any((1, 2), keepdims=True), cover, real)
+        real = np.where(coded.any(axes, keepdims=True), cover, real)
     return real
 
 
 def shown_places(q: MultiScale, mask: np.ndarray) -> list[np.ndarray]:
-    """Which places of each scale have a real vector in their area, bool [n, h w]."""
+    """Which places of each scale have a real vector in their area, bool [n, places]."""
     return [
         (
             _along([_areas(*sides) for sides in zip(size, q.grid, strict=True)], mask[..., None])
@@ -378,7 +381,7 @@ def _(q: Strided, whole: Leaf):
 
 @prefixes.register
 def _(q: MultiScale, whole: Leaf):
-    scales = np.repeat(np.arange(len(q.sizes)), [h * w for h, w in q.sizes])
+    scales = np.repeat(np.arange(len(q.sizes)), [np.prod(size) for size in q.sizes])
     found = []
     for n, total in enumerate(_scales(q, whole)[1], 1):
         cut = np.where(scales < n, whole.codes, -1)
@@ -393,8 +396,10 @@ def _rows(leaf, z, codes):
 
 
 def _along(matrices, x):
-    """Two matrices [h, H], [w, W] applied to x [n, H, W, d]."""
-    return np.einsum('hH,wW,nHWd->nhwd', *matrices, x)
+    """Matrices [h, H], ... of each axis applied to x [n, H, ..., d]."""
+    for axis, matrix in enumerate(matrices, start=1):
+        x = np.moveaxis(np.tensordot(matrix, x, axes=(1, axis)), 0, axis)
+    return x
 
 
 def _areas(coarse, fine):
@@ -414,15 +419,29 @@ def _cubic(coarse, fine):
     return weights
 
 
+def _linear(coarse, fine):
+    """Linear weights [fine, coarse], the border repeated."""
+    weights = np.zeros((fine, coarse))
+    for i, at in enumerate((np.arange(fine) + 0.5) * coarse / fine - 0.5):
+        first = int(np.floor(at))
+        weights[i, np.clip(first, 0, coarse - 1)] += 1 - (at - first)
+        weights[i, np.clip(first + 1, 0, coarse - 1)] += at - first
+    return weights
+
+
 def _phi(q, params, k, x):
-    """The convolution of scale k, mixed with x [n, H, W, D] itself."""
+    """The convolution of scale k, mixed with x [n, *grid, D] itself."""
     margin = (1 / 3 if len(q.phi) == 4 else 1 / 2) / len(q.phi)
     places = np.linspace(margin, 1 - margin, len(q.phi))
     p = np.argmin(np.abs(places - k / max(len(q.sizes) - 1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)
-    )
-    moved = np.einsum('nhwdij,ijde->nhwe', windows, np.asarray(params.kernels[p], np.float64))
+    axes = len(q.grid)
+    padded = np.pad(x, ((0, 0), *((1, 1),) * axes, (0, 0)))
+    moved = 0.0
+    for at in np.ndindex(*(3,) * axes):
+        window = tuple(slice(a, a + n) for a, n in zip(at, q.grid, strict=True))
+        moved = moved + padded[(slice(None), *window)] @ np.asarray(
+            params.kernels[p][at], np.float64
+        )
     return (1 - q.phi[p]) * x + q.phi[p] * (moved + np.asarray(params.biases[p], np.float64))
 
 

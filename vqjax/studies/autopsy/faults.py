@@ -118,9 +118,9 @@ class StaleRevival(StoredVQEMA):
 class NoStraightThrough(VQEMA):
     """z_q passes no gradient on: the task never reaches the encoder."""
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(self, params, state, z, codes, mask=None, axis_name=None, key=None) -> Quantized:
         """VQEMA's result with z_q cut off."""
-        out = super().read(params, state, z, codes, mask, axis_name)
+        out = super().read(params, state, z, codes, mask, axis_name, key)
         return out._replace(z_q=lax.stop_gradient(out.z_q))
 
 
@@ -128,9 +128,9 @@ class NoStraightThrough(VQEMA):
 class DetachedCommitment(VQEMA):
     """The commitment term compares a detached z with a buffer: a number without a gradient."""
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(self, params, state, z, codes, mask=None, axis_name=None, key=None) -> Quantized:
         """VQEMA's result with a loss of the same value and no gradient."""
-        out = super().read(params, state, z, codes, mask, axis_name)
+        out = super().read(params, state, z, codes, mask, axis_name, key)
         return out._replace(loss=lax.stop_gradient(out.loss))
 
 
@@ -141,9 +141,9 @@ class ClampedLoss(MissingTotal):
     The one fault on top of another: a healthy loss never reaches the clamp.
     """
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(self, params, state, z, codes, mask=None, axis_name=None, key=None) -> Quantized:
         """The result with min(loss, 100)."""
-        out = super().read(params, state, z, codes, mask, axis_name)
+        out = super().read(params, state, z, codes, mask, axis_name, key)
         return out._replace(loss=jnp.minimum(out.loss, 100.0))
 
 
@@ -151,9 +151,9 @@ class ClampedLoss(MissingTotal):
 class SwappedCoefficients(VQ):
     """The codebook loss gets the weight of the commitment and the other way round."""
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(self, params, state, z, codes, mask=None, axis_name=None, key=None) -> Quantized:
         """VQ's result with the two weights exchanged."""
-        out = super().read(params, state, z, codes, mask, axis_name)
+        out = super().read(params, state, z, codes, mask, axis_name, key)
         terms = out.losses
         loss = self.commitment * terms['codebook'] + self.codebook * terms['commitment']
         return out._replace(loss=loss)
@@ -165,9 +165,9 @@ class WeightedVQEMA(VQEMA):
 
     codebook: float = 1.0
 
-    def read(self, params, state, z, codes, mask=None, axis_name=None) -> Quantized:
+    def read(self, params, state, z, codes, mask=None, axis_name=None, key=None) -> Quantized:
         """VQEMA's result with codebook |sg(z) - z_q|^2 added to the loss."""
-        out = super().read(params, state, z, codes, mask, axis_name)
+        out = super().read(params, state, z, codes, mask, axis_name, key)
         error = lax.stop_gradient(out.losses['commitment'])
         return out._replace(loss=out.loss + self.codebook * error)
 
