@@ -285,7 +285,9 @@ def table():
         RandomProjection,
         Residual,
         SimVQ,
+        SphericalLattice,
         Strided,
+        TurboQuant,
         ops,
     )
 
@@ -305,6 +307,7 @@ def table():
         VQ(8, orthogonality=0.1, diversity=0.1, sync_nu=0.5, revival=eager),
         VQ(8, metric='cosine', unit_values=False, revival=eager),
         VQ(8, balance=0.1, revival=eager),
+        VQ(8, wasserstein=0.5, revival=eager),
         VQEMA(8, metric='cosine', balance=0.1, revival=eager),
         SimVQ(8, gradient=ops.rotate),
         VQEMA(8, decay=0.8, revival=eager, assignment=ops.Sinkhorn()),
@@ -321,6 +324,9 @@ def table():
         LFQ(8, spherical=True, gamma=0.5, first_bit='least'),
         LatentQuantization((5,) * 8),
         LatentQuantization((5, 4, 3, 2, 5, 4, 3, 2)),
+        SphericalLattice(8),
+        TurboQuant(8),
+        TurboQuant(8, num_bits=3, residual=True),
         GumbelSoftmax(8, diversity=0.1),
         RandomProjection(8, 4),
         QINCo(8, 3, hidden=16, blocks=2),

@@ -93,6 +93,7 @@ FIELDS = {
         'affine': FLAG,
         'sync_nu': WEIGHT,
         'balance': WEIGHT,
+        'wasserstein': WEIGHT,
         'orthogonality': WEIGHT,
     },
     'sim_vq': {'num_codes': COUNT, 'commitment': WEIGHT, 'assignment': ASSIGNMENT},

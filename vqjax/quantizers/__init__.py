@@ -15,6 +15,7 @@ from vqjax.quantizers.qinco import QINCoBiasedParams, QINCoParams
 from vqjax.quantizers.random_projection import RandomProjectionState
 from vqjax.quantizers.registry import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.specs import make, to_spec
+from vqjax.quantizers.turbo_quant import TurboQuantState
 from vqjax.quantizers.vq import Affine, VQState
 from vqjax.quantizers.vq_ema import VQEMAState
 
@@ -42,6 +43,7 @@ __all__ = [
     'Quantized',
     'Quantizer',
     'RandomProjectionState',
+    'TurboQuantState',
     'VQEMAState',
     'VQState',
     'checked',

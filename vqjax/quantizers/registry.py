@@ -21,6 +21,8 @@ from vqjax.quantizers.qinco import QINCo as QINCo
 from vqjax.quantizers.random_projection import RandomProjection as RandomProjection
 from vqjax.quantizers.residual import Residual as Residual
 from vqjax.quantizers.sim_vq import SimVQ as SimVQ
+from vqjax.quantizers.spherical_lattice import SphericalLattice as SphericalLattice
 from vqjax.quantizers.strided import Strided as Strided
+from vqjax.quantizers.turbo_quant import TurboQuant as TurboQuant
 from vqjax.quantizers.vq import VQ as VQ
 from vqjax.quantizers.vq_ema import VQEMA as VQEMA

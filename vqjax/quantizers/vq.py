@@ -66,6 +66,7 @@ class VQ(Codebook):
         (arXiv:2305.08842 sec. 4.1).
       unit_values: False with the cosine metric: vectors and codes have unit length in the search
         alone, and their own in z_q and the losses (DAC, arXiv:2306.06546).
+      wasserstein: weight of `ops.wasserstein` (arXiv:2506.15078), which reaches unused codes too.
 
     Params codebook float32 [K, D] (or `Affine`), state `VQState`. Raises ValueError for a field
     out of range.
@@ -87,10 +88,12 @@ class VQ(Codebook):
     affine: bool = False
     assignment: Callable = ops.nearest_assignment
     unit_values: bool = True
+    wasserstein: float = 0.0
 
     def __post_init__(self, init: Any = None) -> None:
         check_codebook_fields(self, init)
-        for name in ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'sync_nu'):
+        weights = ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'wasserstein')
+        for name in (*weights, 'sync_nu'):
             check_weight(name, getattr(self, name))
         check_flag('affine', self.affine)
         check_flag('unit_values', self.unit_values)
@@ -161,6 +164,8 @@ class VQ(Codebook):
         if self.diversity:
             mean = ops.mean_assignment(x, codebook, 1.0, self.metric, mask, axis_name)
             losses['diversity'] = ops.imbalance(mean)
+        if self.wasserstein:
+            losses['wasserstein'] = ops.wasserstein(x, codebook, mask, axis_name)
         z_q = self.gradient(x, vectors)
         if self.sync_nu:
             z_q = ops.graft(z_q, z_q + self.sync_nu * vectors)

@@ -24,7 +24,9 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
+from vqjax.quantizers.turbo_quant import TurboQuant, lloyd_max
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
 
@@ -85,6 +87,19 @@ def _(q: LatentQuantization, leaf: Leaf):
         for d, level in enumerate(q.levels)
     ]
     return np.max(columns, axis=0) / np.max(np.abs(values))
+
+
+@regret.register
+def _(q: SphericalLattice, leaf: Leaf):
+    return _excess(-unit(leaf.z) @ codebook_of(leaf).T, leaf.codes)
+
+
+@regret.register
+def _(q: TurboQuant, leaf: Leaf):
+    levels = lloyd_max(q.num_bits - q.residual) / np.sqrt(q.dim)
+    x = unit(leaf.z) @ np.asarray(leaf.state.rotation, np.float64)
+    index = leaf.codes[:, -q.dim :] >> q.residual
+    return np.max(_excess(np.abs(x.reshape(-1, 1) - levels), index.reshape(-1)).reshape(x.shape), 1)
 
 
 @regret.register
@@ -164,6 +179,7 @@ def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
 
 @comes_back.register(Codebook)
 @comes_back.register(LFQ)
+@comes_back.register(SphericalLattice)
 def _(q, vectors):
     return vectors
 
@@ -244,6 +260,8 @@ def samples(q: Quantizer) -> bool | None:
 @samples.register(LatentQuantization)
 @samples.register(QINCo)
 @samples.register(RandomProjection)
+@samples.register(SphericalLattice)
+@samples.register(TurboQuant)
 def _(q):
     chosen = getattr(q, 'assignment', ops.nearest_assignment)
     if chosen is not ops.nearest_assignment:

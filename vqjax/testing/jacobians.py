@@ -24,7 +24,9 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
+from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
+from vqjax.quantizers.turbo_quant import TurboQuant
 from vqjax.testing.choices import BOUNDS, grid, logits
 from vqjax.testing.parts import (
     Leaf,
@@ -78,6 +80,11 @@ def _(q: LFQ, leaf: Leaf):
 
 
 @jacobian.register
+def _(q: SphericalLattice, leaf: Leaf):
+    return _estimated(ops.straight_through, True, leaf)
+
+
+@jacobian.register
 def _(q: FSQ, leaf: Leaf):
     if q.bound not in BOUNDS:
         return None
@@ -86,6 +93,7 @@ def _(q: FSQ, leaf: Leaf):
 
 @jacobian.register(LatentQuantization)
 @jacobian.register(QINCo)
+@jacobian.register(TurboQuant)
 def _(q, leaf: Leaf):
     return _estimated(ops.straight_through, False, leaf)
 

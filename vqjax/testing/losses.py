@@ -27,7 +27,9 @@ from vqjax.quantizers.qinco import QINCo
 from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.sim_vq import SimVQ
+from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
+from vqjax.quantizers.turbo_quant import TurboQuant
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
 from vqjax.testing.parts import Leaf, leaf_vectors, unit
@@ -46,7 +48,7 @@ def _(q: VQEMA):
 
 @weights.register
 def _(q: VQ):
-    names = ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance')
+    names = ('commitment', 'codebook', 'orthogonality', 'diversity', 'balance', 'wasserstein')
     always = ('commitment', 'codebook')
     return {name: w for name in names if (w := getattr(q, name)) or name in always}
 
@@ -82,6 +84,8 @@ def _(q: GumbelSoftmax):
 
 @weights.register(FSQ)
 @weights.register(RandomProjection)
+@weights.register(SphericalLattice)
+@weights.register(TurboQuant)
 def _(q):
     return {}
 
@@ -161,13 +165,16 @@ def _(q, term, params):
         # Most estimators hand all of it to z.
         learns = getattr(q, 'gradient', None) is ops.directional or getattr(q, 'sync_nu', 0) > 0
         return True, _all(params, learns)
-    return term in ('commitment', 'diversity', 'balance'), _all(params, term != 'commitment')
+    to_z = term in ('commitment', 'diversity', 'balance', 'wasserstein')
+    return to_z, _all(params, term != 'commitment')
 
 
 @trains.register(VQEMA)
 @trains.register(LFQ)
 @trains.register(FSQ)
 @trains.register(RandomProjection)
+@trains.register(SphericalLattice)
+@trains.register(TurboQuant)
 def _(q, term, params):
     return not q.targets_only, _all(params, False)
 
