@@ -273,6 +273,7 @@ def table():
         Banked,
         Bridged,
         Clamped,
+        Conditioned,
         Guarded,
         GumbelSoftmax,
         LatentQuantization,
@@ -288,6 +289,7 @@ def table():
         SphericalLattice,
         Strided,
         TurboQuant,
+        VariableRate,
         ops,
     )
 
@@ -355,6 +357,11 @@ def table():
         Clamped(
             Residual(FSQ((5,) * 8, symmetric=True, bound=ops.clamp), 3, scale=0.2), (1.25,) * 8
         ),
+        Residual(Conditioned(FSQ((8, 5, 4, 3, 3, 3, 4, 3))), 3),
+        Conditioned(FSQ((5,) * 8), decay=0.5),
+        Residual(Conditioned(ema, decay=None), 2, dropout='sample'),
+        VariableRate(Residual(ema, 3), level=2.27, rate=0.1),
+        VariableRate(Residual(vq, 3), drawn=(0.5, 3.0)),
         Strided(ema, (4, 2, 1)),
         Strided((Projected(vq, 4, bias=True), FSQ((3,) * 8), VQ(4)), (6, 2, 1)),
         Levels((ema, VQ(4), FSQ((3,) * 8)), (8, 1, 15)),

@@ -6,6 +6,7 @@ from vqjax.quantizers.base import Quantized, Quantizer, stages
 from vqjax.quantizers.bridged import BridgedParams
 from vqjax.quantizers.checking import checked, restore
 from vqjax.quantizers.codebook import Codebook
+from vqjax.quantizers.conditioned import ConditionedParams, ConditionedState
 from vqjax.quantizers.guarded import GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelState
 from vqjax.quantizers.multi_scale import MultiScaleParams
@@ -16,6 +17,7 @@ from vqjax.quantizers.random_projection import RandomProjectionState
 from vqjax.quantizers.registry import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.specs import make, to_spec
 from vqjax.quantizers.turbo_quant import TurboQuantState
+from vqjax.quantizers.variable_rate import VariableRateParams
 from vqjax.quantizers.vq import Affine, VQState
 from vqjax.quantizers.vq_ema import VQEMAState
 
@@ -33,6 +35,8 @@ __all__ = [
     'BankedState',
     'BridgedParams',
     'Codebook',
+    'ConditionedParams',
+    'ConditionedState',
     'GuardedState',
     'GumbelParams',
     'GumbelState',
@@ -45,6 +49,7 @@ __all__ = [
     'RandomProjectionState',
     'TurboQuantState',
     'VQEMAState',
+    'VariableRateParams',
     'VQState',
     'checked',
     'count_refits',

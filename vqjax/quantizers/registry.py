@@ -6,6 +6,7 @@ Its class is then `vqjax.NAME` and `vqjax.quantizers.NAME`, and its name in a sp
 from vqjax.quantizers.banked import Banked as Banked
 from vqjax.quantizers.bridged import Bridged as Bridged
 from vqjax.quantizers.clamped import Clamped as Clamped
+from vqjax.quantizers.conditioned import Conditioned as Conditioned
 from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
 from vqjax.quantizers.gumbel import GumbelSoftmax as GumbelSoftmax
@@ -24,5 +25,6 @@ from vqjax.quantizers.sim_vq import SimVQ as SimVQ
 from vqjax.quantizers.spherical_lattice import SphericalLattice as SphericalLattice
 from vqjax.quantizers.strided import Strided as Strided
 from vqjax.quantizers.turbo_quant import TurboQuant as TurboQuant
+from vqjax.quantizers.variable_rate import VariableRate as VariableRate
 from vqjax.quantizers.vq import VQ as VQ
 from vqjax.quantizers.vq_ema import VQEMA as VQEMA

@@ -268,6 +268,19 @@ class Residual(Base):
         axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., S] and the summed vectors of z [..., D]."""
+        used = self._used(key, z, mask, axis_name)
+        return self.quantize_stages(params, state, z, key, used, axis_name)
+
+    def quantize_stages(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None,
+        used: jax.Array | None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
+        """`quantize` where bool [S, ...] says which vectors of z [..., D] each stage sees."""
         x = z.astype(jnp.float32)
         learns = bool(jax.tree.leaves(params))
         # One device and nothing but z to train: the loss's gradient is summed on the way forward.
@@ -284,7 +297,6 @@ class Residual(Base):
             return sums.with_stage(out.z_q * scale, slope), (out.codes, out.loss, out.losses)
 
         keys = None if key is None else jax.random.split(key, self.num_stages)
-        used = self._used(key, x, mask, axis_name)
         chosen = self._chosen(params, state, x)
         xs = (keys, used, chosen, self._scales_for(x))
         begin = Sums.nothing(x, learns, ahead)

@@ -180,30 +180,31 @@ class SphericalLattice(Base):
         size, minus = jnp.abs(x), x < 0
         total = jnp.matmul(size, member.T, precision=lax.Precision.HIGHEST)
         odd = jnp.matmul(minus.astype(jnp.float32), member.T) % 2
-        least = size[:, shapes.octads[:, 0]]
-        for place in range(1, 8):
-            least = jnp.minimum(least, size[:, shapes.octads[:, place]])
+        # Elsewhere a length beyond 1: no gather of 759 x 8 entries for each vector.
+        far = np.where(member > 0, np.float32(0), np.float32(2))
+        least = size[:, :1] + far[None, :, 0]
+        for place in range(1, self.dim):
+            least = jnp.minimum(least, size[:, place, None] + far[None, :, place])
         # With an odd number of minus signs the smallest entry has the wrong one.
         scores = shapes.octad * (total - 2 * odd * least)
-        best = jnp.argmax(scores, axis=-1)
+        score, best = _largest(scores)
         places = jnp.asarray(shapes.octads)[best]
         signs = jnp.take_along_axis(minus, places, axis=-1)
         smallest = jnp.argmin(jnp.take_along_axis(size, places, axis=-1), axis=-1)[:, None]
         flip = (jnp.arange(8) == smallest) & (jnp.sum(signs, axis=-1, keepdims=True) % 2 == 1)
         bits = jnp.sum(jnp.where(signs ^ flip, 1 << np.arange(8), 0)[:, :7], axis=-1)
-        return jnp.max(scores, axis=-1), 128 * best + bits
+        return score, 128 * best + bits
 
     def _best_word(self, x, shapes):
         signs = (1 - 2 * shapes.words).astype(np.float32)
         total = jnp.matmul(x, signs.T, precision=lax.Precision.HIGHEST)
         # Where the sign is wrong anyway, -3 instead of 1 gains most.
-        gain = -signs[:, 0] * x[:, :1]
+        gain = -signs[None, :, 0] * x[:, :1]
         for place in range(1, self.dim):
-            gain = jnp.maximum(gain, -signs[:, place] * x[:, place, None])
-        scores = total + 4 * gain
-        best = jnp.argmax(scores, axis=-1)
+            gain = jnp.maximum(gain, -signs[None, :, place] * x[:, place, None])
+        score, best = _largest(total + 4 * gain)
         place = jnp.argmax(-jnp.asarray(signs)[best] * x, axis=-1)
-        return jnp.max(scores, axis=-1), self.dim * best + place
+        return score, self.dim * best + place
 
     def _vectors(self, codes):
         """Unit vectors float32 [..., dim] of codes [...], whatever of those that are none."""
@@ -236,3 +237,11 @@ class SphericalLattice(Base):
         """Unit vectors float32 [..., dim] of codes [...]; zeros for -1."""
         del params, state
         return blank(self._vectors(codes), only_codes(codes, self.num_codes))
+
+
+def _largest(scores):
+    """The largest of scores [n, m] and its first place: two passes, faster than an argmax."""
+    best = jnp.max(scores, axis=-1)
+    places = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None]
+    at = jnp.where(scores == best[:, None], places, scores.shape[-1])
+    return best, jnp.min(at, axis=-1)

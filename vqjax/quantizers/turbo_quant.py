@@ -53,11 +53,10 @@ def lloyd_max(num_bits: int) -> np.ndarray:
         ends = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
         density = np.exp(-(ends**2) / 2) / math.sqrt(2 * math.pi)
         moved = (density[:-1] - density[1:]) / np.diff(special.ndtr(ends))
-        moved = (moved - moved[::-1]) / 2  # symmetric to the bit
-        if np.abs(moved - levels).max() < 1e-12:
+        before, levels = levels, (moved - moved[::-1]) / 2  # symmetric to the bit
+        if np.abs(levels - before).max() < 1e-12:
             break
-        levels = moved
-    return moved
+    return levels
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +120,8 @@ class TurboQuant(Base):
     @property
     def _levels(self) -> np.ndarray:
         """The levels of a coordinate of a unit vector, float32."""
-        return np.float32(lloyd_max(self.num_bits - self.residual) / math.sqrt(self.dim))
+        levels = lloyd_max(self.num_bits - self.residual) / math.sqrt(self.dim)
+        return levels.astype(np.float32)
 
     def shapes(self, dim: int) -> tuple[tuple, TurboQuantState]:
         """() and what is frozen."""

@@ -11,6 +11,7 @@ from vqjax import ops
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.conditioned import Conditioned
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -27,6 +28,7 @@ from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
 from vqjax.quantizers.turbo_quant import TurboQuant, lloyd_max
+from vqjax.quantizers.variable_rate import VariableRate
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
 
@@ -275,11 +277,17 @@ def _(q: GumbelSoftmax):
 
 
 @samples.register(Clamped)
+@samples.register(Conditioned)
 @samples.register(Product)
 @samples.register(Projected)
 @samples.register(Wrapped)
 def _(q):
     return samples(q.inner)
+
+
+@samples.register
+def _(q: VariableRate):
+    return True if q.drawn is not None else samples(q.inner)
 
 
 @samples.register(Levels)

@@ -11,6 +11,7 @@ from vqjax import ops
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.conditioned import Conditioned
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -32,6 +33,7 @@ from vqjax.testing.parts import (
     Leaf,
     branches_of,
     codebook_of,
+    conditions,
     levels_of,
     parts,
     projected,
@@ -155,6 +157,19 @@ def _(q: Clamped, leaf: Leaf):
     x = np.tanh(leaf.z / limit)
     found = jacobian(q.inner, leaf._replace(q=q.inner, z=limit * x))
     return None if found is None else found * (1 - x**2).reshape(-1, 1, x.shape[-1])
+
+
+@jacobian.register
+def _(q: Conditioned, leaf: Leaf):
+    mean, factor, offset = conditions(q, leaf)
+    inner = leaf._replace(
+        q=q.inner,
+        params=leaf.params.inner,
+        state=leaf.state.inner,
+        z=(leaf.z - mean) / factor + offset,
+    )
+    found = jacobian(q.inner, inner)
+    return None if found is None else found * factor[:, None] / factor
 
 
 @jacobian.register

@@ -13,6 +13,7 @@ from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.bridged import Bridged, BridgedCodebook
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
+from vqjax.quantizers.conditioned import Conditioned, ConditionedParams
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
 from vqjax.quantizers.ibq import IBQ
@@ -30,6 +31,7 @@ from vqjax.quantizers.sim_vq import SimVQ
 from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
 from vqjax.quantizers.turbo_quant import TurboQuant
+from vqjax.quantizers.variable_rate import VariableRate, VariableRateParams
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
 from vqjax.testing.parts import Leaf, leaf_vectors, unit
@@ -114,7 +116,13 @@ def _(q: MultiScale):
 
 
 @own_terms.register
-def _(q: Clamped):
+def _(q: VariableRate):
+    return own_terms(q.inner) | {'rate': q.rate}
+
+
+@own_terms.register(Clamped)
+@own_terms.register(Conditioned)
+def _(q):
     return own_terms(q.inner)
 
 
@@ -215,6 +223,25 @@ def _(q, term, params):
 @trains.register
 def _(q: Clamped, term, params):
     return trains(q.inner, term, params)
+
+
+@trains.register
+def _(q: Conditioned, term, params):
+    found = trains(q.inner, term, params.inner)
+    # Of a straight-through z_q the offset has no effect: what is added is taken off again.
+    if found is None or (term == 'task' and not isinstance(q.inner, FSQ)):
+        return None
+    return found[0], ConditionedParams(found[0], found[0], found[1])
+
+
+@trains.register
+def _(q: VariableRate, term, params):
+    if term == 'rate':
+        return True, VariableRateParams(True, True, _all(params.inner, False))
+    found = trains(q.inner, term, params.inner)
+    if found is None:
+        return None
+    return found[0], VariableRateParams(term == 'task', term == 'task', found[1])
 
 
 def _by_entry(q, term, params):
