@@ -231,6 +231,17 @@ def test_codes_of_another_quantizer_and_another_format_are_refused():
             compress(VQEMA(16), draw(VQEMA(16), 40), wrong)
 
 
+def test_histograms_of_very_many_codes():
+    quantizer = FSQ((5,) * 12)  # 244,140,625 codes, of which few are used
+    codes = draw(quantizer, 300)
+    for model in ('static', 'fixed'):
+        np.testing.assert_array_equal(
+            decompress(quantizer, compress(quantizer, codes, model)), codes
+        )
+    with pytest.raises(ValueError, match="244,140,625 codes .* use model='static'"):
+        compress(quantizer, codes, 'adaptive')
+
+
 def test_fixed_width_needs_no_library(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'constriction', None)
     codes = draw(THOUSAND, 100)

@@ -427,7 +427,7 @@ class _Histogram:
         pairs = sorted(counts.items())
         self.used = np.array([symbol for symbol, _ in pairs], np.int32)
         self.counts = np.array([count for _, count in pairs], np.float64)
-        _check_symbols(len(pairs))
+        _check_symbols(len(pairs), "model='fixed'")
         # One symbol needs no bits, and the coder takes no model of one.
         self.table = None
         if len(pairs) > 1:
@@ -472,7 +472,7 @@ class _Adaptive:
     """
 
     def __init__(self, size):
-        _check_symbols(size)
+        _check_symbols(size, "model='static', which counts the codes in use alone, or 'fixed'")
         self.counts, self.seen, self.fresh = np.full(size, 0.5), 0, 0
         self.table = None
 
@@ -505,11 +505,11 @@ class _Adaptive:
             yield part
 
 
-def _check_symbols(number):
+def _check_symbols(number, remedy):
     if number > MOST_SYMBOLS:
         raise ValueError(
             f'a histogram of {number:,} codes is more than the {MOST_SYMBOLS:,} that can be coded: '
-            "use model='fixed'"
+            f'use {remedy}'
         )
 
 
