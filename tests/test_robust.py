@@ -104,6 +104,7 @@ FIELDS = {
         'affine': FLAG,
         'sync_nu': WEIGHT,
         'balance': WEIGHT,
+        'wasserstein': WEIGHT,
         'orthogonality': WEIGHT,
         'active_orthogonality': WEIGHT,
         'cross_entropy': WEIGHT,

@@ -1,9 +1,23 @@
-"""A trained quantizer as a tokenizer: fit it to vectors, encode, decode, pack, save, load."""
+"""A trained quantizer as a tokenizer: fit, encode, decode, pack, compress, save, load."""
 
+from vqjax.codec.entropy import CodedSize, code_entropy, coded_size, compress, decompress
 from vqjax.codec.fitting import fit
 from vqjax.codec.packing import code_widths, pack, unpack
 from vqjax.codec.tokenizer import Codec
 
 load, save = Codec.load, Codec.save
 
-__all__ = ['Codec', 'code_widths', 'fit', 'load', 'pack', 'save', 'unpack']
+__all__ = [
+    'CodedSize',
+    'Codec',
+    'code_entropy',
+    'code_widths',
+    'coded_size',
+    'compress',
+    'decompress',
+    'fit',
+    'load',
+    'pack',
+    'save',
+    'unpack',
+]

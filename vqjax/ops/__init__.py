@@ -65,6 +65,7 @@ from vqjax.ops.losses import (
     orthogonality,
     squared_error,
     structural_similarity,
+    wasserstein,
 )
 from vqjax.ops.meshes import automatic, rows_spec, spec_of
 from vqjax.ops.names import function_name, named_function
@@ -216,4 +217,5 @@ __all__ = [
     'uniform_rows',
     'unit_rows',
     'unit_sphere',
+    'wasserstein',
 ]

@@ -15,6 +15,24 @@ from vqjax.ops.statistics import AxisName
 UNITS = ('sample', 'batch')
 
 
+def draw_entries(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """A uniform number in (0, 1) for each entry of the first axis, which others of it share.
+
+    The same however entries are spread over replicas, see `uniform_rows`. shape is that of the mask
+    bool [*shape]; -> float32 [shape[0], 1, ...], or [] for a single vector.
+    """
+    if not shape:
+        return jax.random.uniform(key, dtype=jnp.float32)
+    real = jnp.ones(shape, bool) if mask is None else mask
+    real = jnp.any(real.reshape(shape[0], -1), axis=-1)
+    return uniform_rows(key, real, axis_name).reshape(-1, *[1] * (len(shape) - 1))
+
+
 @dataclass(frozen=True)
 class StageDropout:
     """How many stages of a `Residual` (scales of a `MultiScale`) it uses with a key: the first n.
@@ -69,12 +87,10 @@ class StageDropout:
         axis_name: AxisName = None,
     ) -> jax.Array:
         """Which stages are used: bool [S, *shape] for vectors [*shape, D] and their mask."""
-        if self.by == 'batch' or not shape:
+        if self.by == 'batch':
             draw = jax.random.uniform(key, dtype=jnp.float32)
         else:
-            real = jnp.ones(shape, bool) if mask is None else mask
-            real = jnp.any(real.reshape(shape[0], -1), axis=-1)
-            draw = uniform_rows(key, real, axis_name).reshape(-1, *[1] * (len(shape) - 1))
+            draw = draw_entries(key, shape, mask, axis_name)
         depths = np.array(self.depths(num_stages), np.int32)
         place = jnp.floor(draw / self.share * len(depths)).astype(jnp.int32)
         # Past the end of the list are the draws that drop nothing, and what rounding put there.

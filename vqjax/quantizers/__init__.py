@@ -7,6 +7,7 @@ from vqjax.quantizers.binary_mapper import BinaryMapperParams
 from vqjax.quantizers.bridged import BridgedParams
 from vqjax.quantizers.checking import checked, restore
 from vqjax.quantizers.codebook import Codebook
+from vqjax.quantizers.conditioned import ConditionedParams, ConditionedState
 from vqjax.quantizers.guarded import GuardedState, count_refits, guard_codebooks
 from vqjax.quantizers.gumbel import GumbelParams, GumbelState
 from vqjax.quantizers.multi_scale import MultiScaleParams
@@ -17,6 +18,8 @@ from vqjax.quantizers.random_projection import RandomProjectionState
 from vqjax.quantizers.registry import *  # noqa: F403 - the quantizers
 from vqjax.quantizers.rotated import RotatedState
 from vqjax.quantizers.specs import make, to_spec
+from vqjax.quantizers.turbo_quant import TurboQuantState
+from vqjax.quantizers.variable_rate import VariableRateParams
 from vqjax.quantizers.vq import Affine, VQState
 from vqjax.quantizers.vq_ema import VQEMAState, blend_codes
 
@@ -35,6 +38,8 @@ __all__ = [
     'BinaryMapperParams',
     'BridgedParams',
     'Codebook',
+    'ConditionedParams',
+    'ConditionedState',
     'GuardedState',
     'GumbelParams',
     'GumbelState',
@@ -46,7 +51,9 @@ __all__ = [
     'Quantizer',
     'RandomProjectionState',
     'RotatedState',
+    'TurboQuantState',
     'VQEMAState',
+    'VariableRateParams',
     'VQState',
     'blend_codes',
     'checked',

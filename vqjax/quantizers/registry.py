@@ -7,6 +7,7 @@ from vqjax.quantizers.banked import Banked as Banked
 from vqjax.quantizers.binary_mapper import BinaryMapper as BinaryMapper
 from vqjax.quantizers.bridged import Bridged as Bridged
 from vqjax.quantizers.clamped import Clamped as Clamped
+from vqjax.quantizers.conditioned import Conditioned as Conditioned
 from vqjax.quantizers.fsp import FSP as FSP
 from vqjax.quantizers.fsq import FSQ as FSQ
 from vqjax.quantizers.guarded import Guarded as Guarded
@@ -25,6 +26,9 @@ from vqjax.quantizers.residual import Residual as Residual
 from vqjax.quantizers.rotated import Rotated as Rotated
 from vqjax.quantizers.sim_vq import SimVQ as SimVQ
 from vqjax.quantizers.space_filling import SpaceFilling as SpaceFilling
+from vqjax.quantizers.spherical_lattice import SphericalLattice as SphericalLattice
 from vqjax.quantizers.strided import Strided as Strided
+from vqjax.quantizers.turbo_quant import TurboQuant as TurboQuant
+from vqjax.quantizers.variable_rate import VariableRate as VariableRate
 from vqjax.quantizers.vq import VQ as VQ
 from vqjax.quantizers.vq_ema import VQEMA as VQEMA

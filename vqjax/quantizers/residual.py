@@ -285,6 +285,19 @@ class Residual(Base):
         axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., S] and the summed vectors of z [..., D]."""
+        used = self._used(key, z, mask, axis_name)
+        return self.quantize_stages(params, state, z, key, used, axis_name)
+
+    def quantize_stages(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None,
+        used: jax.Array | None,
+        axis_name: AxisName = None,
+    ) -> Quantized:
+        """`quantize` where bool [S, ...] says which vectors of z [..., D] each stage sees."""
         x = z.astype(jnp.float32)
         learns = bool(jax.tree.leaves(params))
         # One device and nothing but z to train: the loss's gradient is summed on the way forward.
@@ -303,7 +316,6 @@ class Residual(Base):
             return sums.with_stage(vectors * scale, slope), (out.codes, out.loss, out.losses)
 
         keys = None if key is None else jax.random.split(key, self.num_stages)
-        used = self._used(key, x, mask, axis_name)
         chosen = self._chosen(params, state, x)
         xs = (keys, used, chosen, self._scales_for(x))
         begin = Sums.nothing(x, learns, ahead)
@@ -317,7 +329,8 @@ class Residual(Base):
             losses['similarity'] = _similarity(vectors, x, used, axis_name)
             total += self.similarity * jnp.sum(losses['similarity'])
         alive = jnp.any(codes.reshape(*x.shape[:-1], -1) >= 0, axis=-1)
-        z_q = sums.z_q(x, estimator, noise_key(key, self.num_stages), mask, axis_name)
+        seen = None if used is None else jnp.any(used, axis=0)
+        z_q = sums.z_q(x, estimator, noise_key(key, self.num_stages), seen, axis_name)
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
         return Quantized(z_q, codes, total, losses)
 

@@ -55,6 +55,7 @@ _WEIGHTS = (
     'diversity',
     'balance',
     'cross_entropy',
+    'wasserstein',
     'sync_nu',
 )
 
@@ -82,6 +83,7 @@ class VQ(Codebook):
         (arXiv:2305.08842 sec. 4.1).
       unit_values: False with the cosine metric: vectors and codes have unit length in the search
         alone, and their own in z_q and the losses (DAC, arXiv:2306.06546).
+      wasserstein: weight of `ops.wasserstein` (arXiv:2506.15078), which reaches unused codes too.
 
     Params codebook float32 [K, D] (or `Affine`), state `VQState`. Raises ValueError for a field
     out of range.
@@ -105,6 +107,7 @@ class VQ(Codebook):
     unit_values: bool = True
     cross_entropy: float = 0.0
     active_orthogonality: float = 0.0
+    wasserstein: float = 0.0
 
     def __post_init__(self, init: Any = None) -> None:
         check_codebook_fields(self, init)
@@ -180,6 +183,8 @@ class VQ(Codebook):
         if self.active_orthogonality:
             active = ops.code_counts(codes, self.num_codes, None, axis_name) > 0
             losses['active_orthogonality'] = ops.orthogonality(codebook, active)
+        if self.wasserstein:
+            losses['wasserstein'] = ops.wasserstein(x, codebook, mask, axis_name)
         z_q = ops.estimated(self.gradient, x, vectors, key, mask, axis_name)
         if self.sync_nu:
             z_q = ops.graft(z_q, z_q + self.sync_nu * vectors)

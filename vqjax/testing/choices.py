@@ -14,6 +14,7 @@ from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.binary_mapper import BinaryMapper
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.conditioned import Conditioned
 from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
@@ -30,7 +31,10 @@ from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.space_filling import SpaceFilling
+from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
+from vqjax.quantizers.turbo_quant import TurboQuant, lloyd_max
+from vqjax.quantizers.variable_rate import VariableRate
 from vqjax.testing.parts import Leaf, codebook_of, leaf_vectors, shown_places, unit
 
 _NORMAL = statistics.NormalDist()
@@ -111,6 +115,19 @@ def _(q: LatentQuantization, leaf: Leaf):
         for d, level in enumerate(q.levels)
     ]
     return np.max(columns, axis=0) / np.max(np.abs(values))
+
+
+@regret.register
+def _(q: SphericalLattice, leaf: Leaf):
+    return _excess(-unit(leaf.z) @ codebook_of(leaf).T, leaf.codes)
+
+
+@regret.register
+def _(q: TurboQuant, leaf: Leaf):
+    levels = lloyd_max(q.num_bits - q.residual) / np.sqrt(q.dim)
+    x = unit(leaf.z) @ np.asarray(leaf.state.rotation, np.float64)
+    index = leaf.codes[:, -q.dim :] >> q.residual
+    return np.max(_excess(np.abs(x.reshape(-1, 1) - levels), index.reshape(-1)).reshape(x.shape), 1)
 
 
 @regret.register
@@ -207,8 +224,9 @@ def comes_back(q: Quantizer, vectors: np.ndarray) -> np.ndarray | None:
     return None
 
 
-@comes_back.register
-def _(q: Codebook, vectors):
+@comes_back.register(Codebook)
+@comes_back.register(SphericalLattice)
+def _(q, vectors):
     return vectors
 
 
@@ -297,6 +315,8 @@ def samples(q: Quantizer) -> bool | None:
 @samples.register(LatentQuantization)
 @samples.register(QINCo)
 @samples.register(RandomProjection)
+@samples.register(SphericalLattice)
+@samples.register(TurboQuant)
 def _(q):
     chosen = getattr(q, 'assignment', ops.nearest_assignment)
     if chosen is not ops.nearest_assignment:
@@ -316,12 +336,18 @@ def _(q: SpaceFilling):
 
 
 @samples.register(Clamped)
+@samples.register(Conditioned)
 @samples.register(Product)
 @samples.register(Projected)
 @samples.register(Rotated)
 @samples.register(Wrapped)
 def _(q):
     return samples(q.inner)
+
+
+@samples.register
+def _(q: VariableRate):
+    return True if q.drawn is not None else samples(q.inner)
 
 
 @samples.register(Levels)

@@ -12,6 +12,7 @@ from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.binary_mapper import BinaryMapper
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Codebook, Wrapped
+from vqjax.quantizers.conditioned import Conditioned
 from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelSoftmax
@@ -28,12 +29,15 @@ from vqjax.quantizers.random_projection import RandomProjection
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.space_filling import SpaceFilling
+from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
+from vqjax.quantizers.turbo_quant import TurboQuant
 from vqjax.testing.choices import BOUNDS, grid, logits
 from vqjax.testing.parts import (
     Leaf,
     branches_of,
     codebook_of,
+    conditions,
     levels_of,
     parts,
     projected,
@@ -96,6 +100,11 @@ def _(q: LFQ, leaf: Leaf):
 
 
 @jacobian.register
+def _(q: SphericalLattice, leaf: Leaf):
+    return _estimated(ops.straight_through, True, leaf)
+
+
+@jacobian.register
 def _(q: FSQ, leaf: Leaf):
     if q.bound not in BOUNDS:
         return None
@@ -114,6 +123,7 @@ def _(q: FSP, leaf: Leaf):
 
 @jacobian.register(LatentQuantization)
 @jacobian.register(QINCo)
+@jacobian.register(TurboQuant)
 def _(q, leaf: Leaf):
     return _estimated(ops.straight_through, False, leaf)
 
@@ -202,6 +212,19 @@ def _(q: Rotated, leaf: Leaf):
     inner = leaf._replace(q=q.inner, state=leaf.state.inner, z=leaf.z @ rotation)
     found = jacobian(q.inner, inner)
     return None if found is None else rotation @ found @ rotation.T
+
+
+@jacobian.register
+def _(q: Conditioned, leaf: Leaf):
+    mean, factor, offset = conditions(q, leaf)
+    inner = leaf._replace(
+        q=q.inner,
+        params=leaf.params.inner,
+        state=leaf.state.inner,
+        z=(leaf.z - mean) / factor + offset,
+    )
+    found = jacobian(q.inner, inner)
+    return None if found is None else found * factor[:, None] / factor
 
 
 @jacobian.register

@@ -14,6 +14,7 @@ from vqjax.quantizers.binary_mapper import BinaryMapper, BinaryMapperParams
 from vqjax.quantizers.bridged import Bridged, BridgedCodebook
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
+from vqjax.quantizers.conditioned import Conditioned, ConditionedParams
 from vqjax.quantizers.fsp import FSP
 from vqjax.quantizers.fsq import FSQ
 from vqjax.quantizers.gumbel import GumbelParams, GumbelSoftmax
@@ -31,7 +32,10 @@ from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.sim_vq import SimVQ
 from vqjax.quantizers.space_filling import SpaceFilling
+from vqjax.quantizers.spherical_lattice import SphericalLattice
 from vqjax.quantizers.strided import Strided
+from vqjax.quantizers.turbo_quant import TurboQuant
+from vqjax.quantizers.variable_rate import VariableRate, VariableRateParams
 from vqjax.quantizers.vq import VQ
 from vqjax.quantizers.vq_ema import VQEMA
 from vqjax.testing.parts import Leaf, leaf_vectors, unit
@@ -52,7 +56,7 @@ def _(q: VQEMA):
 @weights.register
 def _(q: VQ):
     names = ('commitment', 'codebook', 'orthogonality', 'active_orthogonality', 'diversity')
-    names += ('balance', 'cross_entropy')
+    names += ('balance', 'cross_entropy', 'wasserstein')
     always = ('commitment', 'codebook')
     return {name: w for name in names if (w := getattr(q, name)) or name in always}
 
@@ -100,6 +104,8 @@ def _(q: FSP):
 @weights.register(FSQ)
 @weights.register(RandomProjection)
 @weights.register(SpaceFilling)
+@weights.register(SphericalLattice)
+@weights.register(TurboQuant)
 def _(q):
     return {}
 
@@ -127,8 +133,14 @@ def _(q: MultiScale):
     return terms | ({'sum_commitment': q.commitment} if q.commitment else {})
 
 
+@own_terms.register
+def _(q: VariableRate):
+    return own_terms(q.inner) | {'rate': q.rate}
+
+
 @own_terms.register(Clamped)
 @own_terms.register(Rotated)
+@own_terms.register(Conditioned)
 def _(q):
     return own_terms(q.inner)
 
@@ -187,7 +199,7 @@ def _(q, term, params):
         gradient = getattr(q, 'gradient', ops.straight_through)
         learns = ops.trains_codes(gradient) or getattr(q, 'sync_nu', 0) > 0
         return True, _all(params, learns)
-    to_z = term in ('commitment', 'diversity', 'balance', 'cross_entropy')
+    to_z = term in ('commitment', 'diversity', 'balance', 'cross_entropy', 'wasserstein')
     return to_z, _all(params, term != 'commitment')
 
 
@@ -196,6 +208,8 @@ def _(q, term, params):
 @trains.register(FSP)
 @trains.register(FSQ)
 @trains.register(RandomProjection)
+@trains.register(SphericalLattice)
+@trains.register(TurboQuant)
 def _(q, term, params):
     return not q.targets_only, _all(params, False)
 
@@ -242,6 +256,25 @@ def _(q, term, params):
 @trains.register(Rotated)
 def _(q, term, params):
     return trains(q.inner, term, params)
+
+
+@trains.register
+def _(q: Conditioned, term, params):
+    found = trains(q.inner, term, params.inner)
+    # Of a straight-through z_q the offset has no effect: what is added is taken off again.
+    if found is None or (term == 'task' and not isinstance(q.inner, FSQ)):
+        return None
+    return found[0], ConditionedParams(found[0], found[0], found[1])
+
+
+@trains.register
+def _(q: VariableRate, term, params):
+    if term == 'rate':
+        return True, VariableRateParams(True, True, _all(params.inner, False))
+    found = trains(q.inner, term, params.inner)
+    if found is None:
+        return None
+    return found[0], VariableRateParams(term == 'task', term == 'task', found[1])
 
 
 def _by_entry(q, term, params):

@@ -16,6 +16,7 @@ import numpy as np
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
+from vqjax.quantizers.conditioned import Conditioned
 from vqjax.quantizers.levels import Levels
 from vqjax.quantizers.multi_scale import MultiScale
 from vqjax.quantizers.parallel import Parallel
@@ -24,6 +25,7 @@ from vqjax.quantizers.projected import Projected
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.rotated import Rotated
 from vqjax.quantizers.strided import Strided
+from vqjax.quantizers.variable_rate import VariableRate
 
 # Above so many codes a leaf's vectors are decoded one by one and not from a table of all.
 _MOST_ROWS = 2**17
@@ -178,6 +180,35 @@ def _(q: Rotated, whole: Leaf):
     inner = whole._replace(q=q.inner, state=whole.state.inner, z=whole.z @ rotation)
     leaves, vectors = parts(q.inner, inner)
     return leaves, vectors @ rotation.T
+
+
+@parts.register
+def _(q: Conditioned, whole: Leaf):
+    mean, factor, offset = conditions(q, whole)
+    inner = whole._replace(
+        q=q.inner,
+        params=whole.params.inner,
+        state=whole.state.inner,
+        z=(whole.z - mean) / factor + offset,
+    )
+    leaves, vectors = parts(q.inner, inner)
+    some = np.asarray(q.inner.coded(jnp.asarray(whole.codes)))[..., None]
+    return leaves, some * ((vectors - offset) * factor + mean)
+
+
+def conditions(q: Conditioned, whole: Leaf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a Conditioned takes off, divides by and adds: float64 [D] each."""
+    factor = np.exp(-np.asarray(whole.params.log_scale, np.float64))
+    offset = np.asarray(whole.params.offset, np.float64)
+    if q.decay is None:
+        return np.zeros_like(factor), factor, offset
+    mean, variance = (np.asarray(x, np.float64) for x in whole.state[:2])
+    return mean, factor * np.sqrt(variance), offset
+
+
+@parts.register
+def _(q: VariableRate, whole: Leaf):
+    return parts(q.inner, whole._replace(q=q.inner, params=whole.params.inner))
 
 
 @parts.register
