@@ -37,6 +37,8 @@ def test_examples_run(path, tmp_path, monkeypatch):
     text = path.read_text()
     if 'codec.save' in text:
         pytest.importorskip('safetensors')
+    if 'codec.save_codes' in text:
+        pytest.importorskip('constriction')
     monkeypatch.chdir(tmp_path)
     names = {'__name__': 'example'}
     for block in BLOCK.finditer(text):

@@ -31,6 +31,7 @@ FINAL = {'perplexity': 800.0, 'active_codes': 1000.0, 'reconstruction_error': 0.
 def test_figures_are_those_of_the_records():
     falling = np.linspace(2, 1, 400)
     found = targets.measure(history(falling), FINAL, 1024)
+    assert found['entropy, bits per token'] == pytest.approx(np.log2(800))
     assert found['dead codes'] == 24 and found['spikes'] == 0
     assert found['share of codes active'] == pytest.approx(1000 / 1024)
     assert found['quantizer loss, end against first quarter'] == pytest.approx(0.6, abs=0.01)
@@ -65,7 +66,7 @@ def test_the_report_sets_each_figure_against_its_target(config, tmp_path):
     }
     figures = {n: targets.measure(histories[n], seed, 1024) for n in names}
     report.write(tmp_path, read_results(results), histories=histories, figures=figures)
-    assert report.table(config, figures).row_count == len(targets.TARGETS) + 1
+    assert report.table(config, figures).row_count == len(targets.TARGETS) + 2
     text = (tmp_path / 'report.md').read_text()
     assert re.search(r'\| perplexity +\| +above 600 \| +800 \| +800 \|', text)
     assert re.search(r'\| dead codes +\| +below 50 \| +24 \| +24 \|', text)

@@ -12,13 +12,14 @@ from vqjax.quantizers import Quantizer
 _SLICE = 2**14
 
 
-def code_widths(quantizer: Quantizer) -> np.ndarray:
+def code_widths(quantizer: Quantizer, masked: bool = False) -> np.ndarray:
     """Bits of each code of a vector in a packed stream: ceil(log2 K), int [*code_shape].
 
     Their sum is `quantizer.bits` where every K is a power of two, and otherwise up to a bit a code
-    above it: FSQ with levels [8, 5, 5, 5] has 1000 codes, 9.97 bits, and takes 10.
+    above it: FSQ with levels [8, 5, 5, 5] has 1000 codes, 9.97 bits, and takes 10. With `masked`
+    there is room for -1 too, ceil(log2(K + 1)).
     """
-    return np.vectorize(lambda number: (int(number) - 1).bit_length(), [np.int64])(
+    return np.vectorize(lambda number: (int(number) - 1 + masked).bit_length(), [np.int64])(
         code_numbers(quantizer)
     )
 
@@ -28,22 +29,24 @@ def code_numbers(quantizer: Quantizer) -> np.ndarray:
     return np.asarray(quantizer.code_sizes, np.int64)
 
 
-def pack(quantizer: Quantizer, codes: np.ndarray) -> np.ndarray:
+def pack(quantizer: Quantizer, codes: np.ndarray, masked: bool = False) -> np.ndarray:
     """Codes as bits, vector after vector, the most significant bit of each code first.
 
     Args:
       quantizer: what made the codes.
-      codes: integers [..., *code_shape], none of them -1.
+      codes: integers [..., *code_shape], none of them -1 unless masked.
+      masked: whether codes may be -1 (a masked vector, a dropped stage), which is written as K.
 
     Returns:
       uint8 [ceil(vectors * sum(code_widths) / 8)]; the last byte is filled up with zeros.
 
     Raises:
-      ValueError: for codes of another shape or out of range (-1, a masked vector, has no bits).
+      ValueError: for codes of another shape or out of range (-1 has no bits without `masked`).
     """
-    codes = check_codes(quantizer, codes, lowest=0)
-    widths = code_widths(quantizer).reshape(-1)
-    rows = codes.reshape(-1, len(widths)).astype(np.uint32)
+    codes = check_codes(quantizer, codes, lowest=-1 if masked else 0)
+    widths = code_widths(quantizer, masked).reshape(-1)
+    rows = codes.reshape(-1, len(widths))
+    rows = np.where(rows < 0, code_numbers(quantizer).reshape(-1), rows).astype(np.uint32)
     # Column j of the bits of a vector is bit `places[j]` of its code number `owners[j]`.
     owners = np.repeat(np.arange(len(widths)), widths)
     places = _places(widths)
@@ -54,13 +57,19 @@ def pack(quantizer: Quantizer, codes: np.ndarray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
-def unpack(quantizer: Quantizer, packed: np.ndarray, shape: int | tuple[int, ...]) -> np.ndarray:
+def unpack(
+    quantizer: Quantizer,
+    packed: np.ndarray,
+    shape: int | tuple[int, ...],
+    masked: bool = False,
+) -> np.ndarray:
     """The codes that `pack` made a stream of.
 
     Args:
       quantizer: what made the codes.
       packed: uint8 [n], or bytes.
       shape: leading axes of the codes, or how many vectors; the bytes alone do not tell.
+      masked: what `pack` was told.
 
     Returns:
       int32 [*shape, *code_shape].
@@ -72,7 +81,7 @@ def unpack(quantizer: Quantizer, packed: np.ndarray, shape: int | tuple[int, ...
     shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     if not all(_is_count(size) for size in shape):
         raise ValueError(f'shape must be a number of vectors, or several, got {shape}')
-    widths = code_widths(quantizer).reshape(-1)
+    widths = code_widths(quantizer, masked).reshape(-1)
     number, bits = math.prod(shape), int(widths.sum())
     if isinstance(packed, bytes | bytearray | memoryview):
         packed = np.frombuffer(packed, np.uint8)
@@ -95,7 +104,10 @@ def unpack(quantizer: Quantizer, packed: np.ndarray, shape: int | tuple[int, ...
         for column in range(len(widths)):
             own = owners == column
             rows[:, column] = flags[:, own].astype(np.int32) @ (1 << places[own])
-    return check_codes(quantizer, codes.reshape(*shape, *quantizer.code_shape), lowest=0)
+    if masked:
+        codes = np.where(codes == code_numbers(quantizer).reshape(-1), -1, codes)
+    codes = codes.reshape(*shape, *quantizer.code_shape)
+    return check_codes(quantizer, codes, lowest=-1 if masked else 0)
 
 
 def check_codes(quantizer: Quantizer, codes: np.ndarray, lowest: int = -1) -> np.ndarray:

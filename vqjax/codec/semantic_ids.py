@@ -66,8 +66,8 @@ def item_table(ids: np.ndarray) -> dict[tuple[int, ...], int]:
     if sizes.max() > 1:
         one, other = np.flatnonzero(owners == np.argmax(sizes > 1))[:2]
         raise ValueError(
-            f'ids must be unique, but items {one} and {other} both have {tuple(ids[one].tolist())}: '
-            'separate them by add_suffix(ids)'
+            f'ids must be unique, but items {one} and {other} both have '
+            f'{tuple(ids[one].tolist())}: separate them by add_suffix(ids)'
         )
     return {tuple(row): item for item, row in enumerate(ids.tolist())}
 

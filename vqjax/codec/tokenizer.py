@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqjax.codec import files, packing
+from vqjax.atomic import replace_file
+from vqjax.codec import entropy, files, packing
 from vqjax.codec.images import ImageEncoder
 from vqjax.codec.runs import read_run
 from vqjax.codec.streams import SensorEncoder, Stream
@@ -202,13 +204,58 @@ class Codec:
             number += difference.size
         return total / number if number else float('nan')
 
-    def pack(self, codes: np.ndarray) -> np.ndarray:
+    def pack(self, codes: np.ndarray, masked: bool = False) -> np.ndarray:
         """Codes [..., *code_shape] as a stream of `bits` a vector, uint8 [n]; see `codec.pack`."""
-        return packing.pack(self.quantizer, codes)
+        return packing.pack(self.quantizer, codes, masked)
 
-    def unpack(self, packed: np.ndarray, shape: int | tuple[int, ...]) -> np.ndarray:
+    def unpack(
+        self, packed: np.ndarray, shape: int | tuple[int, ...], masked: bool = False
+    ) -> np.ndarray:
         """Codes int32 [*shape, *code_shape] of such a stream; see `codec.unpack`."""
-        return packing.unpack(self.quantizer, packed, shape)
+        return packing.unpack(self.quantizer, packed, shape, masked)
+
+    def save_codes(
+        self,
+        path: str | os.PathLike,
+        codes: np.ndarray,
+        model: str | entropy.Logits = 'static',
+    ) -> entropy.CodedSize:
+        """Write codes [..., *code_shape] to one file, entropy coded, whole or not at all.
+
+        Args:
+          path: the file.
+          codes: as `encode` gives them; -1 allowed.
+          model: 'static', 'adaptive', 'fixed' or logits, see `codec.compress`.
+
+        Returns:
+          The size of the file beside the fixed-width one and the entropy; printed it is a sentence.
+
+        Raises:
+          ValueError, ImportError: as `codec.compress`.
+        """
+        coded, size = entropy.compress_and_tell(self.quantizer, codes, model)
+        replace_file(path, coded)
+        return size
+
+    def load_codes(
+        self, path: str | os.PathLike, logits: entropy.Logits | None = None
+    ) -> np.ndarray:
+        """The codes int32 [..., *code_shape] of a file that `save_codes` wrote.
+
+        Args:
+          path: the file.
+          logits: those that it was written with, if any.
+
+        Raises:
+          ValueError: as `codec.decompress`, naming the file.
+          FileNotFoundError: for no file.
+          ImportError: without constriction (extra `entropy`).
+        """
+        data = pathlib.Path(path).read_bytes()
+        try:
+            return entropy.decompress(self.quantizer, data, logits)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from error
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the codec to one safetensors file, whole or not at all.

@@ -27,6 +27,7 @@ def measure(
     return {
         'share of codes active': final['active_codes'] / num_codes,
         'perplexity': final['perplexity'],
+        'entropy, bits per token': float(np.log2(max(final['perplexity'], 1.0))),
         'dead codes': num_codes - final['active_codes'],
         'quantizer loss, end against first quarter': float(
             np.median(losses[-quarter:]) / np.median(losses[:quarter])

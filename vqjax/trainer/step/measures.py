@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vqjax import health, metrics, ops, quantizers, sensors
+from vqjax import health, metrics, quantizers, sensors
 from vqjax.nn import COLLECTION
 from vqjax.runfiles import quantizer_variables
 from vqjax.trainer.step.task import Task, TrainState, quick_jit
