@@ -116,7 +116,7 @@ def eval_step(
         errors = measures.reconstruction_errors(output.decoded, images, task.windows)
         sums['reconstruction_error'] = jnp.sum(errors * mask)
     longest: dict[str, jax.Array] = {}
-    quantizer = task.model.quantizer
+    quantizer: Any = task.model.quantizer
     if output.quantized is not None:
         z_q = output.quantized.z_q
         sums['code_norm'] = measures.mean_norm(z_q, mask=mask, total=1.0, real=places)
