@@ -96,7 +96,7 @@ class Base:
         columns = codes.reshape(-1, math.prod(self.code_shape))
         return jnp.moveaxis(columns, 1, 0).reshape(*self.code_shape, -1)
 
-    def code_counts(self, codes: jax.Array, axis_name: AxisName = None) -> jax.Array:
+    def code_counts(self, codes: jax.Array | np.ndarray, axis_name: AxisName = None) -> jax.Array:
         """How often each code of each codebook is used: what `metrics.perplexity` takes.
 
         Stages and groups are counted on their own. Pooled counts of several codebooks say little:
@@ -112,7 +112,7 @@ class Base:
         Raises:
           ValueError: for codes without the trailing axes `code_shape`.
         """
-        codes = self.completed(codes)
+        codes = self.completed(jnp.asarray(codes))
         shape = self.code_shape_of(codes)
         if codes.shape[codes.ndim - len(shape) :] != shape:
             raise ValueError(
