@@ -90,8 +90,11 @@ def ssim(
     x, y = x - mean_of_x, y - mean_of_y
     rows, columns = (_windows(side, size, sigma) for side in (height, width))
 
+    # Accelerators multiply matrices in less than float32 unless told to.
+    exact: Any = {} if xp is np else {'precision': 'highest'}
+
     def mean(values):
-        return xp.einsum('ph,...hwc,qw->...pqc', rows, values, columns, optimize=True)
+        return xp.einsum('ph,...hwc,qw->...pqc', rows, values, columns, optimize=True, **exact)
 
     mean_x, mean_y = mean(x), mean(y)
     variance = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2
@@ -187,8 +190,8 @@ def perceptual_distance(
             raise ValueError(f'maps must be [..., h, w, c], features gave one of shape {a.shape}')
         xp = numpy_of(a, b, weight)
         a, b = (_unit(xp, xp.asarray(x, xp.float32)) for x in (a, b))
-        difference = xp.square(a - b) @ xp.asarray(weight, xp.float32)
-        total = total + difference.mean((-2, -1))
+        difference = xp.square(a - b) * xp.asarray(weight, xp.float32)
+        total = total + difference.sum(-1).mean((-2, -1))
     return total
 
 
