@@ -1,11 +1,13 @@
 """The notebooks: plain, their pictures small, and each runs from a clean kernel to its claims."""
 
 import ast
+import base64
 import importlib
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -13,9 +15,20 @@ nbformat = pytest.importorskip('nbformat')
 nbclient = pytest.importorskip('nbclient')
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'colabs'
-PICTURES = {'autopsy': 1, 'behaviour': 1, 'compare': 3, 'quickstart': 5, 'tokens': 3}
+PICTURES = {
+    'autopsy': 1,
+    'behaviour': 1,
+    'compare': 3,
+    'generate': 2,
+    'quickstart': 5,
+    'tokens': 3,
+}
+# The page of the documentation that has the same code, and its pictures.
+PAGE, SHOWN = FOLDER.parent / 'docs' / 'tutorial.md', ('restored.png', 'generated.png')
 TEXTS = ('text', 'text/plain', 'text/html')
 NAMES = sorted(path.stem for path in FOLDER.glob('*.ipynb'))
+PROJECT = tomllib.loads((FOLDER.parent / 'pyproject.toml').read_text())['project']
+REPOSITORY = PROJECT['urls']['Repository']
 
 
 def read(name):
@@ -33,15 +46,18 @@ def test_there_are_the_notebooks_that_the_readme_names():
 @pytest.mark.parametrize('name', NAMES)
 def test_notebooks_hold_no_model_and_no_address(name):
     notebook = read(name)
+    lesson = name == 'generate'  # whose subject is how such a model is written
     nbformat.validate(notebook)
     source = '\n'.join(re.sub(r'^\s*%.*$', '', text, flags=re.M) for text in code(notebook))
     nodes = list(ast.walk(ast.parse(source)))
-    assert not any(isinstance(node, ast.ClassDef) for node in nodes)
+    assert lesson == any(isinstance(node, ast.ClassDef) for node in nodes)
     imported = {
         a.name for n in nodes if isinstance(n, ast.ImportFrom | ast.Import) for a in n.names
     }
     assert not imported & {'flax.linen', 'linen', 'nn'}
-    assert '://' not in '\n'.join(cell.source for cell in notebook.cells)
+    # One address, that of the project.
+    text = '\n'.join(cell.source for cell in notebook.cells)
+    assert '://' not in text.replace(f'git+{REPOSITORY}', '')
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -62,6 +78,19 @@ def test_stored_pictures_are_of_this_code_and_small(name, monkeypatch):
     sys.modules.pop('store')
 
 
+def test_the_tutorial_has_the_code_of_its_notebook_and_its_pictures():
+    page, notebook = PAGE.read_text(), read('generate')
+    blocks = iter(re.findall(r'^```python\n(.*?)\n```', page, re.M | re.S))
+    for source in code(notebook)[1:]:
+        assert source.replace('\n%matplotlib inline\n', '') in blocks, source
+    outputs = [o for cell in notebook.cells for o in cell.get('outputs', [])]
+    pictures = [o.data['image/png'] for o in outputs if 'image/png' in o.get('data', {})]
+    for name, picture in zip(SHOWN, pictures, strict=True):
+        assert f'(tutorial/{name})' in page
+        # As `python colabs/store.py generate` stored it.
+        assert (PAGE.parent / 'tutorial' / name).read_bytes() == base64.b64decode(picture)
+
+
 def first_cell(monkeypatch, folder, finds):
     """Runs it in `folder` where looking for vqjax succeeds as in `finds`; pip's arguments."""
     asked = []
@@ -79,15 +108,16 @@ def first_cell(monkeypatch, folder, finds):
     return asked
 
 
-def test_the_first_cell_finds_vqjax_installed_in_a_checkout_or_published(monkeypatch, tmp_path):
+def test_the_first_cell_finds_vqjax_installed_in_a_checkout_or_cloned(monkeypatch, tmp_path):
     assert len({code(read(name))[0] for name in NAMES}) == 1
     assert first_cell(monkeypatch, FOLDER, [True]) == []
     checkout = str(FOLDER.parent)
     assert first_cell(monkeypatch, FOLDER, [False, True]) == [
-        ['--quiet', '-e', checkout + '[train]']
+        ['--quiet', '-e', checkout + '[train,entropy]']
     ]
     assert sys.path[0] == checkout
-    assert first_cell(monkeypatch, tmp_path, [False, True]) == [['--quiet', 'vqjax[train]']]
+    clone = f'vqjax[train,entropy] @ git+{REPOSITORY}'
+    assert first_cell(monkeypatch, tmp_path, [False, True]) == [['--quiet', clone]]
     with pytest.raises(SystemExit, match='clone its repository and open this notebook'):
         first_cell(monkeypatch, tmp_path, [False, False])
 
@@ -105,10 +135,16 @@ def test_the_comparison_states_only_what_it_varies():
     assert all(fields.FIELDS[name].default != value for name, value in plain.items())
 
 
-def run(name):
-    """Printed text and the number of pictures of a notebook, run in a clean kernel."""
+def run(name, long='', short=''):
+    """Printed text and the number of pictures of a notebook, run in a clean kernel.
+
+    Its line `long` becomes `short`, for one that trains longer than a test should.
+    """
     pytest.importorskip('ipykernel')
     notebook = read(name)
+    if long:
+        (cell,) = [cell for cell in notebook.cells if long in cell.source]
+        cell.source = cell.source.replace(long, short)
     resources = {'metadata': {'path': str(FOLDER)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     outputs = [o for cell in notebook.cells for o in cell.get('outputs', [])]
@@ -170,3 +206,23 @@ def test_tokens():
     assert '25408 pixels: 3970 bytes of codes' in text
     assert number(r"'relative_error': ([\d.]+)", text) < 0.1
     assert pictures == PICTURES['tokens']
+
+
+@pytest.mark.slow
+def test_generate(monkeypatch, tmp_path):
+    pytest.importorskip('constriction')
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))  # no MNIST there: the digits of scikit-learn
+    long = re.search('^VQVAE_STEPS.*$', PAGE.read_text(), re.M)[0]
+    text, pictures = run('generate', long, 'VQVAE_STEPS, PRIOR_STEPS, BATCH = 200, 250, 64')
+    assert 'digits: 1437 images of (8, 8, 1), 360 for the test' in text
+    assert number(r'step 200: ([\d.]+)% of the variance', text) < 20
+    fixed, rate = re.search(
+        r'(\d+) bits per image at fixed width, (\d+) by the prior', text
+    ).groups()
+    assert fixed == '192' and int(rate) < 170
+    histogram, prior = (
+        number(rf'{name}: +([\d,]+) bytes', text.replace(',', ''))
+        for name in ('histogram', 'prior')
+    )
+    assert prior < histogram < 360 * 192 / 8
+    assert pictures == PICTURES['generate']

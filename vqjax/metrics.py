@@ -1,4 +1,4 @@
-"""Numbers from counts, codes and probabilities.
+"""Numbers from counts, codes and probabilities; those of images are in `vqjax.image_quality`.
 
 Perplexity, usage and calibration error of a split are not the means over its batches: give these
 functions the counts or the probabilities of the whole split. 0 log 0 is 0, nothing is clamped.
@@ -16,6 +16,11 @@ import numpy as np
 import scipy.special
 from jax import Array
 
+from vqjax.image_quality import frechet_distance as frechet_distance
+from vqjax.image_quality import perceptual_distance as perceptual_distance
+from vqjax.image_quality import psnr as psnr
+from vqjax.image_quality import ssim as ssim
+from vqjax.ops.numpy_or_jax import numpy_of
 from vqjax.ops.serialization import exported
 
 # Numbers: an array, or lists of them.
@@ -48,17 +53,12 @@ class UniformBaseline(NamedTuple):
     perplexity: float
 
 
-def _numpy_of(*arrays: Any) -> Any:
-    """The module that computes with these: jax.numpy where one is an array of JAX, else NumPy."""
-    return jnp if any(isinstance(x, Array) for x in arrays) else np
-
-
 # Codes: counts [..., K], any number dtype, leading axes are stages or groups.
 
 
 def perplexity(counts: ArrayLike) -> Array:
     """Exponential of the entropy of counts [..., K] -> float32 [...], 1 to K; 0 for no counts."""
-    xp = _numpy_of(counts)
+    xp = numpy_of(counts)
     counts = xp.asarray(counts, xp.float32)
     total = counts.sum(-1, keepdims=True)
     share = counts / xp.where(total > 0, total, xp.float32(1))
@@ -68,13 +68,13 @@ def perplexity(counts: ArrayLike) -> Array:
 
 def active_codes(counts: ArrayLike) -> Array:
     """Number of codes of counts [..., K] used at least once -> int32 [...]."""
-    xp = _numpy_of(counts)
+    xp = numpy_of(counts)
     return (xp.asarray(counts) > 0).sum(-1, dtype=xp.int32)
 
 
 def usage(counts: ArrayLike) -> Array:
     """Share of the K codes of counts [..., K] used at least once -> float32 [...], 0 to 1."""
-    xp = _numpy_of(counts)
+    xp = numpy_of(counts)
     return active_codes(counts).astype(xp.float32) / xp.float32(np.shape(counts)[-1])
 
 
@@ -112,14 +112,14 @@ def uniform_baseline(num_tokens: int, num_codes: int) -> UniformBaseline:
 def _masked_mean(values: Array, mask: Array | None) -> Array:
     if mask is None:
         return values.mean()
-    xp = _numpy_of(values, mask)
+    xp = numpy_of(values, mask)
     # `where` and not a product: a padded row may hold anything, NaN included.
     return xp.where(mask, values, xp.float32(0)).sum() / xp.asarray(mask).sum(dtype=xp.float32)
 
 
 def _float32(probs: Array, *others: Array | None) -> tuple[Any, Array]:
     """What computes with all of these, and probs as float32."""
-    xp = _numpy_of(probs, *others)
+    xp = numpy_of(probs, *others)
     return xp, xp.asarray(probs, xp.float32)
 
 
@@ -146,7 +146,7 @@ def brier_score(probs: Array, labels: Array, mask: Array | None = None) -> Array
 
 def _bin_sums(confidence: Array, values: Array, num_bins: int) -> Array:
     """Sums of values [N] in equal bins (i/n, (i+1)/n] of confidence, the first from 0 on."""
-    xp = _numpy_of(confidence, values)
+    xp = numpy_of(confidence, values)
     with np.errstate(invalid='ignore'):  # NaN falls into the first bin, as JAX has it
         bins = xp.ceil(confidence * num_bins).astype(xp.int32) - 1
     bins = xp.clip(bins, 0, num_bins - 1)

@@ -3,6 +3,7 @@
 from vqjax.codec.entropy import CodedSize, code_entropy, coded_size, compress, decompress
 from vqjax.codec.fitting import fit
 from vqjax.codec.packing import code_widths, pack, unpack
+from vqjax.codec.semantic_ids import add_suffix, collision_rate, item_table
 from vqjax.codec.tokenizer import Codec
 
 load, save = Codec.load, Codec.save
@@ -10,12 +11,15 @@ load, save = Codec.load, Codec.save
 __all__ = [
     'CodedSize',
     'Codec',
+    'add_suffix',
     'code_entropy',
     'code_widths',
     'coded_size',
+    'collision_rate',
     'compress',
     'decompress',
     'fit',
+    'item_table',
     'load',
     'pack',
     'save',

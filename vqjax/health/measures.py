@@ -76,10 +76,7 @@ def _rows(quantizer, z, mask):
 
 def _counts(quantizer, codes):
     """Uses of each code, float32 [S, K]; S = 1 where stages share a codebook."""
-    rows = quantizer.by_codebook(codes)
-    rows = rows.reshape(-1, rows.shape[-1])
-    num = quantizer.num_codes
-    return jax.vmap(lambda row: ops.code_counts(row, num))(rows)
+    return quantizer.code_counts(codes).reshape(-1, quantizer.num_codes)
 
 
 def _shape(quantizer):

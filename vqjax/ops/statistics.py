@@ -65,7 +65,10 @@ def code_counts(
     axis_name: AxisName = None,
     weights: jax.Array | None = None,
 ) -> jax.Array:
-    """How many vectors each code was given.
+    """How many vectors each code was given, over all axes of codes.
+
+    Codes of stages or groups have a codebook each: `quantizer.code_counts(codes)` counts them on
+    their own, and the perplexity of each codebook is that of its row.
 
     Args:
       codes: int32 [...]; entries outside [0, num_codes) (masked, dropped) count nowhere.

@@ -98,6 +98,34 @@ class Base:
         columns = codes.reshape(-1, math.prod(self.code_shape))
         return jnp.moveaxis(columns, 1, 0).reshape(*self.code_shape, -1)
 
+    def code_counts(self, codes: jax.Array | np.ndarray, axis_name: AxisName = None) -> jax.Array:
+        """How often each code of each codebook is used: what `metrics.perplexity` takes.
+
+        Stages and groups are counted on their own. Pooled counts of several codebooks say little:
+        a collapsed stage hides behind the others.
+
+        Args:
+          codes: int32 [..., *code_shape]; -1 (masked, dropped) counts nowhere.
+          axis_name: mapped axis or axes to sum over.
+
+        Returns:
+          float32 [..., K], in the rows of `by_codebook`: [K] of a leaf, [S, K] of `Residual`.
+
+        Raises:
+          ValueError: for codes without the trailing axes `code_shape`.
+        """
+        codes = self.completed(jnp.asarray(codes))
+        shape = self.code_shape_of(codes)
+        if codes.shape[codes.ndim - len(shape) :] != shape:
+            raise ValueError(
+                f'codes must be [..., {", ".join(map(str, shape))}], those of {self!r}, got shape '
+                f'{codes.shape}'
+            )
+        rows = self.by_codebook(codes)
+        flat = rows.reshape(-1, rows.shape[-1])
+        counts = jax.vmap(lambda row: ops.code_counts(row, self.num_codes, None, axis_name))(flat)
+        return counts.reshape(*rows.shape[:-1], self.num_codes)
+
     @property
     def code_sizes(self) -> np.ndarray:
         """K of each code of a vector (or grid), int32 [*code_shape]."""

@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
 
     probs: float32 [N, classes]
     labels: int32 [N]
-    counts: float64 [..., K], see `steps.count_codes`, or None without a quantizer
+    counts: float64 [..., K], see `Base.code_counts`, or None without a quantizer
     means: of an average image nll, input_norm and, where there are such parts, code_norm,
       quantizer_loss and reconstruction_error; quantization_error, mean |z_q - z|^2 as a share of
       mean |z|^2; max_code_norm
@@ -116,14 +116,14 @@ def eval_step(
         errors = measures.reconstruction_errors(output.decoded, images, task.windows)
         sums['reconstruction_error'] = jnp.sum(errors * mask)
     longest: dict[str, jax.Array] = {}
-    quantizer = task.model.quantizer
+    quantizer: Any = task.model.quantizer
     if output.quantized is not None:
         z_q = output.quantized.z_q
         sums['code_norm'] = measures.mean_norm(z_q, mask=mask, total=1.0, real=places)
         # The loss of a replica is its sum over the mean number of real images of all replicas.
         real_images = ops.pmean(jnp.sum(mask, dtype=jnp.float32), task.axis)
         sums['quantizer_loss'] = output.quantized.loss * real_images
-        sums['counts'] = measures.count_codes(output.quantized.codes, quantizer)
+        sums['counts'] = quantizer.code_counts(output.quantized.codes)
         if z_q.shape == output.z.shape:
             real = (mask[:, None, None] if places is None else places)[..., None]
             sums['squared_error'] = jnp.sum(jnp.square(z_q - output.z) * real)

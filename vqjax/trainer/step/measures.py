@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vqjax import health, metrics, ops, quantizers, sensors
+from vqjax import health, metrics, quantizers, sensors
 from vqjax.nn import COLLECTION
 from vqjax.runfiles import quantizer_variables
 from vqjax.trainer.step.task import Task, TrainState, quick_jit
@@ -25,7 +25,7 @@ def measure_codes(
     leaf = isinstance(quantizer, quantizers.Codebook)
     if not (leaf or task.record):
         return found
-    counts = ops.psum(count_codes(codes, quantizer), task.axis)
+    counts = quantizer.code_counts(codes, task.axis)
     if leaf:
         old, new = (read_codebook(task, state.params, held) for held in (state.stats, stats))
         found = health.codebook_events(state.codebook if task.record else old, old, new, counts)
@@ -43,14 +43,6 @@ def read_codebook(task: Task, params: Any, stats: Any) -> Any:
     if not isinstance(quantizer, quantizers.Codebook):
         return ()
     return quantizer.read_codebook(*quantizer_variables({'params': params, **stats}))
-
-
-def count_codes(codes: jax.Array, quantizer: Any) -> jax.Array:
-    """Uses of each code: int32 [..., *code_shape] -> float32 [..., K], see `by_codebook`."""
-    rows = quantizer.by_codebook(codes)
-    flat = rows.reshape(-1, rows.shape[-1])
-    counts = jax.vmap(lambda row: ops.code_counts(row, quantizer.num_codes))(flat)
-    return counts.reshape(*rows.shape[:-1], quantizer.num_codes)
 
 
 def finite(x: jax.Array) -> jax.Array:
