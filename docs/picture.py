@@ -100,7 +100,11 @@ def draw(images, codes, restored, counts) -> Figure:
     axis.set_yscale('log')
     axis.set_yticks([0.1, 1, 10], ['0.1', '1', '10'])
     axis.text(len(share), 100 / len(share), 'uniform use', ha='right', va='bottom', fontsize=9)
-    axis.set(xlabel='code, by rank of use', ylabel='% of the codes\nof all images', xlim=(0, len(share) + 1))
+    axis.set(
+        xlabel='code, by rank of use',
+        ylabel='% of the codes\nof all images',
+        xlim=(0, len(share) + 1),
+    )
     axis.set_title(
         f'{(counts > 0).sum()} of {len(counts)} codes in use, '
         f'perplexity {float(metrics.perplexity(counts)):.0f}'

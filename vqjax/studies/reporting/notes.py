@@ -72,14 +72,14 @@ def counted(number: float, things: str) -> str:
 
 
 def started(config: Mapping[str, Any]) -> str:
-    """Whose encoder the runs started from, and for how long it stood still; '' for none."""
+    """Which encoder the runs started from, and for how long it was frozen; '' for none."""
     if not config.get('init_from'):
         return ''
     frozen = config['frozen_epochs']
-    still = f'stood still for {frozen:g} epochs' if frozen > 0 else 'was trained on'
+    still = f'frozen for {frozen:g} epochs and then fine-tuned' if frozen > 0 else 'fine-tuned'
     return (
-        ' Every run starts from the encoder of another one, trained without a quantizer, which '
-        f'{"stood still" if frozen < 0 else still}; the head is trained further.'
+        ' Every run starts from an encoder that was trained without a quantizer. The encoder is '
+        f'{"frozen" if frozen < 0 else still}, and the head is trained further.'
     )
 
 
