@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def figure(name: str, case: Case, record: CaseRecord) -> Figure:
     drawn.legend(
         list(entries.values()), list(entries), loc='outside upper right', ncols=4, fontsize=9
     )
-    drawn.supxlabel(case.seen, fontsize=9, color=plots.GREY)
+    drawn.supxlabel(textwrap.fill(case.seen, 105), fontsize=9, color=plots.GREY)
     return drawn
 
 

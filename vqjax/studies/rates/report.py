@@ -318,7 +318,7 @@ def markdown(results: Results) -> str:
         'together distinguish fewer images than 95% of the number of classes.',
         '## How it was made',
         tables.made_by(results.command, results.environment),
-        'With the configuration that `results.json` holds.',
+        'The configuration is in `results.json`.',
     ]) + '\n'  # fmt: skip
 
 

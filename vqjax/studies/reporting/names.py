@@ -13,11 +13,11 @@ NAMES = {
     'to_32': 'VQ-EMA, 32 D',
     'to_64': 'VQ-EMA, 64 D',
     # Tokenizers of configs/tokenizer.py and configs/behaviour.py.
-    'before': 'VQ, as it was',
-    'before_revived': 'VQ, as it was,\nwith revival',
+    'before': 'random codes,\nno gradient',
+    'before_revived': 'random codes,\nrevived every step',
     'ema': 'VQ-EMA',
     'ema_bank': 'VQ-EMA, revival\nfrom a bank',
-    'gradient': 'VQ',
+    'gradient': 'VQ (by gradient)',
     'broken': 'VQ-EMA with faults',
 }
 
