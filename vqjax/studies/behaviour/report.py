@@ -220,7 +220,7 @@ def text(results: Results) -> str:
         made_by(results.command, results.environment),
         '![a session](session.png)',
         'The picture shows a held-out session of the first fold: the signals, the true behaviours, '
-        'the codes of every tokenizer (a shade of grey for each code), the states that the HSMM '
+        'the codes of every tokenizer (a shade for each code), the states that the HSMM '
         'found in these codes, and two baselines from other libraries. A state has the colour of '
         'the behaviour that it is matched to. Grey states are matched to none.',
         '\n'.join(f'- {sentence}' for sentence in conclusions(found)),
