@@ -95,6 +95,9 @@ def places_of(kind):
         or 'inner' in kind.__dataclass_fields__,
         f'docs/quantizers.md: a row | `{name}` | of the table': f'\n| `{name}` |' in guide,
         f'docs/quantizers.md: a section ### {name}': f'\n### {name}\n' in guide,
+        f'README.md: a link [{name}](docs/quantizers.md#{name.lower()})': (
+            f'[{name}](docs/quantizers.md#{name.lower()})' in (ROOT / 'README.md').read_text()
+        ),
         f'docs/api/quantizers.md: ::: vqjax.{name}': f'\n::: vqjax.{name}\n' in api,
     }
 
@@ -114,6 +117,23 @@ def test_every_quantizer_is_named_wherever_it_must_be():
     assert set(REGISTRY.values()) <= kinds
     missing = [place for kind in kinds for place, named in places_of(kind).items() if not named]
     assert not missing, 'add\n' + '\n'.join(sorted(missing))
+
+
+def headings(path):
+    """The anchors of a page, as GitHub and mkdocs make them of simple headings."""
+    found = re.findall(
+        r'^#+ (.+)$', re.sub(r'^```.*?^```', '', path.read_text(), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in found}
+
+
+@pytest.mark.skipif(not (ROOT / 'docs' / 'tutorial.md').exists(), reason='no tutorial yet')
+def test_every_link_of_the_readme_leads_somewhere():
+    links = re.findall(r'\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)', (ROOT / 'README.md').read_text())
+    assert len(links) > 40
+    for name, anchor in links:
+        assert (ROOT / name).exists(), name
+        assert not anchor or anchor in headings(ROOT / name), f'{name}#{anchor}'
 
 
 def test_the_guide_names_no_quantizer_that_is_gone():
