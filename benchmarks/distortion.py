@@ -223,35 +223,79 @@ def row(family, bits, name, runs):
     return found
 
 
+# A panel each: families by kind, and in each panel no more lines than can be told apart.
+KINDS = {
+    'one codebook': ('VQ-EMA', 'VQ-EMA, Sinkhorn', 'VQ', 'SimVQ', 'Gumbel-Softmax', 'IBQ',
+                     'Bridged, low rank'),
+    'a grid without a codebook': ('FSQ, projected', 'iFSQ, projected', 'LFQ, projected',
+                                  'Latent quantization, projected'),
+    'several codes per vector': ('Product', 'faiss PQ', 'Residual in Product', 'Residual',
+                                 'Residual, beam 5', 'QINCo', 'faiss RQ', 'faiss LSQ'),
+}  # fmt: skip
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C564B', '#333333')
+
+
+def apart(values, gap):
+    """Places for labels at these values, in their order and at least a gap from each other."""
+    order = np.argsort(values)
+    places = np.array(values, float)[order]
+    for _ in range(200):
+        close = gap - np.diff(places)
+        if not (close > 1e-9).any():
+            break
+        push = np.maximum(close, 0) / 2
+        places[1:] += push
+        places[:-1] -= push
+    found = np.empty_like(places)
+    found[order] = places
+    return found
+
+
 def plot(path, rows, bound):
-    """Error against bits, a line a family, on a logarithmic axis."""
+    """Error against bits on a logarithmic axis: a panel a kind, every line named at its end."""
+    families = list(dict.fromkeys(r['family'] for r in rows))
+    kinds = {kind: [f for f in names if f in families] for kind, names in KINDS.items()}
+    kinds = {kind: names for kind, names in kinds.items() if names}
     with mpl.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
-        figure = Figure(figsize=(8.6, 5.4), layout='constrained')
-        axis = figure.subplots()
-        families = list(dict.fromkeys(r['family'] for r in rows))
-        colours = mpl.colormaps['tab20'].colors
-        for place, family in enumerate(families):
-            found = [r for r in rows if r['family'] == family]
-            peer = family.startswith('faiss')
-            axis.errorbar(
-                [r['bits'] for r in found], [r['error'] for r in found],
-                [r['half_interval'] for r in found], label=family, capsize=2, linewidth=1.4,
-                color=f'{0.15 + 0.25 * (place % 3)}' if peer else colours[place % 20],
-                linestyle=':' if peer else '-', marker='osD^vPX*<>'[place % 10], markersize=4.5,
-            )  # fmt: skip
-        axis.plot(*zip(*bound, strict=True), color='black', linewidth=1, linestyle='--',
-                  label='Gaussian of the same covariance, long blocks')  # fmt: skip
-        axis.set_yscale('log')
-        axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
-        axis.yaxis.set_minor_formatter(
-            lambda value, _: f'{value:g}' if f'{value:e}'[0] in '2346' else ''
-        )
-        axis.set_xticks(sorted({r['bits'] for r in rows}))
-        axis.set_xlabel('bits a vector')
-        axis.set_ylabel('squared error, share of the variance')
-        axis.grid(color='#E5E5E5', which='both')
-        axis.set_axisbelow(True)
-        figure.legend(loc='outside right center', frameon=False)
+        figure = Figure(figsize=(4.1 * len(kinds), 4.8), layout='constrained')
+        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for axis, (kind, names) in zip(axes, kinds.items(), strict=True):
+            shown = {f: [r for r in rows if r['family'] == f] for f in names}
+            most = max(r['bits'] for found in shown.values() for r in found)
+            ends = {}
+            for colour, (family, found) in zip(COLOURS, shown.items(), strict=False):
+                axis.errorbar(
+                    [r['bits'] for r in found], [r['error'] for r in found],
+                    [r['half_interval'] for r in found], capsize=2, linewidth=1.4, color=colour,
+                    linestyle=':' if family.startswith('faiss') else '-', marker='o', markersize=3,
+                )  # fmt: skip
+                ends[family] = (found[-1]['bits'], found[-1]['error'], colour)
+            limit = [(bits, error) for bits, error in bound if bits <= most]
+            axis.plot(*zip(*limit, strict=True), color='black', linewidth=1, linestyle='--')
+            ends['Gaussian bound'] = (*limit[-1], 'black')
+            axis.set_yscale('log')
+            heights = apart([math.log(error) for _, error, _ in ends.values()], 0.09)
+            for (family, (bits, error, colour)), height in zip(ends.items(), heights, strict=True):
+                place = (1.06 * most, math.exp(height))
+                axis.annotate(
+                    family.removesuffix(', projected'), (bits, error), place,
+                    color=colour, fontsize=9, va='center', annotation_clip=False,
+                    arrowprops={'arrowstyle': '-', 'color': colour, 'linewidth': 0.5},
+                )  # fmt: skip
+            axis.set_title(kind, loc='left', fontsize=11, fontweight='bold')
+            axis.set_xticks(sorted({r['bits'] for found in shown.values() for r in found}))
+            axis.set_xlabel('bits per vector')
+            axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+            axis.yaxis.set_minor_formatter(
+                lambda value, _: f'{value:g}' if f'{value:e}'[0] in '2346' else ''
+            )
+            axis.grid(color='#E5E5E5', which='both')
+            axis.set_axisbelow(True)
+        axes[0].set_ylabel('squared error / variance (log scale)')
+        figure.supxlabel(
+            'Gaussian bound: a Gaussian of the same covariance in long blocks; dotted: faiss',
+            fontsize=9, color='#666666',
+        )  # fmt: skip
         figure.savefig(path, dpi=150, facecolor='white')
     print(f'wrote {path}')
 

@@ -44,7 +44,7 @@ def codebooks(results):
         + [f'{r["extra_bytes"] / 1e6:.1f}']
         for r in results['against_K']
     ]
-    return table(['K', *results['against_K'][0]['runs'], 'ns a score', 'MB beyond'], rows)
+    return table(['K', *results['against_K'][0]['runs'], 'ns per score', 'MB beyond'], rows)
 
 
 def steps(results):
@@ -91,7 +91,7 @@ def rates(results):
     rows = [[family, *[cell(family, b) for b in bits]] for family in families]
     bound = [f'{error:.3f}'.replace('0.', '.') for b, error in results['gaussian'] if b in bits]
     rows.append(['Gaussian bound', *bound])
-    return table(['bits a vector', *bits], rows)
+    return table(['bits per vector', *bits], rows)
 
 
 def rate_seconds(results):
@@ -207,7 +207,7 @@ def collectives(results):
         + [f'{r["formula"]:,}', _bytes(r['with revival']), f'{r["z"]:,}']
         for r in results['collectives']
     ]
-    header = ['N x D x K', 'devices', 'a step', '4 K (D + 1)', 'one that revives', 'all of z']
+    header = ['N x D x K', 'devices', 'a step', '4 K (D + 1)', 'a step with revival', 'all of z']
     return table(header, rows)
 
 
@@ -220,8 +220,10 @@ def weak_scaling(results):
         + [f'{r["temporary bytes"] / 1e6:.1f}']
         for r in results['weak_scaling']
     ]
-    header = ['devices', 'operations a device', 'to one device']
-    return table([*header, 'tiles at 16,384 rows', 'operations with one', 'temporary MB'], rows)
+    header = ['devices', 'operations per device', 'compared with one device']
+    return table(
+        [*header, 'tiles at 16,384 rows', 'operations with one tile', 'temporary MB'], rows
+    )
 
 
 def large_codebook(results):
@@ -231,7 +233,9 @@ def large_codebook(results):
         + [_bytes(r['carried'])]
         for r in results['large_codebook']
     ]
-    return table(['codes on a device', 'arguments, MB', 'temporary, MB', 'carried, bytes'], rows)
+    return table(
+        ['codes per device', 'arguments, MB', 'temporary, MB', 'communicated, bytes'], rows
+    )
 
 
 def projection(results):
@@ -241,7 +245,7 @@ def projection(results):
         + [r['all_reduce_us'], f'{r["efficiency"]:.1%}']
         for r in results['projection']
     ]
-    header = ['', 'N a chip x D x K', 'search, us', 'all-reduce, us', 'of perfect scaling']
+    header = ['chip', 'N per chip x D x K', 'search, us', 'all-reduce, us', 'of perfect scaling']
     return table(header, rows)
 
 
@@ -274,14 +278,3 @@ def machine(results):
     clock = 'processor time' if e['clock'] == 'process_time' else 'wall time'
     cores = f'{e["cores_used"]} of {e["cores"]} cores'
     return f'{e["cpu"]}, {cores}, {clock}, load average {e["load_average"][0]}; {versions}.'
-
-
-def speed(results):
-    """The ratios of training steps to the peer's that a reader wants first, in a sentence."""
-    factors = {name: _factor(row['speedup']) for name, row in results['steps'].items()}
-    first, *others = ('VQ-EMA', 'Residual 8 x VQ-EMA', 'LFQ', 'FSQ')
-    rest = ', '.join(f'{factors[name]} for {name}' for name in others)
-    return (
-        f"A training step takes {factors[first]} times less than vector-quantize-pytorch's for "
-        f'{first}, {rest} ({results["environment"]["cpu"]}).'
-    )

@@ -127,6 +127,32 @@ def nested(trials, results):
     return benchmark_tables.table(header, rows)
 
 
+def overview(trials, cifar10):
+    """README's table: accuracy and bits on digits (nested) and on CIFAR-10, a row a method."""
+    names = {
+        'none': ('No quantizer', 'none'),
+        'vq_ema': ('VQ-EMA, 256 codes', 'vq_ema-8'),
+        'fsq': ('FSQ, 64,000 codes', 'fsq-16'),
+        'rvq': ('RVQ, 4 x 256 codes', 'rvq-32'),
+    }
+    rows = []
+    for name, (shown, other) in names.items():
+        said, method = trials.outcome[name], cifar10.methods[other]
+        compared = summaries.compare(cifar10, other)
+        rows.append(
+            [
+                shown,
+                f'{round(method.bits):,}',
+                _percent(said.accuracy),
+                '' if said.compared is None else _percent(said.compared, '+'),
+                _percent(method.accuracy),
+                '' if compared is None else _percent(compared, '+'),
+            ]
+        )
+    header = ['method', 'bits per image', 'digits, accuracy %[^1]', 'difference[^3]']
+    return benchmark_tables.table([*header, 'CIFAR-10, accuracy %[^2]', 'difference[^3]'], rows)
+
+
 def halves(deals):
     """Fifty runs a method: all, and the two halves of the deals."""
     rows = []
@@ -149,39 +175,30 @@ def halves(deals):
 # Remedies --------------------------------------------------------------------------------------
 
 
-def remedies(digits, mnist):
-    """Which remedies prevent the collapse, on both sets or on one, and what the guard is worth."""
-    sets = {'digits': digits, 'MNIST': mnist}
-    names = [n for n in verdicts.by_accuracy(digits) if n in mnist.methods]
-    names = [n for n in names if n not in (verdicts.WEAK, summaries.BASELINE)]
-    members = {'both': [], 'digits': [], 'MNIST': [], 'neither': []}
-    for name in names:
-        good = [s for s, results in sets.items() if verdicts.prevents(name, results)]
-        gains = [summaries.compare(r, name, verdicts.WEAK) for r in sets.values()]
-        if good:
-            members[good[0] if len(good) == 1 else 'both'].append(name)
-        elif not any(gain.low > 0 for gain in gains):
-            members['neither'].append(name)
-    titles = {
-        'both': 'Prevent it on both sets (more accurate than the baseline, and no run collapsed)',
-        'digits': 'On digits only',
-        'MNIST': 'On MNIST only',
-        'neither': 'No more accurate than the baseline on either',
+def collapse(digits, mnist):
+    """What some single changes make of the setup that collapses, in a few sentences."""
+    changes = {
+        'init_kmeans': 'a k-means start',
+        'revival': 'dead-code revival',
+        'l2_normalised': 'l2-normalised codes and vectors',
     }
-    lines = [
-        f'- {titles[k]}: {", ".join(f"`{n}`" for n in found)}.'
-        for k, found in members.items()
-        if found
-    ]
-    for title, results in sets.items():
-        weak, guard = (
-            summaries.compare(results, name, verdicts.HEALTHY)
-            for name in (verdicts.WEAK, verdicts.GUARD)
-        )
+    lines = []
+    for title, results in (('digits', digits), ('MNIST', mnist)):
+        accuracy = {
+            name: f'{100 * results.methods[name].accuracy.mean:.1f}%'
+            for name in (verdicts.WEAK, summaries.BASELINE, *changes)
+        }
+        runs = len(results.methods[verdicts.WEAK].seeds)
+        sound = ', '.join(f'{accuracy[name]} with {what}' for name, what in changes.items())
+        bad = {
+            name: sum(round(seed.figures['collapsed']) for seed in results.methods[name].seeds)
+            for name in (verdicts.WEAK, *changes)
+        }
+        none = 'none' if not sum(bad[name] for name in changes) else 'some'
         lines.append(
-            f'- {title}: the baseline ends {answers.points(weak)} points from a healthy run, and '
-            f'with the guard that re-fits a codebook whose perplexity falls '
-            f'(`{verdicts.GUARD}`), {answers.points(guard)}.'
+            f'- On {title}, {bad[verdicts.WEAK]} of {runs} runs of the setup collapsed, at '
+            f'{accuracy[verdicts.WEAK]} accuracy. It reached {sound}; {none} of these runs '
+            f'collapsed. The network without a quantizer reached {accuracy[summaries.BASELINE]}.'
         )
     return '\n'.join(lines)
 

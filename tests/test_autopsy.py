@@ -47,7 +47,7 @@ def test_the_published_collapse_needs_no_encoder_and_no_labels(tmp_path):
     report = (tmp_path / 'report.md').read_text()
     assert '1.0298' in report and '(missing_total.png)' in report
     # Without the blank line a list is no list to mkdocs.
-    assert 'Found in the faulty run:\n\n- **missing_total** (error)' in report
+    assert 'diagnosis of the faulty run:\n\n- **missing_total** (error)' in report
     assert cases.CASES['missing_total'].seen in report and 'docs/sources.md' in report
 
 
@@ -110,7 +110,7 @@ def drawn(name, history=None, counts=None, **figures):
     return plots.figure(name, cases.CASES[name], record).axes
 
 
-def test_the_plot_of_a_revival_shows_how_much_of_it_was_taken_back():
+def test_the_plot_of_a_revival_shows_how_much_of_it_was_undone():
     steps = [
         {'step': i, 'gradient_norm': 1.0, 'revived': float(i % 2), 'reverted': float(i % 2 == 0)}
         for i in range(10)
@@ -119,7 +119,7 @@ def test_the_plot_of_a_revival_shows_how_much_of_it_was_taken_back():
     (axis,) = drawn('stale_revival', (steps, sound))
     found = {line.get_label(): line.get_ydata()[-1] for line in axis.lines}
     assert found == {
-        'faulty: revived': 5, 'faulty: taken back': 5, 'cured: revived': 5, 'cured: taken back': 0,
+        'faulty: revived': 5, 'faulty: undone': 5, 'cured: revived': 5, 'cured: undone': 0,
     }  # fmt: skip
 
 
@@ -134,21 +134,22 @@ def test_the_plot_of_an_evaluation_shows_the_same_images_twice():
     assert drift.get_ylim()[0] < 0
 
 
-def test_the_plot_of_reshaped_features_tells_their_halves_apart():
-    halves = [[6.0, 0.0, 2.0, 0.0], [0.0, 4.0, 0.0, 4.0]]
-    faulty, cured = drawn('reshaped_features', counts=(np.array(halves), np.full((1, 4), 2.0)))
-    up, down = (
-        [round(bar.get_height()) for bar in bars.patches] for bars in faulty.containers
-    )  # one bar a code, the first half's codes first
-    assert up == [75, 25, 0, 0] and down == [0, 0, -50, -50]
-    assert [bar.get_height() for bar in cured.containers[0].patches] == [25] * 4
+def test_the_plot_of_reshaped_features_counts_the_codes_of_each_half():
+    halves = [[6.0, 0.0, 2.0, 1.0, 0.0], [0.0, 4.0, 0.0, 4.0, 0.0]]
+    (axis,) = drawn('reshaped_features', counts=(np.array(halves), np.full((1, 5), 2.0)))
+    assert [text.get_text() for text in axis.texts] == [
+        'first half only: 2', 'both halves: 1', 'second half only: 1', 'unused: 1',
+        'all features: 5', 'unused: 0',
+    ]  # fmt: skip
 
 
 def test_every_panel_shows_something_that_has_a_name():
     for name, case in cases.CASES.items():
         assert case.seen.endswith('.') and case.shown, name
         for panel in case.shown:
-            assert panel.kind in ('steps', 'total', 'bars', 'use') and panel.names and panel.title
+            assert (
+                panel.kind in ('steps', 'total', 'bars', 'halves') and panel.names and panel.title
+            )
     with pytest.raises(ValueError, match="no record of either run has 'perplexity'"):
         drawn('unscaled_fsq', ([{'step': 1}], [{'step': 1}]))
 

@@ -115,9 +115,10 @@ def places_of(kind):
         or 'inner' in kind.__dataclass_fields__,
         f'docs/quantizers.md: a row | `{name}` | of the table': f'\n| `{name}` |' in ours,
         f'docs/quantizers.md: a section ### {name}': f'\n### {name}\n' in ours,
-        f'docs/api/quantizers.md: ::: vqjax.quantizers.{file}.{name}': bool(
-            re.search(rf'vqjax\.quantizers\.{file}(\.{name})?$', api, re.MULTILINE)
+        f'README.md: a link [{name}](docs/quantizers.md#{name.lower()})': (
+            f'[{name}](docs/quantizers.md#{name.lower()})' in (ROOT / 'README.md').read_text()
         ),
+        f'docs/api/quantizers.md: ::: vqjax.{name}': f'\n::: vqjax.{name}\n' in api,
     }
 
 
@@ -175,6 +176,23 @@ def test_every_option_of_vector_quantize_pytorch_has_its_row():
     assert not missing, sorted(missing)
 
 
+def headings(path):
+    """The anchors of a page, as GitHub and mkdocs make them of simple headings."""
+    found = re.findall(
+        r'^#+ (.+)$', re.sub(r'^```.*?^```', '', path.read_text(), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in found}
+
+
+@pytest.mark.skipif(not (ROOT / 'docs' / 'tutorial.md').exists(), reason='no tutorial yet')
+def test_every_link_of_the_readme_leads_somewhere():
+    links = re.findall(r'\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)', (ROOT / 'README.md').read_text())
+    assert len(links) > 40
+    for name, anchor in links:
+        assert (ROOT / name).exists(), name
+        assert not anchor or anchor in headings(ROOT / name), f'{name}#{anchor}'
+
+
 def test_the_guide_names_no_quantizer_that_is_gone():
     for pattern in (r'^\| `(\w+)` \|', r'^### (\w+)$'):
         found = set(re.findall(pattern, guide()[0], re.MULTILINE))
@@ -204,11 +222,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / 'api' / 'quantizers' / 'index.html').read_text()
     assert all(f'.{kind.__name__}"' in page for kind in REGISTRY.values())
-    # A function's result is one row, its module's functions are a table above them.
+    # By public name, with what the docstring says of the result in one row.
     ops = (tmp_path / 'api' / 'ops' / 'index.html').read_text()
-    assert 'Functions:' in ops and 'A code that is not finite is never chosen' in ' '.join(
-        ops.split()
-    )
+    assert 'id="vqjax.ops.nearest_codes"' in ops and 'id="vqjax.VQEMA"' in page
+    assert 'A code that is not finite is never chosen' in ' '.join(ops.split())
     assert (tmp_path / 'results' / 'nearest.png').is_file()
     # Nothing on a page is fetched from another host.
     home = (tmp_path / 'index.html').read_text()

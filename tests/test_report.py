@@ -193,7 +193,7 @@ def test_intervals_are_those_that_the_results_allow(results):
 
 def test_reports_name_what_their_intervals_cover(results):
     for made, words, runs in (
-        (results, 'bootstrap over seeds alone. It leaves out that', 'seeds'),
+        (results, 'bootstrap over seeds alone. It does not include that', 'seeds'),
         (
             with_correct(results),
             'bootstrap over seeds and test examples together. Seconds',
@@ -211,11 +211,11 @@ def test_reports_name_what_their_intervals_cover(results):
 
 
 def test_a_run_that_still_learns_is_no_comparison(results, capsys):
-    words = 'Not converged: methods cannot be compared.'
+    words = 'Not converged, so methods cannot be compared:'
     rises = {'none': 0.004, 'vq_ema': 0.031, 'fsq': None, 'rvq': 0.0102}
     methods = {n: m | {'rise': rises[n]} for n, m in results['methods'].items()}
     text = report.markdown(read_results(results | {'methods': methods}))
-    assert f'**{words}' in text and 'vq_ema +3.1 points, rvq +1.0 points. Remedy' in text
+    assert f'**{words}' in text and '(vq_ema +3.1 points, rvq +1.0 points). Remedy' in text
     report.print_findings(read_results(results | {'methods': methods}))
     assert words in ' '.join(capsys.readouterr().out.split())
     assert words not in report.markdown(
@@ -362,8 +362,8 @@ def test_sampling_error_of_360_images_is_stated(workdir, results):
     text = (workdir / 'report.md').read_text()
     accuracy = results['methods']['none']['summary']['accuracy']['mean']
     half = 100 * notes.sampling_error(accuracy, TOKENS)
-    assert f'is worth {half:.1f} points either way at the accuracy of none' in text
-    assert 'the 360 test images are themselves a sample' in text
+    assert f'adds an uncertainty of {half:.1f} points either way at the accuracy of none' in text
+    assert 'the 360 test images are a sample themselves' in text
 
 
 def test_a_run_that_did_not_choose_its_settings_says_so(workdir):
@@ -485,7 +485,7 @@ def test_one_run_has_no_interval(results, tmp_path):
     console.print(report.table(read))
     said, text = console.export_text(), report.markdown(read)
     assert '(one run)' in said and 'one run of each method: no interval' in said
-    assert ' to ' not in said and 'There is one run of each method, and so no interval' in text
+    assert ' to ' not in said and 'There is one run of each method, so there is no interval' in text
     assert 'one seed is too few for a verdict' in text
     row = next(line for line in text.splitlines() if line.startswith('| vq_ema'))
     assert 'one run' in row and ' to ' not in row

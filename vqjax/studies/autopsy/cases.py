@@ -15,8 +15,8 @@ class Panel(NamedTuple):
     """One panel of a case's plot.
 
     kind: 'steps', an entry of the records over the steps; 'total', one or two of them summed up;
-      'bars', figures of the case; 'use', the codes of one side by use on the test split.
-    names: what it shows, entry -> what it is called; for 'use' the side.
+      'bars', figures of the case; 'halves', how many codes each position uses on the test split.
+    names: what it shows, entry -> what it is called; for 'halves' the positions.
     title: what is plotted, with its unit.
     until: the last step shown.
     """
@@ -79,8 +79,8 @@ CASES: dict[str, Case] = {
             _steps_of('max_code_norm', 'length of the longest code'),
             _steps_of('perplexity', 'perplexity (codes)'),
         ),
-        seen='Vectors of length 1, nothing trained: without the factor live codes grow past every '
-        'vector, and one takes all.',
+        seen='The vectors have length 1 and nothing is trained. Without the factor, the codes in '
+        'use grow longer than every vector, until one code takes all of them.',
     ),
     'no_straight_through': Case(
         claim='With VQ the accuracy is 5-23%',
@@ -96,8 +96,8 @@ CASES: dict[str, Case] = {
                 "task's gradient after and before the quantizer",
             ),
         ),
-        seen='The task moves the codes alone: its gradient ends at the quantizer, and the encoder '
-        'stays as it was drawn.',
+        seen='The gradient of the task ends at the quantizer. Only the codes move, and the encoder '
+        'keeps its random weights.',
     ),
     'detached_commitment': Case(
         claim='Extreme ranges of the commitment weight were tested: none helps',
@@ -109,8 +109,8 @@ CASES: dict[str, Case] = {
             _steps_of('input_norm', 'mean length of the features'),
             Panel('bars', {'quantizer_gradient': 'at the end'}, "gradient of the quantizer's loss"),
         ),
-        seen='A commitment without a gradient holds nothing, whatever its weight: the features '
-        'grow away from the codes.',
+        seen='A commitment loss without a gradient has no effect, whatever its weight. The '
+        'features grow and leave the codes behind.',
         also=('detached_commitment_hundredth',),
     ),
     'clamped_loss': Case(
@@ -123,7 +123,7 @@ CASES: dict[str, Case] = {
             _steps_of('quantizer_loss', "quantizer's loss"),
             _steps_of('accuracy', 'validation accuracy'),
         ),
-        seen='At the clamp, 100, the loss stands still and has no gradient: nothing is learned.',
+        seen='The loss stays at the clamp, 100, where its gradient is zero, so nothing is learned.',
         also=('clamped_loss_unclamped',),
     ),
     'discarded_init': Case(
@@ -133,8 +133,8 @@ CASES: dict[str, Case] = {
         cured='vq_ema_still',
         measure=measures.first_update,
         shown=_FIRST_STEPS,
-        seen='The first update takes the codes from where k-means put them to near 0, and most of '
-        'the batch to few of them.',
+        seen='The first update moves the codes from their k-means positions to near 0, after which '
+        'most of the batch is assigned to a few of them.',
     ),
     'stale_revival': Case(
         claim='Dead codes never recover, restarts do not help',
@@ -145,12 +145,12 @@ CASES: dict[str, Case] = {
         shown=(
             Panel(
                 'total',
-                {'revived': 'revived', 'reverted': 'taken back'},
-                'codes revived, and taken back one step later, in total',
+                {'revived': 'revived', 'reverted': 'undone'},
+                'codes revived, and undone one step later, in total',
             ),
         ),
-        seen='Of the codes that the faulty run revives, the next update takes most back; of the '
-        "cured one's it takes back none.",
+        seen='In the faulty run, the next update undoes most revivals. In the cured run it undoes '
+        'none.',
     ),
     'zero_counts': Case(
         claim='The fixed version: averages of the codebook from the first step',
@@ -159,8 +159,8 @@ CASES: dict[str, Case] = {
         cured='vq_ema_still',
         measure=measures.first_update,
         shown=_FIRST_STEPS,
-        seen='The first update throws the codes 75,000 times too far out on average; the nearest '
-        'one takes every vector.',
+        seen='The first update makes the codes 75,000 times too long on average, and the nearest '
+        'one then takes every vector.',
     ),
     'swapped_coefficients': Case(
         claim='codebook .25 and commitment 1.0 are what the paper specifies',
@@ -169,15 +169,11 @@ CASES: dict[str, Case] = {
         cured='vq',
         measure=measures.coefficients,
         shown=(
-            Panel(
-                'bars',
-                {'commitment_weight': 'commitment', 'codebook_weight': 'codebook'},
-                'weights, read from the gradient',
-            ),
+            _steps_of('accuracy', 'validation accuracy'),
             _steps_of('quantization_error', 'squared error relative to the features'),
         ),
-        seen='The two weights are exchanged, and it makes little difference here; of an averaged '
-        'codebook the second does nothing.',
+        seen='Exchanging the two weights makes little difference here. With a codebook of moving '
+        'averages, the weight of the codebook loss has no effect at all.',
         also=('codebook_weight_1', 'codebook_weight_quarter'),
     ),
     'absolute_threshold': Case(
@@ -187,8 +183,8 @@ CASES: dict[str, Case] = {
         cured='vq_ema',
         measure=measures.threshold,
         shown=_REVIVED,
-        seen='64 vectors per step for 256 codes: nearly every count is below 2, and codes in use '
-        'are replaced to the end.',
+        seen='With 64 vectors per step and 256 codes nearly every count is below 2, so codes in '
+        'use are replaced until the end of the run.',
         also=('absolute_threshold_share',),
     ),
     'revival_every_step': Case(
@@ -198,8 +194,8 @@ CASES: dict[str, Case] = {
         cured='vq_ema',
         measure=measures.revived,
         shown=_REVIVED,
-        seen='One batch leaves most codes unused, so each step replaces a quarter of them; '
-        'averages over steps call few dead.',
+        seen='A single batch leaves most codes unused, so each step replaces a quarter of them. '
+        'Averages over many steps find few dead codes.',
     ),
     'eval_updates': Case(
         claim='The fixed evaluation mode: VQ stays in training',
@@ -218,8 +214,8 @@ CASES: dict[str, Case] = {
                 'error on the same test images',
             ),
         ),
-        seen='Evaluation moves the faulty codebook, so that the same model on the same images has '
-        'another error the second time.',
+        seen='Evaluation moves the faulty codebook, so the same model has a different error when '
+        'it sees the same images again.',
     ),
     'reshaped_features': Case(
         claim='view(batch, 64, 2) may not preserve meaningful features',
@@ -227,12 +223,9 @@ CASES: dict[str, Case] = {
         faulty='reshaped_features',
         cured='projected_64',
         measure=measures.reshaped,
-        shown=(
-            Panel('use', {'faulty': 'faulty'}, 'share of the uses of each code, faulty'),
-            Panel('use', {'cured': 'cured'}, 'share of the uses of each code, cured'),
-        ),
-        seen='The two halves of the features share one codebook and not one code of it: each has '
-        'the use of half.',
+        shown=(Panel('halves', {'codes': 'codes'}, 'codes in use on the test split, of 256'),),
+        seen='The two halves of the features share one codebook but not a single code of it, so '
+        'each half has only half of the codebook.',
     ),
     'unscaled_fsq': Case(
         claim='FSQ cannot collapse by design',
@@ -241,7 +234,7 @@ CASES: dict[str, Case] = {
         cured='fsq',
         measure=measures.usual,
         shown=(_PERPLEXITY, _steps_of('accuracy', 'validation accuracy')),
-        seen='Features a thousandth as large as the grid all round to its middle: one code, from '
-        'the start to the end.',
+        seen='The features are a thousandth of the grid spacing, so all of them are rounded to its '
+        'middle. One code is in use from the first step to the last.',
     ),
 }

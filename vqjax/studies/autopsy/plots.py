@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def figure(name: str, case: Case, record: CaseRecord) -> Figure:
     for axis, panel in zip(axes, case.shown, strict=True):
         _DRAW[panel.kind](axis, panel, record)
         axis.set_title(panel.title, fontsize=10, weight='normal')
-    drawn.suptitle(name, x=0.01, ha='left', weight='bold', fontsize=11)
+    drawn.suptitle(
+        name.replace('_', ' ').capitalize(), x=0.01, ha='left', weight='bold', fontsize=11
+    )
     entries: dict[Any, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -41,7 +44,7 @@ def figure(name: str, case: Case, record: CaseRecord) -> Figure:
     drawn.legend(
         list(entries.values()), list(entries), loc='outside upper right', ncols=4, fontsize=9
     )
-    drawn.supxlabel(case.seen, fontsize=9, color=plots.GREY)
+    drawn.supxlabel(textwrap.fill(case.seen, 105), fontsize=9, color=plots.GREY)
     return drawn
 
 
@@ -98,27 +101,38 @@ def _bars(axis: Axes, panel: Panel, record: CaseRecord) -> None:
     axis.margins(y=0.12)
 
 
-def _use(axis: Axes, panel: Panel, record: CaseRecord) -> None:
-    """Uses of each code of one side, the first position up and the second down."""
-    (side,) = panel.names
-    counts = np.asarray(record.counts[side], float)
-    share = 100 * counts / counts.sum(-1, keepdims=True)
-    down = share[1] if len(share) > 1 else np.zeros(share.shape[-1])
-    order = np.argsort(down - share[0], kind='stable')
-    place = np.arange(len(order))
-    colour = _SIDES[side]
-    single = len(share) == 1
-    axis.bar(place, share[0][order], 1.0, color=colour, label=side)
-    axis.bar(place, -down[order], 1.0, color=colour, alpha=0.45)
-    axis.axhline(0, color=plots.GREY, lw=0.8)
-    edge = 1.15 * max(share.max(), 1e-9)
-    axis.set_ylim(0 if single else -edge, edge)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{abs(x):g}%'))
-    for text, y in (('all features', 0.93),) if single else (('first', 0.93), ('second', 0.05)):
-        said = text if single else f'{text} half'
-        axis.text(0.98, y, said, transform=axis.transAxes, ha='right', color=plots.DARK, fontsize=9)
-    axis.set_xlabel(f'code, by use ({int((counts.sum(0) > 0).sum())} of {len(place)} in use)')
-    axis.grid(axis='x', visible=False)
+def _halves(axis: Axes, panel: Panel, record: CaseRecord) -> None:
+    """How many codes the first position uses alone, both use, and the second alone; a bar a side.
+
+    One with a single position has one segment of codes in use.
+    """
+    for place, (side, colour) in enumerate(_SIDES.items()):
+        used = np.asarray(record.counts[side]) > 0
+        first, second = used[0], used[1] if len(used) > 1 else np.zeros_like(used[0])
+        segments = [
+            ('first half only' if len(used) > 1 else 'all features', first & ~second, 1.0),
+            ('both halves', first & second, 0.75),
+            ('second half only', second & ~first, 0.5),
+        ]
+        start = 0
+        for label, codes, alpha in segments:
+            if not (number := int(codes.sum())):
+                continue
+            axis.barh(place, number, 0.55, left=start, color=colour, alpha=alpha, label=side)
+            axis.text(
+                start + number / 2, place, f'{label}: {number}', ha='center', va='center',
+                color='white' if alpha == 1 else plots.DARK, fontsize=9,
+            )  # fmt: skip
+            start += number
+        unused = used.shape[-1] - start
+        axis.barh(place, unused, 0.55, left=start, color=plots.LIGHT)
+        axis.text(
+            start + unused / 2, place, f'unused: {unused}', ha='center', va='center', fontsize=9
+        )
+    axis.set_yticks(range(len(_SIDES)), list(_SIDES))
+    axis.invert_yaxis()
+    axis.grid(axis='y', visible=False)
+    axis.set_xlabel('codes')
 
 
 def _fit_scale(axis: Axes, found: Sequence[np.ndarray]) -> None:
@@ -142,4 +156,4 @@ def _fit_scale(axis: Axes, found: Sequence[np.ndarray]) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.12g}'))
 
 
-_DRAW = {'steps': _steps, 'total': _total, 'bars': _bars, 'use': _use}
+_DRAW = {'steps': _steps, 'total': _total, 'bars': _bars, 'halves': _halves}

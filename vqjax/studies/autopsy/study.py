@@ -180,18 +180,18 @@ def markdown(results: Results) -> str:
     """The text of report.md."""
     cases = cases_of(results)
     parts = [
-        '# Autopsy',
-        f'{len(cases)} faults of collapsed codebooks, each beside its cure. A case '
-        'changes one thing: the faulty run has the fault, the cured run has not. '
-        f'Trained on {results.config["dataset"]} with seed 0: one run of each, so small '
-        'differences of accuracy say nothing. In italics what the fault was taken for, and by '
-        'which of the five working notes that `docs/sources.md` describes.',
+        '# Faults that collapse a codebook, one by one',
+        f'Each of these {len(cases)} faults was reported from a project whose codebook collapsed. '
+        'Every fault is shown beside its cure, and the two runs differ in nothing else. They were '
+        f'trained on {results.config["dataset"]}, one run each with seed 0, so small differences '
+        'of accuracy mean nothing. The sentence in italics is what the project made of the fault. '
+        'The sources are five working notes, which `docs/sources.md` describes.',
     ]
     for name, case in cases.items():
         parts += [
-            f'## {name}',
-            f'{case.source.capitalize()}: *{case.claim}*.',
-            f'![{name}: faulty and cured]({name}.png)',
+            f'## {name.replace("_", " ").capitalize()}',
+            f'{case.source.capitalize()}: *{case.claim}*. Case `{name}`.',
+            f'![{name.replace("_", " ")}: faulty and cured]({name}.png)',
             case.seen,
             tables.markdown(_figures(case)),
         ]
@@ -215,9 +215,9 @@ def _figures(case: CaseResult) -> Iterator[list[str]]:
 def _findings(side: str, findings: Sequence[RunFinding]) -> list[str]:
     """What the diagnosis says of one run, as paragraphs."""
     if not findings:
-        return [f'Found in the {side} run: nothing.']
+        return [f'The diagnosis finds nothing wrong with the {side} run.']
     lines = []
     for f in findings:
         evidence = ', '.join(f'{k} = {number(v)}' for k, v in f.evidence.items())
         lines.append(f'- **{f.name}** ({f.severity}): {evidence}. Remedy: {f.remedy}.')
-    return [f'Found in the {side} run:', '\n'.join(lines)]
+    return [f'The diagnosis of the {side} run:', '\n'.join(lines)]

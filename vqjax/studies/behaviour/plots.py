@@ -11,17 +11,18 @@ from matplotlib.figure import Figure
 from vqjax.studies.behaviour.outcome import Picture
 from vqjax.studies.behaviour.segmentation import fit_matching
 from vqjax.studies.reporting import plots
+from vqjax.studies.reporting.names import readable
 
 
 def _strips(picture: Picture) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Name, states [T] and whether they are codes, of every strip below the signals."""
-    yield 'true', picture.session.labels[0], False
+    yield 'true behaviour', picture.session.labels[0], False
     others = []
     for method, found in picture.found.items():
-        yield f'{method}: codes', found['codes'], True
-        yield 'HSMM', found['HSMM'], False
+        yield f'{readable(method)}: codes', found['codes'], True
+        yield 'behaviours found', found['HSMM'], False
         if 'classifier' in found:
-            yield 'classifier', found['classifier'], False
+            yield 'by a classifier', found['classifier'], False
         others += [(name, found[name], False) for name in found if ' + ' in name]
     yield from others
 
@@ -65,13 +66,11 @@ def figure(picture: Picture) -> Figure:
 def _coloured(
     states: np.ndarray, labels: np.ndarray, colours: Sequence[Any], coded: bool
 ) -> np.ndarray:
-    """Colours [T, 3]: of the matched behaviour, grey for none; of codes a hue each."""
-    from matplotlib import colormaps
-
+    """Colours [T, 3]: of the matched behaviour, grey for none; of codes a grey each."""
     row = np.ones((len(states), 3))
     if coded:
-        # Far apart for neighbouring numbers; codes have no order.
-        row[states >= 0] = colormaps['turbo'](states[states >= 0] * 0.618034 % 1)[:, :3]
+        # Hues stand for behaviours alone. Far apart for neighbouring numbers: codes have no order.
+        row[states >= 0] = (0.1 + 0.75 * (states[states >= 0] * 0.618034 % 1))[:, None]
         return row
     for i, state in enumerate(np.unique(states[states >= 0])):
         row[states == state] = 0.55 + 0.3 * (i % 3) / 2

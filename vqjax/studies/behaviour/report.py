@@ -21,9 +21,10 @@ from vqjax.studies.reporting.plots import save
 from vqjax.studies.reporting.tables import made_by, markdown, points, points_range
 
 COLLAPSED = 1.5  # perplexity below which a codebook has fallen to one code
+UNCHANGED = 'make no significant difference to boundary F1'
 SHOWN = {
     'frame_accuracy': 'frame accuracy %', 'adjusted_rand_index': 'adjusted Rand',
-    'boundary_f1': 'boundary F1', 'states_found': 'states', 'log_likelihood': 'nats a place',
+    'boundary_f1': 'boundary F1', 'states_found': 'states', 'log_likelihood': 'nats per place',
 }  # fmt: skip
 
 
@@ -87,7 +88,13 @@ def _cell(name: str, values: Sequence[float]) -> str:
 
 def window_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
     """Cells of the table of the tokenizers, the headings first."""
-    yield ('', 'window accuracy %', 'ECE', 'perplexity, least', 'bits a window')
+    yield (
+        'tokenizer',
+        'window accuracy %',
+        'ECE',
+        'perplexity: mean, lowest fold',
+        'bits per window',
+    )
     for name in methods_of(found):
         use = of_method(found, name, 'perplexity')
         method = found.folds[0].methods[name]
@@ -102,7 +109,7 @@ def window_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
 
 def model_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
     """Cells of the table of the sequence models and peers, the headings first."""
-    yield ('codes of', 'then', *SHOWN.values())
+    yield ('codes of', 'model', *SHOWN.values())
     for method in methods_of(found):
         for model in models_of(found, method):
             yield (
@@ -156,9 +163,9 @@ def conclusions(found: Behaviours) -> list[str]:
             f'{within} 2 points; collapsed to one code in {fallen} of {len(use)} folds.'
         )
     for better, worse, name in (
-        ('sticky HMM', 'HMM', 'Sticky states'),
-        ('HSMM', 'sticky HMM', 'Explicit durations in place of geometric ones'),
-        ('HSMM', 'HMM', 'Durations and stickiness together'),
+        ('sticky HMM', 'HMM', 'Sticky states (compared with an HMM)'),
+        ('HSMM', 'sticky HMM', 'Explicit durations (compared with a sticky HMM)'),
+        ('HSMM', 'HMM', 'Durations and stickiness together (compared with an HMM)'),
     ):
         said.append(f'{name} {_raises(found, methods, better=better, worse=worse)}.')
     said.append(_found(found, methods))
@@ -174,12 +181,12 @@ def _raises(found: Behaviours, methods: Sequence[str], better: str, worse: str) 
         apart = _difference(a, b)
         if apart is None:
             continue
-        less = 'lower boundary F1' if apart.high < 0 else 'are not shown to move boundary F1'
+        less = 'lower boundary F1' if apart.high < 0 else UNCHANGED
         verdict = 'raise boundary F1' if apart.low > 0 else less
         by_verdict.setdefault(verdict, []).append(
             f'{method} ({apart.mean:+.2f}, {apart.low:+.2f} to {apart.high:+.2f})'
         )
-    order = ('raise boundary F1', 'lower boundary F1', 'are not shown to move boundary F1')
+    order = ('raise boundary F1', 'lower boundary F1', UNCHANGED)
     return '; '.join(
         f'{v} on codes of {", ".join(by_verdict[v])}' for v in order if v in by_verdict
     )
@@ -190,7 +197,7 @@ def _found(found: Behaviours, methods: Sequence[str]) -> str:
     for method in methods:
         values = of_model(found, method, model='HSMM, states found', name='states_found')
         parts.append(f'{np.mean(values):.1f} on codes of {method}')
-    return f'States found, at most {found.own.states}: {", ".join(parts)}.'
+    return f'Number of states found, of at most {found.own.states}: {", ".join(parts)}.'
 
 
 def _against(found: Behaviours, methods: Sequence[str], peer: str) -> str:
@@ -200,7 +207,7 @@ def _against(found: Behaviours, methods: Sequence[str], peer: str) -> str:
         apart = _difference(ours, of_peer(found, peer, 'adjusted_rand_index'))
         if apart is not None:
             parts.append(f'{method} {apart.mean:+.2f} ({apart.low:+.2f} to {apart.high:+.2f})')
-    return f'Adjusted Rand index of the HSMM less that of {peer}: {", ".join(parts)}.'
+    return f'Adjusted Rand index of the HSMM minus that of {peer}: {", ".join(parts)}.'
 
 
 def text(results: Results) -> str:
@@ -209,39 +216,40 @@ def text(results: Results) -> str:
     config, folds, own = results.config, found.folds, found.own
     held = [fold.recordings['test']['recordings'] for fold in folds]
     parts = [
-        f'# Behaviours from codes of {config["dataset"]}',
+        f'# Behaviours from the codes of {config["dataset"]}',
         made_by(results.command, results.environment),
         '![a session](session.png)',
-        'A held-out session of the first fold: the signals, the true behaviours, and for every '
-        'tokenizer its codes, a colour each, with the states that the HSMM found in them; below '
-        'them the peers. A state has the colour of the behaviour that it is matched to, grey '
-        'where it is matched to none.',
+        'The picture shows a held-out session of the first fold: the signals, the true behaviours, '
+        'the codes of every tokenizer (a shade for each code), the states that the HSMM '
+        'found in these codes, and two baselines from other libraries. A state has the colour of '
+        'the behaviour that it is matched to. Grey states are matched to none.',
         '\n'.join(f'- {sentence}' for sentence in conclusions(found)),
         '## Tokenizers',
         markdown(window_rows(found)),
         '## Sequence models',
         markdown(model_rows(found), words=2),
-        '## How',
-        f'{len(folds)} folds of {", ".join(map(str, held))} held-out recordings, '
-        f'{config["seeds"] // len(folds)} seed each; in brackets the 95% interval over folds, '
-        'corrected for training sets that overlap '
-        '(Nadeau and Bengio 2003). A network is trained on labelled windows of '
-        f'{config["window"]} steps. Then every recording occurs {own.rounds} times, in random '
-        f'order, {own.session} to a session; two neighbours of one label are one stretch. The '
-        'sequence models are fitted to the codes of sessions of training recordings, without '
-        'labels, and find the most likely states of held-out sessions. For `none` the codes are '
-        f'those of k-means with {own.tokens} centroids on the encoder\'s vectors, and '
-        '`classifier` is the class of the window around each place, which labels made. `codes` '
-        'takes every code for a state. HMM, sticky HMM and HSMM are given the number of '
-        f'behaviours; "states found" looks for up to {own.states}. Durations are negative '
-        f'binomial with {own.phases} phases, {own.duration_s:g} s expected. "late": from '
-        f'codes up to {own.lag_s:g} s after each place, as in a stream. The estimate is that '
-        'of the weak limit of a sticky HDP-HSMM by EM, no sample of its posterior; it ends in the '
-        'best optimum of a few starts, which need not be the best there is.',
-        'Frame accuracy: states matched one to one to labels so that most steps agree. Boundary '
-        'F1: found and true boundaries within half a second, one to one. States: those that '
-        'occur in held-out sessions. Nats a place: log likelihood of held-out codes; to be '
-        'compared among models of the same codes.',
+        '## Method',
+        f'There are {len(folds)} folds with {", ".join(map(str, held))} held-out recordings and '
+        f'{config["seeds"] // len(folds)} seed each. Parentheses hold the 95% interval over folds, '
+        'corrected for overlapping training sets (Nadeau and Bengio 2003).',
+        f'A network is trained on labelled windows of {config["window"]} steps. Sessions are then '
+        f'made of {own.session} recordings in random order, and every recording occurs '
+        f'{own.rounds} times. Neighbouring recordings with the same label are one segment. The '
+        'sequence models are fitted without labels to the codes of training sessions, and find the '
+        'most likely states of held-out sessions.',
+        f'For `none`, the codes are those of k-means with {own.tokens} centroids on the vectors of '
+        'the encoder. `classifier` is the class that the trained network predicts for the window '
+        'around each place. `codes` takes every code as a state. HMM, sticky HMM and HSMM are '
+        f'given the number of behaviours; "states found" looks for up to {own.states}. "Late" '
+        f'means that only codes up to {own.lag_s:g} s after each place are used, as in a stream. '
+        f'Durations are negative binomial with {own.phases} phases and an expected '
+        f'{own.duration_s:g} s. The estimate is a point estimate of the weak limit of a sticky '
+        'HDP-HSMM by EM, the best of a few starts.',
+        'Frame accuracy is the share of steps that agree after the best one-to-one matching of '
+        'states to labels. Boundary F1 matches found and true boundaries one to one within half a '
+        'second. "States" is the number of states that occur in held-out sessions. "Nats per '
+        'place" is the log likelihood of held-out codes, which can be compared only among models '
+        'of the same codes.',
     ]  # fmt: skip
     return '\n\n'.join(parts) + '\n'
 

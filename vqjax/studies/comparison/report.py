@@ -20,6 +20,7 @@ from vqjax.results.summaries import (
 )
 from vqjax.studies.comparison import trials
 from vqjax.studies.reporting import notes, plots, tables
+from vqjax.studies.reporting.names import dataset
 from vqjax.trainer.files.display import show
 
 _COLUMNS = 100  # of the terminal's report
@@ -77,7 +78,7 @@ def _difference_rows(results: Results) -> Iterable[list[str]]:
 
 
 def _perplexity_rows(results: Results) -> Iterable[list[str]]:
-    yield ['method', 'perplexity', '95% interval', 'if uniform', 'lowest seed', 'by stage']
+    yield ['method', 'perplexity', '95% interval', 'uniform source', 'lowest seed', 'by stage']
     for name, method in results.methods.items():
         use = code_use(method)
         if use is None:
@@ -99,7 +100,7 @@ def _perplexity_rows(results: Results) -> Iterable[list[str]]:
 
 
 def _use_rows(results: Results) -> Iterable[list[str]]:
-    yield ['method', 'codes', 'test tokens', 'codes in use', 'share in use', 'if uniform']
+    yield ['method', 'codes', 'test tokens', 'codes in use', 'share in use', 'uniform source']
     for name, method in results.methods.items():
         use = code_use(method)
         if use is None:
@@ -206,24 +207,24 @@ def markdown(results: Results) -> str:
     split = notes.split(results)
     num_seeds = max(len(m.seeds) for m in methods.values())
     parts = [
-        f'# Comparison on {config["dataset"]}',
-        f'{notes.counted(len(methods), "methods")}, '
-        f'{notes.counted(num_seeds, notes.runs(results))} each, {notes.budget(config)}, '
-        f"batch size {config['batch_size']}, bottleneck '{config['bottleneck']}': the same "
-        'encoder, head, optimizer, data order and budget for every method.',
+        f'# Comparison on {dataset(config["dataset"])}',
+        f'{notes.counted(len(methods), "methods")} were trained with '
+        f'{notes.counted(num_seeds, notes.runs(results))} each, {notes.budget(config)}, batches of '
+        f'{config["batch_size"]} images and the bottleneck `{config["bottleneck"]}`. Encoder, '
+        'head, optimizer, data order and budget are the same for all methods.',
     ]
     if rising := notes.rising(results):
         parts.append(f'**{rising}**')
     changed = {n: m.overrides for n, m in methods.items() if m.overrides}
     if changed:
         said = (f'{n} ({", ".join(f"{k} {v}" for k, v in o.items())})' for n, o in changed.items())
-        parts.append(f'But for what is overridden: {", ".join(said)}.')
+        parts.append(f'These settings differ between methods: {", ".join(said)}.')
     parts += [
         '![Test accuracy of every method](accuracy.png)',
         f'## Outcome on the {split} split',
         tables.markdown(_outcome_rows(results)),
         f'{notes.interval(results)} {notes.sampling_note(methods)}'
-        f'Seconds: all {notes.runs(results)} together.',
+        f'Seconds are those of all {notes.runs(results)} together.',
     ]
     parts += trials.tuning_section(results)
     differences = list(_difference_rows(results))
@@ -231,8 +232,8 @@ def markdown(results: Results) -> str:
         parts += [
             f'## Accuracy compared with {BASELINE}',
             tables.markdown(differences, words=2),
-            f'Paired by {notes.runs(results)[:-1]}: the same initial encoder and data order. '
-            f'{notes.interval(results)}',
+            f'Differences are paired by {notes.runs(results)[:-1]}, which has the same initial '
+            f'encoder and data order for all methods. {notes.interval(results)}',
         ]
     parts += trials.halves_section(results)
     perplexities = list(_perplexity_rows(results))
@@ -241,16 +242,18 @@ def markdown(results: Results) -> str:
             f'## Codes on the {split} split',
             tables.markdown(perplexities),
             tables.markdown(_use_rows(results)),
-            'Means over seeds and stages, from counts summed over the whole split. A uniform '
-            'source of as many tokens does not use every code either: its figures stand beside.',
+            'These are means over seeds and stages, from counts summed over the whole split. A '
+            'uniform source of the same number of tokens does not use every code either, so its '
+            'figures are given for comparison.',
             '![Perplexity over training](perplexity.png)',
             '![Use of the codes](usage.png)',
         ]
     parts += [
         '## Calibration',
         tables.markdown(_calibration_rows(results)),
-        'ECE: 15 equal bins; beside it the mean and the 95% range of a perfectly calibrated model '
-        'with the same confidences.' + notes.TEMPERATURE * _rescaled(results),
+        'The expected calibration error (ECE) has 15 equal bins. The last two columns are the mean '
+        'and the 95% range of the ECE that a perfectly calibrated model with the same confidences '
+        'would show.' + notes.TEMPERATURE * _rescaled(results),
         '![Reliability](reliability.png)',
     ]
     if results.findings:
@@ -258,7 +261,7 @@ def markdown(results: Results) -> str:
     parts += [
         '## How it was made',
         tables.made_by(results.command, results.environment),
-        'With the configuration that `results.json` holds.',
+        'The configuration is in `results.json`.',
     ]
     return '\n\n'.join(parts) + '\n'
 

@@ -9,17 +9,6 @@ from vqjax.metrics import Interval
 from vqjax.results.records import Results
 from vqjax.results.summaries import compare, still_rising
 
-LABELS = {
-    'vq_ema': 'VQ-EMA',
-    'sim_vq': 'SimVQ',
-    'gumbel': 'Gumbel-Softmax',
-    'fsq': 'FSQ',
-    'lfq': 'LFQ',
-    'rvq': 'RVQ',
-    'product': 'Product',
-    'to_32': 'VQ-EMA, 32 D',
-    'to_64': 'VQ-EMA, 64 D',
-}
 WITHIN = 0.01  # of accuracy: a quantizer that loses less than this has bits enough
 
 
@@ -123,11 +112,6 @@ def enough(points: Iterable[Point]) -> Enough:
     return Enough(next(shown, None), next(estimate, None))
 
 
-def label(family: str) -> str:
-    """How a family is called in tables and plots."""
-    return LABELS.get(family, family)
-
-
 def tokens(found: Curves) -> int:
     """Tokens an image."""
     first = next(iter(found.values()))[0]
@@ -142,4 +126,4 @@ def nominal(point: Point) -> int:
 def title(kind: str, found: Curves) -> str:
     """A bottleneck in words."""
     number = tokens(found)
-    return f'{kind}, {number} token{"s" * (number > 1)} an image'
+    return f'{kind}, {number} token{"s" * (number > 1)} per image'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from vqjax.metrics import Interval
 from vqjax.results.records import Results
@@ -14,19 +14,19 @@ from vqjax.studies.rates.curves import (
     baseline,
     bottlenecks,
     curves,
-    label,
     nominal,
     title,
     tokens,
 )
 from vqjax.studies.reporting import plots
+from vqjax.studies.reporting.names import dataset, readable
 
 _COLOURS = (*plots.COLOURS, '#8C564B', '#111111', '#7F7F00', '#9467BD')
 _MARKS = 'osD^vPX*<>'
-# Percent: the first of these with enough in sight, else whole ones between.
+LINEAR = 2.0  # percent of error up to which the scale is linear
 _TICKS = (
-    (99.9, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 20),
-    (95, 90, 85, 80, 75, 70, 60, 50, 40, 30, 20),
+    (100, 99.5, 99, 98.5, 98, 97, 96, 95, 90, 85, 80, 70, 60, 50, 40, 20, 0),
+    (97, 96, 95, 94, 93, 92, 90, 87, 86, 85, 84, 83, 82, 80, 75, 70, 60, 50, 40, 20, 0),
 )
 # How far the points of one rate are drawn apart, so that bars do not hide each other: bits at most,
 # and a share of all rates.
@@ -35,59 +35,59 @@ _SPREAD, _SHARE = 0.5, 0.04
 
 @plots.styled
 def figure(results: Results) -> Figure:
-    """Mean and 95% interval of every point, none a band; errors on a log scale."""
+    """Mean and 95% interval of every point, the network without a quantizer a band.
+
+    The error is on a scale that is linear up to LINEAR and logarithmic from there on, so that an
+    interval that ends at an accuracy of 100% is drawn whole.
+    """
     kinds = [kind for kind in bottlenecks(results) if curves(results, kind)]
     families = list(dict.fromkeys(f for kind in kinds for f in curves(results, kind)))
     styles = {
         family: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)])
         for i, family in enumerate(families)
     }
-    floor = _floor(results)
-    drawn = plots.new_figure(1 + 5.2 * max(len(kinds), 1), 5.4)
+    drawn = plots.new_figure(1 + 5.2 * max(len(kinds), 1), 5.6)
     axes = drawn.subplots(1, max(len(kinds), 1), sharey=True, squeeze=False)[0]
     for kind, axis in zip(kinds, axes, strict=False):
-        _panel(axis, results, kind=kind, styles=styles, floor=floor)
-    axes[0].set_yscale('log')
-    axes[0].invert_yaxis()
-    axes[0].set_ylim(top=floor)  # a bar that ends there goes on to no error at all
-    axes[0].yaxis.set_major_locator(FixedLocator(_ticks(*axes[0].get_ylim())))
+        _panel(axis, results, kind=kind, styles=styles)
+    best = min(100 * (1 - method.accuracy.high) for method in results.methods.values())
+    most = max(100 * (1 - method.accuracy.low) for method in results.methods.values())
+    bottom = min(1.15 * most, 100)
+    if best > LINEAR:
+        axes[0].set_yscale('log')
+        top, said = 0.9 * best, 'log scale of the error'
+    else:
+        axes[0].set_yscale('symlog', linthresh=LINEAR, linscale=0.6)
+        top, said = (
+            -0.06 * LINEAR,
+            f'linear above {100 - LINEAR:g}, below it log scale of the error',
+        )
+    axes[0].set_ylim(bottom, top)
+    axes[0].yaxis.set_major_locator(FixedLocator(_ticks(bottom, top)))
     axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda error, _: f'{100 - error:g}'))
-    axes[0].set_ylabel('test accuracy (%)')
+    axes[0].set_ylabel(f'test accuracy (%)\n{said}')
     columns = 5 if len(kinds) > 1 else 3
     drawn.legend(handles=_legend(styles), loc='outside lower center', ncols=columns, fontsize=9)
     return drawn
 
 
-def _floor(results: Results) -> float:
-    """The error in percent at which the picture ends: it stands for none, where bars reach that."""
-    means = [100 * (1 - method.accuracy.mean) for method in results.methods.values()]
-    least = [100 * (1 - method.accuracy.high) for method in results.methods.values()]
-    if min(least, default=0.0) > 0:
-        return 0.9 * min(least)
-    return 0.3 * min((e for e in means if e > 0), default=1.0)
-
-
 def _ticks(most: float, least: float) -> list[float]:
     """Errors in percent to name on an axis between these two; round accuracies."""
-    whole = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(least, most)
-    for accuracies in (*_TICKS, [100 - error for error in whole]):
-        inside = [100 - tick for tick in accuracies if least <= 100 - tick <= most]
-        if len(inside) >= 4:
-            break
-    return inside
+    ticks = _TICKS[least > 0]
+    return [100 - tick for tick in ticks if max(least, 0) <= 100 - tick <= most]
 
 
-def _errors(accuracy: Interval, floor: float) -> tuple[float, float, float]:
+def _errors(accuracy: Interval) -> tuple[float, float, float]:
     """Mean of the error in percent, and how far its bar reaches below and above."""
-    mean, high, low = (max(100 * (1 - x), floor) for x in accuracy)
+    mean, high, low = (100 * (1 - x) for x in accuracy)
     return mean, mean - low, high - mean
 
 
-def _panel(axis, results, kind, styles, floor):
+def _panel(axis, results, kind, styles):
     by_family, none = curves(results, kind), baseline(results, kind)
     if none:
-        mean, below, above = _errors(results.methods[none].accuracy, floor)
+        mean, below, above = _errors(results.methods[none].accuracy)
         axis.axhspan(mean - below, mean + above, color=plots.LIGHT, alpha=0.6, lw=0)
         axis.axhline(mean, color=plots.GREY, lw=1, ls='--')
         axis.axhline(mean + 100 * WITHIN, color=plots.GREY, lw=1, ls=':')
@@ -97,10 +97,10 @@ def _panel(axis, results, kind, styles, floor):
     offsets = dict(zip(styles, places, strict=True))
     for family, points in by_family.items():
         colour, mark = styles[family]
-        found = np.array([_errors(point.accuracy, floor) for point in points]).T
+        found = np.array([_errors(point.accuracy) for point in points]).T
         axis.errorbar(
             [p.bits + offsets[family] for p in points], found[0], found[1:],
-            fmt=f'{mark}-', color=colour, ms=5.5, mec='white', mew=0.6, lw=1.4, elinewidth=1.0,
+            fmt=f'{mark}-', color=colour, ms=5.5, mec='white', mew=0.6, lw=1.4, elinewidth=0.8,
             alpha=0.9,
         )  # fmt: skip
         learning = [i for i, point in enumerate(points) if point.learning]
@@ -109,24 +109,24 @@ def _panel(axis, results, kind, styles, floor):
             color=colour, ms=5.5, mfc='white', zorder=3,
         )  # fmt: skip
     axis.set_xticks(rates, [str(rate) for rate in rates])
-    axis.set_xlabel('bits a token')
-    axis.set_title(f'{results.config["dataset"]}: {title(kind, by_family)}')
+    axis.set_xlabel('bits per token')
+    axis.set_title(f'{dataset(results.config["dataset"])}: {title(kind, by_family)}')
     if (number := tokens(by_family)) > 1:
         above = axis.secondary_xaxis('top')
         above.set_xticks(rates, [str(number * rate) for rate in rates])
-        above.set_xlabel('bits an image')
+        above.set_xlabel('bits per image')
 
 
 def _legend(styles):
     lines = [
         Line2D([], [], color=colour, marker=mark, ms=5.5, mec='white', lw=1.4, label=name)
-        for name, (colour, mark) in ((label(f), style) for f, style in styles.items())
+        for name, (colour, mark) in ((readable(f), style) for f, style in styles.items())
     ]
     empty = {'color': plots.GREY, 'ls': '', 'marker': 'o', 'mfc': 'white'}
     grey = {'color': plots.GREY, 'lw': 1}
     return [
         *lines,
-        Line2D([], [], ls='--', **grey, label='none (shaded: 95%)'),
-        Line2D([], [], ls=':', **grey, label=f'{100 * WITHIN:g} point below none'),
+        Line2D([], [], ls='--', **grey, label='no quantizer (shaded: 95%)'),
+        Line2D([], [], ls=':', **grey, label=f'{100 * WITHIN:g} point below'),
         Line2D([], [], ms=5.5, **empty, label='not converged'),
     ]

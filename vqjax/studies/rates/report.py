@@ -24,16 +24,17 @@ from vqjax.studies.rates.curves import (
     bottlenecks,
     curves,
     enough,
-    label,
     nominal,
     title,
 )
 from vqjax.studies.rates.plots import figure
 from vqjax.studies.reporting import notes, tables
+from vqjax.studies.reporting.names import dataset, readable
 from vqjax.studies.reporting.plots import save
 
 CALIBRATION = {'ECE': 'ece', 'ECE at fitted T': 'scaled_ece'}  # heading -> metric
 NOT_REACHED = 'not reached'
+PICTURED = 8  # points: the tables show fewer of them better than a picture
 LEARNING = '†'  # beside the accuracy of a point that has not converged
 
 
@@ -46,23 +47,26 @@ def bits(point: Point | None) -> str:
 
 
 def enough_rows(results: Results) -> Iterable[list[str]]:
-    """Family by family the bits a token that are enough, for every bottleneck."""
+    """Family by family the bits per token that are enough, for every bottleneck."""
     found = {kind: curves(results, kind) for kind in bottlenecks(results)}
-    yield ['quantizer', *(f'{k}, {how}' for k in found for how in ('shown', 'point estimate'))]
+    yield [
+        'quantizer',
+        *(f'{k}, {how}' for k in found for how in ('by the interval', 'by the mean')),
+    ]
     for family in dict.fromkeys(name for by_family in found.values() for name in by_family):
         each = (enough(by_family.get(family, [])) for by_family in found.values())
-        yield [label(family), *(bits(point) for pair in each for point in pair)]
+        yield [readable(family), *(bits(point) for pair in each for point in pair)]
 
 
 def point_rows(results: Results, kind: str) -> Iterable[list[str]]:
     """A row for every point of a bottleneck."""
-    yield ['quantizer', 'codes', 'bits a token', 'bits an image', 'accuracy %', '95% interval',
-           'points compared with none', '95% interval', 'perplexity, share of uniform',
-           'runs collapsed', *CALIBRATION]  # fmt: skip
+    yield ['quantizer', 'codes', 'bits per token', 'bits per image', 'accuracy %', '95% interval',
+           'difference, points', '95% interval', 'perplexity, % of uniform', 'collapsed runs',
+           *CALIBRATION]  # fmt: skip
     for family, points in curves(results, kind).items():
         for point in points:
             yield [
-                label(family),
+                readable(family),
                 _codes(results.methods[point.name].spec),
                 bits(point),
                 f'{round(point.image_bits, 2):g}',
@@ -100,21 +104,22 @@ def table(results: Results) -> Table:
     every = (p for by_family in found.values() for points in by_family.values() for p in points)
     rates = sorted({nominal(point) for point in every})
     made = Table(
-        title=f'{results.config["dataset"]}: accuracy %, points compared with none below it',
-        caption=f'shown, point estimate: bits a token that lose less than {100 * WITHIN:g} point\n'
-        f'{LEARNING} not converged   intervals: report.md',
+        title=f'{dataset(results.config["dataset"])}: accuracy %, and below it the difference in '
+        'points to the network without a quantizer',
+        caption=f'last two columns: bits per token that lose less than {100 * WITHIN:g} point, by '
+        f'the 95% interval and by the mean\n{LEARNING} not converged   intervals: report.md',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    made.add_column('bits a token', style='bold', no_wrap=True)
-    for heading in (*map(str, rates), 'shown', 'point\nestimate'):
+    made.add_column('bits per token', style='bold', no_wrap=True)
+    for heading in (*map(str, rates), 'interval', 'mean'):
         made.add_column(heading, justify='right')
     for kind, by_family in found.items():
         made.add_row(escape(kind), *_none_cells(results, kind, len(rates)), '', '')
         for family, points in by_family.items():
             cells = {nominal(p): _cell(p) for p in points}
             last = map(bits, enough(points))
-            row = [f' {label(family)}', *(cells.get(rate, '') for rate in rates), *last]
+            row = [f' {readable(family)}', *(cells.get(rate, '') for rate in rates), *last]
             made.add_row(*map(escape, row))
         made.add_section()
     return made
@@ -137,21 +142,22 @@ def _none_cells(results: Results, kind: str, number: int) -> list[str]:
 def _listed(pairs: Iterable[tuple[str, Point]]) -> str:
     """Families with their rates, the smallest first: 'RVQ (6), FSQ and LFQ (7.91)'."""
     ordered = sorted(pairs, key=lambda pair: pair[1].bits)
-    return ', '.join(f'{label(f)} ({bits(point)})' for f, point in ordered) or 'at no rate'
+    return ', '.join(f'{readable(f)} ({bits(point)})' for f, point in ordered) or 'at no rate'
 
 
 def _enough_said(results: Results, kind: str, none: str) -> str:
     by_family = curves(results, kind)
     found = {family: enough(points) for family, points in by_family.items()}
     accuracy, runs = results.methods[none].accuracy, len(results.methods[none].seeds)
-    shown = [(f, e.shown) for f, e in found.items() if e.shown]
+    proven = [(f, e.shown) for f, e in found.items() if e.shown]
     estimate = [(f, e.estimate) for f, e in found.items() if e.estimate]
-    never = ', '.join(label(f) for f, e in found.items() if not e.estimate)
+    never = ', '.join(readable(f) for f, e in found.items() if not e.estimate)
     return (
-        f'**{title(kind, by_family)}**: without a quantizer {tables.percent(accuracy)}% '
-        f'({tables.percent_range(accuracy, runs)}). Bits a token within {100 * WITHIN:g} point of '
-        f'it, shown: {_listed(shown)}. By the point estimate: {_listed(estimate)}.'
-        + (f' Not at any rate: {never}.' if never else '')
+        f'**{title(kind, by_family).capitalize()}.** The network without a quantizer reaches '
+        f'{tables.percent(accuracy)}% ({tables.percent_range(accuracy, runs)}). The fewest bits '
+        f'per token that lose less than {100 * WITHIN:g} point, by the 95% interval: '
+        f'{_listed(proven)}. By the mean: {_listed(estimate)}.'
+        + (f' No rate was enough for {never}.' if never else '')
     )
 
 
@@ -159,7 +165,7 @@ def _losses(points: Mapping[str, Point]) -> str:
     """The family that loses least and the one that loses most, each with its points."""
     ends = [max, min] if len(points) > 1 else [max]
     chosen = (end(points, key=lambda f: points[f].loss.mean) for end in ends)
-    return ' to '.join(f'{tables.points(points[f].difference)} ({label(f)})' for f in chosen)
+    return ' to '.join(f'{tables.points(points[f].difference)} ({readable(f)})' for f in chosen)
 
 
 def _at(by_family: Curves, rate: int) -> dict[str, Point]:
@@ -170,9 +176,9 @@ def _learning(results: Results) -> str:
     """Which points have not converged, and what that means; '' where all have."""
     rises = ', '.join(f'{n} {100 * x:+.1f}' for n, x in still_rising(results).items())
     return rises and (
-        f'Not converged ({LEARNING}): {rises} points of training accuracy in the last third of the '
-        'runs. Longer runs would have a higher accuracy there, and a smaller rate may be '
-        'enough; raise epochs to know.'
+        f'Not converged ({LEARNING}): in the last third of the runs the training accuracy still '
+        f'rose, in points: {rises}. Longer runs would reach a higher accuracy, and fewer bits '
+        'might then be enough.'
     )
 
 
@@ -188,12 +194,16 @@ def findings(results: Results) -> list[str]:
     for kind, found in kinds.items():
         rates = sorted({nominal(point) for point in every[kind]})
         ends = ', '.join(f'{_losses(_at(found, rate))} at {rate} bits' for rate in rates)
-        said.append(f'{kind}: points compared with none, the best and the worst: {ends}.')
+        said.append(
+            f'{kind.capitalize()}: the difference to that network in percentage points, for the '
+            f'best and the worst quantizer: {ends}.'
+        )
     halves = [(p.loss.high - p.loss.low) / 2 for p in itertools.chain(*every.values())]
     said.append(
-        f'Half of the interval of such a difference is {100 * np.median(halves):.1f} points in the '
-        f'median ({100 * min(halves):.1f} to {100 * max(halves):.1f}): a loss of less than '
-        f'{100 * WITHIN:g} point is shown only where the mean is clear of it by that much.'
+        'The 95% interval of a difference reaches '
+        f'{100 * np.median(halves):.1f} points to either side of its mean in the median '
+        f'({100 * min(halves):.1f} to {100 * max(halves):.1f}). A loss below {100 * WITHIN:g} '
+        'point is established only where the mean is better than that by as much.'
     )
     said += _of_equal_image_bits(kinds)
     uses = []
@@ -205,7 +215,7 @@ def findings(results: Results) -> list[str]:
             f'(`{most.name}`), {sum(p.collapsed for p in points)} of '
             f'{sum(p.runs for p in points)} runs collapsed' + (collapsed and f' ({collapsed})')
         )
-    return [*said, f'Perplexity as a share of that of a uniform source: {"; ".join(uses)}.']
+    return [*said, f'Perplexity, as a percentage of that of a uniform source: {"; ".join(uses)}.']
 
 
 def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
@@ -221,11 +231,11 @@ def _of_equal_image_bits(kinds: Mapping[str, Curves]) -> Iterable[str]:
     ]
     if pairs:
         each = ', '.join(
-            f'{label(family)} {100 * a.accuracy.mean:.1f} and {100 * b.accuracy.mean:.1f}% at '
+            f'{readable(family)} {100 * a.accuracy.mean:.1f} and {100 * b.accuracy.mean:.1f}% at '
             f'{round(a.image_bits)}'
             for family, a, b in pairs
         )
-        yield f'At equal bits an image, as {one} and as {other}: {each}.'
+        yield f'At equal bits per image, as {one} and as {other}: {each} bits.'
 
 
 # Report -----------------------------------------------------------------------------------------
@@ -238,8 +248,22 @@ def _left_out(results: Results) -> str:
         for family, points in curves(results, kind).items():
             last[family] = max(last.get(family, 0), nominal(points[-1]))
     most = max(last.values(), default=0)
-    said = ', '.join(f'{label(f)} (to {rate} bits)' for f, rate in last.items() if rate < most)
-    return said and f'Not run to the largest rate, {most} bits: {said}. '
+    said = ', '.join(f'{readable(f)} (to {rate} bits)' for f, rate in last.items() if rate < most)
+    return said and f'Some quantizers were not run up to the largest rate, {most} bits: {said}. '
+
+
+def _how(config: Mapping[str, Any]) -> str:
+    """What a title says of the training besides the data set."""
+    if not config.get('init_from'):
+        return f', {notes.epochs(config)} from scratch'
+    frozen = config['frozen_epochs'] < 0
+    return ', encoder frozen' if frozen else f', encoder fine-tuned for {notes.epochs(config)}'
+
+
+def _pictured(results: Results) -> bool:
+    """Whether there are enough points for a picture."""
+    every = (curves(results, kind).values() for kind in bottlenecks(results))
+    return sum(len(points) for families in every for points in families) >= PICTURED
 
 
 def markdown(results: Results) -> str:
@@ -250,25 +274,24 @@ def markdown(results: Results) -> str:
     several = any(len(points) > 1 for points in every)
     number = notes.counted(config['seeds'], notes.runs(results))
     parts = [
-        f'# Accuracy against bits on {config["dataset"]}',
-        'How many bits a token does a classifier need? '
-        f'Every quantizer at {"several rates" if several else "one rate"}, beside '
-        f'the same network without a quantizer (`none`). {number} '
-        f'each, {notes.budget(config)}, batch size {config["batch_size"]}. All '
-        'rates share one learning rate and all other settings; '
-        'none was tuned for its quantizer or rate, so a method may do better with its own.'
-        + notes.started(config),
+        f'# Accuracy against bits on {dataset(config["dataset"])}{_how(config)}',
+        'How many bits per token does a classifier need? '
+        f'Every quantizer was trained at {"several rates" if several else "one rate"} and is '
+        f'compared with the same network without a quantizer: {number} per method, '
+        f'{notes.budget(config)}, batches of {config["batch_size"]} images. All methods and rates '
+        'share one learning rate and all other settings. Nothing was tuned for a quantizer or a '
+        'rate, so each may do better with settings of its own.' + notes.started(config),
         *([f'**{learning}**'] if learning else []),
-        '![Accuracy against bits a token](rates.png)',
+        *(['![Accuracy against bits per token](rates.png)'] if _pictured(results) else []),
         '## What was found',
         '\n'.join(f'- {sentence}' for sentence in findings(results)),
-        f'## Bits a token within {100 * WITHIN:g} point of `none`',
+        f'## Fewest bits per token that lose less than {100 * WITHIN:g} point',
         tables.markdown(enough_rows(results)),
-        f'The smallest rate that loses less than {100 * WITHIN:g} point. Shown: the lower end of '
-        'the 95% interval of the paired difference says so; point estimate: its mean does. A '
-        'larger rate may fall behind again: the tables below have all. Each interval is one of '
-        '95% for itself, and the smallest of several rates is taken, so that shown is wrong more '
-        'often than that. The bars of the picture are intervals of the accuracies.',
+        '"By the interval" asks that the lower end of the 95% interval of the paired difference '
+        f'is above -{100 * WITHIN:g} point, "by the mean" that its mean is. A larger rate may fall '
+        'behind again; the tables below have all of them. The smallest of several rates is chosen '
+        'and the intervals are not corrected for that, so "by the interval" errs more often than a '
+        'single interval would.',
     ]
     for kind in bottlenecks(results):
         by_family, none = curves(results, kind), baseline(results, kind)
@@ -279,28 +302,29 @@ def markdown(results: Results) -> str:
             accuracy, runs = methods[none].accuracy, len(methods[none].seeds)
             told = map(' '.join, zip(CALIBRATION, calibration(results, none), strict=True))
             parts.append(
-                f'`{none}`: {tables.percent(accuracy)}% ({tables.percent_range(accuracy, runs)}), '
-                f'{methods[none].bits:,.0f} bits an image; '
-                f'{", ".join(told)}.'
+                f'Without a quantizer (`{none}`): {tables.percent(accuracy)}% '
+                f'({tables.percent_range(accuracy, runs)}) at {methods[none].bits:,.0f} bits per '
+                f'image; {", ".join(told)}.'
             )
         parts.append(tables.markdown(point_rows(results, kind)))
     return '\n\n'.join([
         *parts,
-        f'Intervals: {METHODS[notes.covered(methods)]}; differences are paired by run with `none` '
-        'of the same bottleneck. Codes: of a token, stages or groups x codes of each; bits are '
-        'their log2. '
+        f'95% intervals: {METHODS[notes.covered(methods)]}. Differences are paired by run with the '
+        'network that has the same bottleneck and no quantizer. The codes of a token are given as '
+        'stages or groups x codes of each, and its bits are their log2. '
         + _left_out(results)
-        + 'Perplexity on the test split as a share of that of a uniform source of as many tokens, '
-        'mean over stages. Collapsed: all codes of an image together tell fewer images apart than '
-        'there are classes (95% of their number).',
+        + 'Perplexity is that of the test split, as a percentage of what a uniform source of as '
+        'many tokens has, averaged over stages. A run counts as collapsed if all codes of an image '
+        'together distinguish fewer images than 95% of the number of classes.',
         '## How it was made',
         tables.made_by(results.command, results.environment),
-        'With the configuration that `results.json` holds.',
+        'The configuration is in `results.json`.',
     ]) + '\n'  # fmt: skip
 
 
 def write(workdir: str | Path, results: Results) -> None:
-    """Writes report.md and rates.png to an existing folder."""
+    """Writes report.md, and rates.png where there are PICTURED points, to an existing folder."""
     workdir = Path(workdir)
     replace_file(workdir / 'report.md', markdown(results))
-    save(figure(results), workdir / 'rates.png')
+    if _pictured(results):
+        save(figure(results), workdir / 'rates.png')

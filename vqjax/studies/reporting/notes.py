@@ -17,8 +17,8 @@ from vqjax.results.summaries import (
 )
 
 TEMPERATURE = (
-    ' T: one temperature a run, fitted on its validation split (Guo et al. 2017) and applied to '
-    'the test split; 1 leaves it as it is, more makes it less sure.'
+    ' T is a temperature for each run, fitted on its validation split (Guo et al. 2017) and '
+    'applied to the test split. A temperature above 1 makes the model less confident.'
 )
 
 
@@ -45,7 +45,7 @@ def alone(results: Results) -> bool:
 def interval(results: Results) -> str:
     """What the 95% intervals of accuracies are, in a sentence."""
     if alone(results):
-        return 'There is one run of each method, and so no interval: set seeds to 5 or more.'
+        return 'There is one run of each method, so there is no interval: set seeds to 5 or more.'
     return f'95% interval: {METHODS[covered(results.methods)]}.'
 
 
@@ -72,14 +72,14 @@ def counted(number: float, things: str) -> str:
 
 
 def started(config: Mapping[str, Any]) -> str:
-    """Whose encoder the runs started from, and for how long it stood still; '' for none."""
+    """Which encoder the runs started from, and for how long it was frozen; '' for none."""
     if not config.get('init_from'):
         return ''
     frozen = config['frozen_epochs']
-    still = f'stood still for {frozen:g} epochs' if frozen > 0 else 'was trained on'
+    still = f'frozen for {frozen:g} epochs and then fine-tuned' if frozen > 0 else 'fine-tuned'
     return (
-        ' Every run starts from the encoder of another one, trained without a quantizer, which '
-        f'{"stood still" if frozen < 0 else still}; the head is trained further.'
+        ' Every run starts from an encoder that was trained without a quantizer. The encoder is '
+        f'{"frozen" if frozen < 0 else still}, and the head is trained further.'
     )
 
 
@@ -87,9 +87,9 @@ def rising(results: Results) -> str:
     """That runs were too short, with the methods whose training accuracy tells; '' otherwise."""
     rises = ', '.join(f'{n} {100 * x:+.1f} points' for n, x in still_rising(results).items())
     return rises and (
-        'Not converged: methods cannot be compared. In the last third of the runs the training '
-        f'accuracy still rises by more than {100 * RISE:g} point: {rises}. Remedy: raise steps '
-        'or epochs.'
+        'Not converged, so methods cannot be compared: in the last third of the runs the training '
+        f'accuracy still rises by more than {100 * RISE:g} point ({rises}). Remedy: raise steps or '
+        'epochs.'
     )
 
 
@@ -122,6 +122,6 @@ def sampling_note(methods: Mapping[str, MethodResult]) -> str:
     num_images = method.seeds[0].num_examples
     half = sampling_error(method.accuracy.mean, num_images)
     return (
-        f'It leaves out that the {num_images:,} test images are themselves a sample: that alone '
-        f'is worth {100 * half:.1f} points either way at the accuracy of {name}. '
+        f'It does not include that the {num_images:,} test images are a sample themselves, which '
+        f'adds an uncertainty of {100 * half:.1f} points either way at the accuracy of {name}. '
     )

@@ -16,18 +16,13 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    MaxNLocator,
-    NullLocator,
-    StrMethodFormatter,
-)
+from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from vqjax.atomic import replace_file
 from vqjax.results.records import MethodResult, Results
 from vqjax.results.summaries import code_use
 from vqjax.studies.reporting import notes
+from vqjax.studies.reporting.names import readable
 
 BLUE, VERMILION = '#0072B2', '#D55E00'
 COLOURS = (BLUE, VERMILION, '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -99,7 +94,7 @@ def _panels(names: Sequence[str], **kwargs: Any) -> tuple[Figure, dict[str, Axes
     for unused in axes[len(names) :]:
         unused.set_visible(False)
     for name, axis in zip(names, axes, strict=False):
-        axis.set_title(name)
+        axis.set_title(readable(name))
     return figure, dict(zip(names, axes, strict=False))
 
 
@@ -158,17 +153,17 @@ def accuracy(results: Results) -> Figure:
             textcoords="offset points", ha="center", color=colours[name], weight="bold",
             path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
-    axis.set_yticks(range(len(methods)), list(methods), color=DARK)
+    axis.set_yticks(range(len(methods)), [readable(name) for name in methods], color=DARK)
     axis.set_ylim(len(methods) - 0.4, -0.75)
     axis.grid(axis='y', visible=False)
     axis.set_xlabel(f'{notes.split(results)} accuracy (%)')
     axis.set_title(results.config['dataset'])
-    shaded = '; shaded: interval of none' if 'none' in methods else ''
+    shaded = '; shaded: the interval without a quantizer' if 'none' in methods else ''
     _caption(
         figure,
-        'one run of each method: no interval'
+        'one run of each method, so no interval'
         if notes.alone(results)
-        else f'dots: runs; diamonds: their mean with 95% interval{shaded}',
+        else f'dots: {notes.runs(results)}; diamonds: mean with its 95% interval{shaded}',
     )
     return figure
 
@@ -203,7 +198,7 @@ def perplexity(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     next(iter(axes.values())).set_ylim(bottom=0)  # last: the panels share one scale
     figure.supylabel('perplexity (codes)', fontsize=10)
-    _caption(figure, 'on the validation split; thin: seeds, thick: their mean')
+    _caption(figure, 'validation split; thin lines: single runs, thick line: their mean')
     return figure
 
 
@@ -238,7 +233,8 @@ def usage(results: Results) -> Figure:
         active = (counts > 0).sum(-1).mean()
         axis.text(
             0.97, 0.95,
-            f"{active:,.0f} of {num_codes:,} codes\nuniform: {baseline.usage * num_codes:,.0f}",
+            f"{active:,.0f} of {num_codes:,} codes used;\n"
+            f"uniform source: {baseline.usage * num_codes:,.0f}",
             transform=axis.transAxes, ha="right", va="top", fontsize=9,
         )  # fmt: skip
         axis.set_xscale('log')
@@ -248,22 +244,35 @@ def usage(results: Results) -> Figure:
         axis.set_xlabel('code, by rank of use')
     split = notes.split(results)
     figure.supylabel(f'share of the {split} tokens', fontsize=10)
-    _caption(figure, f'on the {split} split, mean over seeds; dashed: as many tokens, uniform')
+    _caption(
+        figure,
+        f'{split} split, mean over {notes.runs(results)}; dashed: the same number of tokens of a '
+        'uniform source',
+    )
     return figure
 
 
 @styled
 def reliability(results: Results) -> Figure:
-    """Error against the error predicted, of each confidence bin, all seeds together.
+    """Accuracy against confidence of each bin, all seeds together, and the images of each bin.
 
-    On log scales, since a good model has nearly all images at a confidence of 99% and more. The
-    grey bars hold 95% of calibrated models.
+    The grey bars hold 95% of calibrated models: a bin of few images may lie far from the diagonal.
     """
     methods = results.methods
     colours = _colours(list(methods))
-    figure, axes = _panels(list(methods), sharex=True, sharey=True)
-    least = 0.1  # percent: below it the scales are linear, down to no error at all
-    for name, axis in axes.items():
+    columns = min(len(methods), 4)
+    rows = math.ceil(len(methods) / columns)
+    figure = new_figure(max(2.7 * columns, 4.5) + 0.4, 4.0 * rows + 0.4)
+    axes = figure.subplots(
+        2 * rows, columns, squeeze=False, sharex=True, sharey='row', height_ratios=[3, 1] * rows
+    )
+    for place in range(rows * columns):
+        pair = axes[2 * (place // columns) : 2 * (place // columns) + 2, place % columns]
+        if place >= len(methods):
+            for axis in pair:
+                axis.set_visible(False)
+            continue
+        name = list(methods)[place]
         tables = [seed.reliability for seed in methods[name].seeds if seed.reliability]
         confidence, hits, count = (
             np.array(columns, float)
@@ -271,36 +280,37 @@ def reliability(results: Results) -> Figure:
         )
         total = count.sum(0)
         full = total > 0
-        doubt = 1 - (confidence * count).sum(0)[full] / total[full]
-        error = 1 - (hits * count).sum(0)[full] / total[full]
+        sure = (confidence * count).sum(0)[full] / total[full]
+        right = (hits * count).sum(0)[full] / total[full]
         # Seeds share one test split, so the band is that of one split and not of all their sums.
         size = np.maximum(np.round(count.mean(0)[full]), 1).astype(int)
-        draws = np.random.default_rng(0).binomial(size, np.clip(doubt, 0, 1), (2000, len(doubt)))
+        draws = np.random.default_rng(0).binomial(size, np.clip(sure, 0, 1), (2000, len(sure)))
         low, high = np.quantile(draws / size, [0.025, 0.975], axis=0)
-        line = np.concatenate([[0.0], np.geomspace(least, 100, 50)])
-        axis.plot(line, line, color=GREY, lw=1, zorder=1.5)
-        axis.vlines(100 * doubt, 100 * low, 100 * high, color=LIGHT, lw=5, zorder=1)
-        area = 15 + 160 * total[full] / total.sum()
-        axis.scatter(
-            100 * doubt, 100 * error, s=area, color=colours[name], edgecolor="white", lw=0.8,
-            zorder=3, clip_on=False,
+        main, below = pair
+        main.plot([0, 100], [0, 100], color=GREY, lw=1, ls='--', zorder=1.5)
+        main.vlines(100 * sure, 100 * low, 100 * high, color=LIGHT, lw=6, zorder=1)
+        main.plot(
+            100 * sure, 100 * right, 'o', color=colours[name], ms=7, mec='white', zorder=3,
+            clip_on=False,
         )  # fmt: skip
-        axis.set_title(
-            f"ECE {methods[name].summary['ece'].mean:.3f}",
-            loc="right", weight="normal", fontsize=10,
-        )  # fmt: skip
-        axis.set_xscale('symlog', linthresh=least, linscale=0.4)
-        axis.set_yscale('symlog', linthresh=least, linscale=0.4)
-        for scale, first in ((axis.xaxis, []), (axis.yaxis, [0])):  # two labels at 0 would collide
-            scale.set_major_locator(FixedLocator([*first, 0.1, 1, 10, 100]))
-            scale.set_minor_locator(NullLocator())
-            scale.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}%'))
-        axis.set(xlim=(0, 100), ylim=(-0.03, 160), xlabel='error predicted (100% - confidence)')
-    figure.supylabel('error found', fontsize=10)
+        main.set_title(
+            f'{readable(name)}, ECE {methods[name].summary["ece"].mean:.3f}', fontsize=10
+        )
+        main.set(xlim=(0, 100), ylim=(0, 100), xticks=range(0, 101, 25), yticks=range(0, 101, 25))
+        edges = np.linspace(0, 100, len(total) + 1)
+        share = 100 * total / total.sum()
+        below.bar(edges[:-1], share, np.diff(edges), align='edge', color=colours[name], alpha=0.6)
+        below.text(
+            edges[-2] - 2, 0.92 * share[-1], f'{share[-1]:.0f}%', ha='right', va='top', fontsize=9
+        )
+        below.set(ylim=(0, 100), yticks=[0, 50, 100], xlabel='confidence (%)')
+        if not place % columns:
+            main.set_ylabel('accuracy (%)')
+            below.set_ylabel('images (%)')
     _caption(
         figure,
-        'confidence bins of all seeds; area: share of the images; grey bars: 95% of calibrated '
-        f'models on one {notes.split(results)} split',
+        f'{len(total)} confidence bins, all {notes.runs(results)} together; dashed: perfect '
+        'calibration; grey bars: 95% of calibrated models',
     )
     return figure
 
@@ -321,7 +331,7 @@ def accuracy_against_bits(results: Results) -> Figure:
             axis.axhline(mean, color=GREY, lw=1, ls='--')
             taken.append(
                 axis.annotate(
-                    f"none\n({method.bits:,.0f} bits)", (1, mean), (6, 0),
+                    f"{readable(name)}\n({method.bits:,.0f} bits)", (1, mean), (6, 0),
                     xycoords=("axes fraction", "data"), textcoords="offset points",
                     va="center", color=GREY,
                 )
@@ -347,7 +357,12 @@ def _label_points(figure, axis, points, colours, taken):
     offsets = [(side, height) for height in (5, -13, 17, -25, 29) for side in (7, -7)]
     for name, point in points.items():
         label = axis.annotate(
-            name, point, offsets[0], textcoords='offset points', color=colours[name], weight='bold'
+            readable(name),
+            point,
+            offsets[0],
+            textcoords='offset points',
+            color=colours[name],
+            weight='bold',
         )
         clashes = []
         for offset in offsets:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vqjax.studies.reporting import plots
+from vqjax.studies.reporting.names import readable
 from vqjax.studies.tokenizer.targets import TARGETS
 
 
@@ -41,10 +42,10 @@ def figure(histories: Mapping[str, Sequence[Mapping[str, float]]], num_codes: in
     for axis in grid[1:, 0]:
         axis.set_ylim(bottom=0)
     for axis, name in zip(grid[0], histories, strict=True):
-        axis.set_title(name)
+        axis.set_title(readable(name))
     drawn.supxlabel(
-        'step; blue: the tokenizer named, grey: the others; dashed: target; perplexity and active '
-        'codes of the validation split',
+        'step; blue: this tokenizer, grey: the others; dashed: target; perplexity and active codes '
+        'are those of the validation split',
         fontsize=9,
         color=plots.GREY,
     )

@@ -14,6 +14,7 @@ from vqjax import quantizers
 from vqjax.atomic import replace_file
 from vqjax.results.records import Results
 from vqjax.studies.reporting import notes, tables
+from vqjax.studies.reporting.names import dataset, readable
 from vqjax.studies.reporting.plots import save
 from vqjax.studies.tokenizer.plots import figure
 from vqjax.studies.tokenizer.targets import TARGETS
@@ -47,18 +48,20 @@ def markdown(results: Results, figures: Mapping[str, Mapping[str, float]]) -> st
     """The text of report.md."""
     config = results.config
     parts = [
-        f'# Tokenizer on {config["dataset"]}',
-        f'{len(figures)} tokenizers of images, {_tokens_an_image(results):.0f} tokens per image, '
-        f'trained to reconstruct for {notes.epochs(config)} in batches of {config["batch_size"]}. '
-        'Targets: those of source 4 (`docs/sources.md` says what that is). Figures of the test '
-        'split, seed 0.',
+        f'# Image tokenizers on {dataset(config["dataset"])}',
+        f'{len(figures)} tokenizers with {_tokens_an_image(results):.0f} tokens per image were '
+        f'trained to reconstruct images for {notes.epochs(config)} with batches of '
+        f'{config["batch_size"]}. The targets are those of source 4, which `docs/sources.md` '
+        'describes. All figures are those of the test split and of one run with seed 0. '
+        + '; '.join(f'`{n}`: {readable(n)}'.replace('\n', ' ') for n in figures)
+        + '.',
         '![Quantizer loss, perplexity and active codes of every tokenizer](curves.png)',
         '## Diagnosis',
     ]
     lines = []
     for name in figures:
         found = [f.name for f in results.findings if (f.method, f.seed) == (name, 0)]
-        lines.append(f'- {name}: ' + (', '.join(found) or 'nothing wrong') + '.')
+        lines.append(f'- {name}: ' + (', '.join(found) or 'no finding') + '.')
     parts += [
         '\n'.join(lines),
         '## Figures and targets',

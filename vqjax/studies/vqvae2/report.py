@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vqjax import quantizers
 from vqjax.results.records import MethodResult, Results, SeedResult
+from vqjax.studies.reporting.names import dataset
 from vqjax.studies.reporting.notes import counted, epochs
 from vqjax.studies.reporting.tables import made_by, markdown
 from vqjax.trainer.step.two_level import NAMES
@@ -20,7 +21,7 @@ from vqjax.trainer.step.two_level import NAMES
 COMMAND = 'python train.py --config configs/vqvae2.py --config.data_dir=FOLDER'
 SHOWN = 10  # images of the picture
 
-HEADINGS = ('', 'bits an image', 'parameters', 'error', 'perplexity', 'seconds a seed')
+HEADINGS = ('method', 'bits per image', 'parameters', 'error', 'perplexity', 'seconds per seed')
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -96,18 +97,19 @@ def text(results: Results) -> str:
     """The content of report.md."""
     config = results.config
     parts = [
-        f'# Two levels of codes on {config["dataset"]}',
+        f'# VQ-VAE-2: two levels of codes against one on {dataset(config["dataset"])}',
         made_by(command(config), results.environment),
-        f'VQ-VAE-2 (arXiv:1906.00446): the top grid is quantized first, and the bottom, twice as '
-        f'high and wide, knows its vectors. {_length(config)}, batches of '
-        f'{config["batch_size"]} images; the error is the mean square of standardised pixels on '
-        'the test split, so that 1 is a grey image; in brackets the lowest and the highest seed. '
-        'Perplexity is that of top + bottom. "Alone": the same decoder, with every vector of the '
-        'other level at its mean.',
+        'In VQ-VAE-2 (arXiv:1906.00446) the top grid is quantized first. The bottom grid is '
+        'twice as high and wide and conditioned on the quantized top. '
+        f'{_length(config).capitalize()}, batches of {config["batch_size"]} images. The error is '
+        'the mean squared error of standardised pixels on the test split, so '
+        'that a uniform grey image has an error of 1. Parentheses hold the lowest and the '
+        'highest seed. Perplexity is given as top + bottom. '
+        '"Alone" is the same decoder with every vector of the other level replaced by its mean.',
         markdown(rows(results)),
         *_at_equal_bits(results.methods),
         '![reconstructions](reconstructions.png)',
-        f'The first {SHOWN} images of the test split, seed 0.',
+        f'Reconstructions of the first {SHOWN} images of the test split with seed 0.',
     ]
     return '\n\n'.join(parts) + '\n'
 
@@ -128,8 +130,8 @@ def _at_equal_bits(methods: Mapping[str, MethodResult]) -> list[str]:
             apart = [x - y for x, y in zip(a, b, strict=True)]
             listed = ', '.join(f'{x:+.4f}' for x in apart)
             said.append(
-                f'{name} less {other}, {method.bits:.0f} bits each: {np.mean(apart):+.4f} of '
-                f'error on average, seed by seed {listed}.'
+                f'At {method.bits:.0f} bits each, the error of {name} minus that of {other} is '
+                f'{np.mean(apart):+.4f} on average, and {listed} for the single seeds.'
             )
     return said
 
