@@ -17,7 +17,7 @@ def to_json(value: Any) -> str:
     return re.sub(r'\[(\n[^\[\]{}"]*)\]', lambda found: f'[{" ".join(found[1].split())}]', text)
 
 
-def read_json(file: str | os.PathLike, remedy: str) -> dict[str, Any]:
+def read_json(file: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """The mapping in a JSON file.
 
     Args:
@@ -44,14 +44,14 @@ def read_json(file: str | os.PathLike, remedy: str) -> dict[str, Any]:
     return found
 
 
-def _damaged(file: str | os.PathLike, reason: str, remedy: str) -> ValueError:
+def _damaged(file: str | os.PathLike[str], reason: str, remedy: str) -> ValueError:
     return ValueError(f'{file} is damaged ({reason}): {remedy}')
 
 
 _KINDS = {list: 'a list', str: 'a text', bool: 'true or false', type(None): 'null'}
 
 
-def replace_file(target: str | os.PathLike, content: str | bytes) -> None:
+def replace_file(target: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file whole or not at all: what was there before stays where this fails.
 
     A new file gets the permissions that `open` would give it, an existing one keeps its own. Where

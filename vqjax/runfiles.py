@@ -42,22 +42,22 @@ FIELDS: Mapping[str, Any] = {
 }
 
 
-def record_file(workdir: str | os.PathLike, method: str, seed: int) -> pathlib.Path:
+def record_file(workdir: str | os.PathLike[str], method: str, seed: int) -> pathlib.Path:
     """What came out of a finished run."""
     return pathlib.Path(workdir) / 'finished' / method / f'seed_{seed}.json'
 
 
-def checkpoints_folder(workdir: str | os.PathLike, method: str, seed: int) -> pathlib.Path:
+def checkpoints_folder(workdir: str | os.PathLike[str], method: str, seed: int) -> pathlib.Path:
     """The checkpoints of a run, each in a folder named after its step."""
     return pathlib.Path(workdir) / 'checkpoints' / method / f'seed_{seed}'
 
 
-def steps_file(workdir: str | os.PathLike, method: str, seed: int) -> pathlib.Path:
+def steps_file(workdir: str | os.PathLike[str], method: str, seed: int) -> pathlib.Path:
     """What every step of a run told, where its configuration asks for that."""
     return pathlib.Path(workdir) / 'records' / method / f'seed_{seed}.jsonl'
 
 
-def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """The configuration of a workdir, with those of FIELDS that it leaves out.
 
     Raises:
@@ -102,7 +102,7 @@ def of_method(config: Mapping[str, Any], method: str) -> dict[str, Any]:
     return {**config, **config['overrides'].get(method, {})}
 
 
-def read_record(workdir: str | os.PathLike, method: str, seed: int) -> FinishedRun:
+def read_record(workdir: str | os.PathLike[str], method: str, seed: int) -> FinishedRun:
     """The record of a finished run.
 
     Raises:
@@ -257,7 +257,7 @@ def quantizer_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
     return params, state
 
 
-def filled(like: Any, raw: Any, folder: str | os.PathLike) -> Any:
+def filled(like: Any, raw: Any, folder: str | os.PathLike[str]) -> Any:
     """The tree `like` with the arrays that stand at its paths in nested dicts and lists.
 
     Args:

@@ -30,7 +30,7 @@ MOST_CODES, MOST_FEATURES = 4096, 2**24
 
 
 def write(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     quantizer: Quantizer,
     params: Any,
     state: Any,
@@ -82,7 +82,7 @@ def _plain(value: Any, name: str) -> Any:
     )
 
 
-def read(path: str | os.PathLike, codec: Callable[..., Any]) -> Any:
+def read(path: str | os.PathLike[str], codec: Callable[..., Any]) -> Any:
     """`codec` of the fields that `write` wrote, in the order of `Codec`'s; see `Codec.load`."""
     path = pathlib.Path(path)
     metadata, arrays = _read(path)

@@ -64,11 +64,11 @@ def push_to_hub(
 
 
 def from_pretrained(
-    repo_id: str | os.PathLike,
+    repo_id: str | os.PathLike[str],
     filename: str = FILENAME,
     *,
     revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     token: str | None = None,
 ) -> Codec:

@@ -15,7 +15,7 @@ from vqjax.results.finished import FinishedRun
 
 
 def read_run(
-    workdir: str | os.PathLike, method: str, seed: int
+    workdir: str | os.PathLike[str], method: str, seed: int
 ) -> tuple[ImageEncoder, Quantizer, Any, Any, dict[str, Any]]:
     """(encoder, quantizer, params, state, info) of a finished run; see `Codec.from_workdir`."""
     config = runfiles.read_config(workdir)

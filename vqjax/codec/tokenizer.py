@@ -58,7 +58,7 @@ class Codec:
         check_values(self.params, self.state)
 
     @classmethod
-    def from_workdir(cls, workdir: str | os.PathLike, method: str, seed: int = 0) -> Codec:
+    def from_workdir(cls, workdir: str | os.PathLike[str], method: str, seed: int = 0) -> Codec:
         """The codec of a finished training run: images or recordings -> codes.
 
         Args:
@@ -210,7 +210,7 @@ class Codec:
         """Codes int32 [*shape, *code_shape] of such a stream; see `codec.unpack`."""
         return packing.unpack(self.quantizer, packed, shape)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the codec to one safetensors file, whole or not at all.
 
         Raises:
@@ -222,7 +222,7 @@ class Codec:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Codec:
+    def load(cls, path: str | os.PathLike[str]) -> Codec:
         """Read a codec that `save` wrote.
 
         Raises:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from vqjax.hsmm import chain, filtering, fitting, priors, starts, viterbi
 from vqjax.hsmm.filtering import Window
-from vqjax.hsmm.sessions import arranged, as_codes, check_codes, check_values, restored
+from vqjax.hsmm.sessions import Codes, arranged, as_codes, check_codes, check_values, restored
 from vqjax.ops.fields import (
     check,
     check_count,
@@ -53,7 +54,7 @@ class Fitted(NamedTuple):
     trace: jax.Array
 
 
-def as_params(params) -> HSMMParams:
+def as_params(params: Any) -> HSMMParams:
     """HSMMParams of what a checkpoint may restore: a dict of their names, a tuple or a list.
 
     Raises:
@@ -194,7 +195,13 @@ class HSMM:
         stay, leave = chain.safe_log(params.stay), chain.safe_log(1 - params.stay)
         return chain.Weights(log(params.start), stay, leave, move, emit)
 
-    def init(self, key, codes, mask=None, dtype=jnp.float32) -> HSMMParams:
+    def init(
+        self,
+        key: jax.Array,
+        codes: Codes,
+        mask: ArrayLike | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> HSMMParams:
         """Params to start from: emissions of clusters of windows, everything else even."""
         check_key(key)
         codes, mask = self._taken(codes, mask)
@@ -216,9 +223,17 @@ class HSMM:
         return HSMMParams(even, stay, allowed / jnp.sum(allowed, -1, keepdims=True), emit, even)
 
     def fit(
-        self, key, codes, mask=None, params: HSMMParams | None = None, iters: int = 300,
-        tol: float = 1e-6, restarts: int = 1, merge: bool = True, dtype=None,
-    ) -> Fitted:  # fmt: skip
+        self,
+        key: jax.Array | None,
+        codes: Codes,
+        mask: ArrayLike | None = None,
+        params: HSMMParams | None = None,
+        iters: int = 300,
+        tol: float = 1e-6,
+        restarts: int = 1,
+        merge: bool = True,
+        dtype: DTypeLike | None = None,
+    ) -> Fitted:
         """EM from `init` (the best of `restarts` starts), or from params -> Fitted.
 
         The objective is log likelihood plus log prior, or its variational bound (`estimate`), and
@@ -266,7 +281,9 @@ class HSMM:
         c = jax.tree.map(lambda x: x / jnp.sum(x, -1, keepdims=True), c)
         return Fitted(HSMMParams(c.start, c.stay[:, 0], c.move, c.emit, base), trace)
 
-    def log_likelihood(self, params: HSMMParams, codes, mask=None) -> jax.Array:
+    def log_likelihood(
+        self, params: HSMMParams, codes: Codes, mask: ArrayLike | None = None
+    ) -> jax.Array:
         """log p(codes of a session) [...], in nats."""
         return self._log_likelihood(as_params(params), *self._taken(codes, mask))
 
@@ -275,7 +292,9 @@ class HSMM:
         sessions, leading = self._arranged(codes, mask)
         return chain.log_normalizer(self._weights(params), sessions, self.phases).reshape(leading)
 
-    def posterior(self, params: HSMMParams, codes, mask=None) -> jax.Array:
+    def posterior(
+        self, params: HSMMParams, codes: Codes, mask: ArrayLike | None = None
+    ) -> jax.Array:
         """Probabilities of the states [..., T, L] given all codes; zeros outside a session."""
         return self._posterior(as_params(params), *self._taken(codes, mask))
 
@@ -284,7 +303,9 @@ class HSMM:
         sessions, leading = self._arranged(codes, mask)
         return restored(chain.posterior(self._weights(params), sessions, self.phases), leading)
 
-    def viterbi(self, params: HSMMParams, codes, mask=None, longest: int = 512) -> jax.Array:
+    def viterbi(
+        self, params: HSMMParams, codes: Codes, mask: ArrayLike | None = None, longest: int = 512
+    ) -> jax.Array:
         """States int32 [..., T] of the most likely segmentation; -1 outside a session.
 
         Exact for segments of up to `longest` steps; of two older ones of a state the better is
@@ -299,7 +320,9 @@ class HSMM:
         weights = self._weights(params)
         return restored(viterbi.most_likely(weights, sessions, self.phases, longest), leading)
 
-    def filter(self, params: HSMMParams, codes, mask=None, lag: int = 0) -> jax.Array:
+    def filter(
+        self, params: HSMMParams, codes: Codes, mask: ArrayLike | None = None, lag: int = 0
+    ) -> jax.Array:
         """The most likely state of each step t, int32 [..., T], given the codes up to t + lag.
 
         -1 before a session's first code; after its last one time goes on.
@@ -319,7 +342,7 @@ class HSMM:
         return filtering.opened(self._weights(as_params(params)), self.phases, lag, tuple(shape))
 
     def filter_step(
-        self, params: HSMMParams, window: Window, codes, mask=None
+        self, params: HSMMParams, window: Window, codes: Codes, mask: ArrayLike | None = None
     ) -> tuple[Window, jax.Array]:
         """Takes the codes [...] or [..., C] of one step, mask bool [...]; see `filter`.
 
@@ -349,7 +372,9 @@ class HSMM:
         codes = sessions.codes.reshape(*leading, len(self.sizes))
         return filtering.stepped(self._weights(params), window, codes)
 
-    def sample(self, params: HSMMParams, key, num_steps: int) -> tuple[jax.Array, jax.Array]:
+    def sample(
+        self, params: HSMMParams, key: jax.Array, num_steps: int
+    ) -> tuple[jax.Array, jax.Array]:
         """(states int32 [T], codes int32 [T] or [T, C]) of a session drawn from the model."""
         check_count('num_steps', num_steps)
         check_key(key)
@@ -378,7 +403,7 @@ class HSMM:
         _, (states, codes) = lax.scan(step, (state, phase), jax.random.split(rest, num_steps))
         return states.astype(jnp.int32), codes[:, 0] if self._single else codes
 
-    def num_states_used(self, states) -> jax.Array:
+    def num_states_used(self, states: ArrayLike) -> jax.Array:
         """How many of the L states occur in states [...], int32 []: those found by `viterbi`."""
         states = jnp.asarray(states).reshape(-1)
         used = jnp.zeros(self.num_states + 1, bool)

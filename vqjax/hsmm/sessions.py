@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vqjax.ops.serialization import exported
+
+# Codes of sessions as a caller may have them: arrays, masked arrays of NumPy, or nested lists.
+Codes = ArrayLike | Sequence[Any]
 
 
 @exported
@@ -26,14 +31,16 @@ class Sessions(NamedTuple):
     inside: jax.Array
 
 
-def as_codes(codes) -> jax.Array | np.ndarray:
+def as_codes(codes: Codes) -> jax.Array | np.ndarray:
     """Codes as an array; entries that an array of NumPy masks are missing."""
     if isinstance(codes, np.ma.MaskedArray) and np.issubdtype(codes.dtype, np.integer):
         return np.ma.filled(codes.astype(np.int64), -1)
     return codes if isinstance(codes, jax.Array) else np.asarray(codes)
 
 
-def check_codes(codes: jax.Array, mask: jax.Array | None, sizes: tuple[int, ...], single: bool):
+def check_codes(
+    codes: jax.Array, mask: jax.Array | None, sizes: tuple[int, ...], single: bool
+) -> None:
     """Raise ValueError unless these are sessions of codes; see `HSMM`."""
     shape = '[..., T]' if single else f'[..., T, {len(sizes)}]'
     if not jnp.issubdtype(codes.dtype, jnp.integer):

@@ -25,7 +25,7 @@ from vqjax.importers.layouts import LAYOUTS, Found, named, nearest, recognise, t
 
 
 def read(
-    state_dict: Mapping[str, Any] | str | os.PathLike,
+    state_dict: Mapping[str, Any] | str | os.PathLike[str],
     *,
     layout: str | None = None,
     prefix: str | None = None,

@@ -19,7 +19,7 @@ _PICKLED = (
 _DEPTH = 8
 
 
-def load(source: Mapping[str, Any] | str | os.PathLike) -> dict[str, Any]:
+def load(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
     """The entries of a state dict by name: its own, or those of a file.
 
     Mappings in it, such as a training script's {'state_dict': ..., 'epoch': 3}, are laid flat, with

@@ -85,7 +85,9 @@ def rows_spec(z: jax.Array, *more: Any) -> P:
     return P(*spec_of(z)[:-1], *more)
 
 
-def automatic(out_specs: Callable | P) -> Callable:
+def automatic(
+    out_specs: Callable[..., Any] | P,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: over Explicit axes a function is partitioned by the compiler, as over Auto ones.
 
     There every gather and scatter would have to name its output's sharding. Instead the function

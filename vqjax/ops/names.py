@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
+
+Function = Callable[..., Any]
 
 
-def named_function(field: str, value: Callable | str, known: Mapping[str, Callable]) -> Callable:
+def named_function(field: str, value: Function | str, known: Mapping[str, Function]) -> Function:
     """`value` itself if it is a function, the one of that name if it is a string.
 
     Raises:
@@ -18,7 +21,7 @@ def named_function(field: str, value: Callable | str, known: Mapping[str, Callab
     return value
 
 
-def function_name(field: str, value: Callable, known: Mapping[str, Callable]) -> str:
+def function_name(field: str, value: Function, known: Mapping[str, Function]) -> str:
     """The name that `named_function` turns back into `value`.
 
     Raises:

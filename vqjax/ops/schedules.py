@@ -69,7 +69,7 @@ class Schedule:
         turns = {0, 1, 2**30, sum(steps), *steps, *(step + 1 for step in steps)}
         return min(float(self(math.ceil(turn))) for turn in turns)
 
-    def spec(self) -> dict:
+    def spec(self) -> dict[str, Any]:
         """Plain data: {'schedule': name, argument: value, ...}."""
         return {'schedule': self.name, **self.arguments}
 

@@ -100,7 +100,7 @@ def row_tiles(x: jax.Array, most: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(lanes, -1, size, *x.shape[2:]), 1, 0)
 
 
-def map_tiles(function: Callable, arrays: Sequence[jax.Array], most: int) -> jax.Array:
+def map_tiles(function: Callable[..., Any], arrays: Sequence[jax.Array], most: int) -> jax.Array:
     """`function` over tiles of rows, one after the other; the result in the rows' order.
 
     Args:

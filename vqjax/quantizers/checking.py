@@ -117,7 +117,7 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     return call
 
 
-def is_checked(method: Callable) -> bool:
+def is_checked(method: Callable[..., Any]) -> bool:
     """Whether `checked` has been put on the method."""
     return getattr(method, 'is_checked', False)
 
@@ -383,7 +383,7 @@ def array_shape(*shape: int, dtype: Any = jnp.float32) -> Any:
 STEP = array_shape(dtype=jnp.int32)
 
 
-def shapes_of(inners: Sequence[Quantizer], dim: int) -> tuple[tuple, tuple]:
+def shapes_of(inners: Sequence[Quantizer], dim: int) -> tuple[PyTree, PyTree]:
     """(params, state) of several quantizers side by side: tuples of theirs."""
     params, state = zip(*(inner.shapes(dim) for inner in inners), strict=True)
     return params, state

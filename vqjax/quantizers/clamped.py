@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -47,12 +48,14 @@ class Clamped(Around):
         for number in self.limit if isinstance(self.limit, tuple) else (self.limit,):
             check_positive('limit', number)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """The inner's first stages behind the same clamp, see `Base.first_stages`."""
         inner, params, state = self.inner.first_stages(num, params, state)
         return dataclasses.replace(self, inner=inner), params, state
 
-    def bounded(self, z):
+    def bounded(self, z: jax.Array) -> jax.Array:
         """limit tanh(z / limit), float32 [..., D]; NaN stays."""
         limit = np.asarray(self.limit, np.float32)
         if limit.ndim:
@@ -66,14 +69,26 @@ class Clamped(Around):
         return self.inner.shapes(dim)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """The inner's (params, state), started from the bounded z [..., D]."""
         check_start(self, z, mask)
         return self.inner.init(key, self.bounded(z), mask, axis_name)
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """The inner's codes and vectors of the bounded z [..., D]."""
         out = self.inner.quantize(params, state, self.bounded(z), key, mask, axis_name)
@@ -81,13 +96,21 @@ class Clamped(Around):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """The inner's state after the bounded z [..., D]."""
         x = self.bounded(lax.stop_gradient(z))
         return self.inner.update(params, state, x, codes, key, mask, axis_name, weights)
 
     @checked
-    def decode(self, params, state, codes):
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """The inner's vectors of codes, float32 [..., D]."""
         return self.inner.decode(params, state, codes)

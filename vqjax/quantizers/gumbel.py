@@ -69,7 +69,7 @@ class GumbelSoftmax(Base):
     """
 
     num_codes: int
-    temperature: float | Schedule | Callable = 1.0
+    temperature: float | Schedule | Callable[..., jax.Array] = 1.0
     hard: bool = True
     diversity: float = 0.0
 

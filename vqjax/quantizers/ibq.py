@@ -67,7 +67,7 @@ class IBQ(Codebook):
     inv_temperature: float = 100.0
     metric: str = 'dot'
     start: Any = argument(default=ops.kmeans, alias='init')
-    assignment: Callable = ops.nearest_assignment
+    assignment: Callable[..., jax.Array] = ops.nearest_assignment
 
     def __post_init__(self, init: Any = None) -> None:
         check_count('num_codes', self.num_codes)
@@ -80,7 +80,7 @@ class IBQ(Codebook):
         check_assignment(self)
         object.__setattr__(self, 'start', given_start(self, init))
 
-    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple]:
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple[()]]:
         """A codebook and ()."""
         return array_shape(self.num_codes, dim), ()
 

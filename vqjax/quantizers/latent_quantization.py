@@ -89,7 +89,7 @@ class LatentQuantization(Base):
         """Which params are values: bool [D, max(levels)]."""
         return np.arange(self.num_codes) < self.code_sizes[:, None]
 
-    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple]:
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple[()]]:
         """The values and ()."""
         return array_shape(len(self.levels), self.num_codes), ()
 
@@ -100,7 +100,7 @@ class LatentQuantization(Base):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[jax.Array, tuple]:
+    ) -> tuple[jax.Array, tuple[()]]:
         """(values, ()); of z [..., D] the mean and deviation of each feature are read.
 
         Raises:

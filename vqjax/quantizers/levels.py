@@ -138,7 +138,7 @@ class Levels(Base):
             merge_losses([out.losses for out in outs]),
         )
 
-    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+    def shapes(self, dim: int) -> tuple[PyTree, PyTree]:
         """The levels' ones, as tuples."""
         return shapes_of(self.inner, dim)
 

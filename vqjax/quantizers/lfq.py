@@ -153,7 +153,7 @@ class LFQ(Base):
         unit = 1 / math.sqrt(self.num_bits) if self.spherical else 1.0
         return np.float32(self.scale * unit)
 
-    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+    def shapes(self, dim: int) -> tuple[tuple[()], tuple[()]]:
         """() and ()."""
         return (), ()
 
@@ -164,7 +164,7 @@ class LFQ(Base):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[tuple, tuple]:
+    ) -> tuple[tuple[()], tuple[()]]:
         """() and (): nothing is learned. z [..., num_bits]."""
         del key, mask, axis_name
         check_features(z, self.num_bits, f'num_bits={self.num_bits}')

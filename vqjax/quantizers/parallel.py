@@ -114,7 +114,9 @@ class Parallel(Base):
         """Codes [..., n] of the first n with -1 for the others."""
         return completed_to(codes, self.code_shape[-1])
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """(Parallel, params, state) of the first `num` codes, see `Base.first_stages`.
 
         Raises:
@@ -148,7 +150,13 @@ class Parallel(Base):
         return shapes_of(self.inner, dim)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, state), tuples: each branch starts from z [..., D] itself.
 
         Raises:
@@ -163,7 +171,13 @@ class Parallel(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., L] and the summed vectors of z [..., D]."""
         x = z.astype(jnp.float32)
@@ -185,8 +199,16 @@ class Parallel(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """Each branch's state after z [..., D]."""
         keys = [None] * len(self.inner) if key is None else jax.random.split(key, len(self.inner))
         return tuple(
@@ -198,7 +220,7 @@ class Parallel(Base):
         )  # fmt: skip
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """Sum of the branches' vectors, float32 [..., D], of codes [..., L]; -1 adds nothing."""
         return _added(
             [

@@ -81,7 +81,9 @@ class Product(Base):
         groups = jnp.moveaxis(codes, -1, 0)
         return jnp.moveaxis(self.inner.completed(groups), 0, -1)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """The first stages of every group, see `Base.first_stages`."""
         if self.shared:
             inner, params, state = self.inner.first_stages(num, params, state)

@@ -82,7 +82,9 @@ class Projected(Around):
         check_flag('bias', self.bias)
         check_flag('layer_norm', self.layer_norm)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """The inner's first stages between the same projections, see `Base.first_stages`."""
         inner, inner_params, state = self.inner.first_stages(num, params.inner, state)
         return dataclasses.replace(self, inner=inner), params._replace(inner=inner_params), state

@@ -146,7 +146,7 @@ class QINCo(Base):
         """The stages' bits together."""
         return self.num_stages * math.log2(self.num_codes)
 
-    def shapes(self, dim: int) -> tuple[PyTree, tuple]:
+    def shapes(self, dim: int) -> tuple[PyTree, tuple[()]]:
         """Codebooks and networks, and ()."""
         later, inside = self.num_stages - 1, (self.num_stages - 1, self.blocks)
         params = QINCoParams(
@@ -169,7 +169,7 @@ class QINCo(Base):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[PyTree, tuple]:
+    ) -> tuple[PyTree, tuple[()]]:
         """(params, ()): k-means of z [..., D], then of what each stage left of it.
 
         Raises:

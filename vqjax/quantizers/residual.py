@@ -148,7 +148,9 @@ class Residual(Base):
         """Codes [..., *inner, n] of the first n stages with -1 for the others: [..., *inner, S]."""
         return completed_to(codes, self.num_stages)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """(Residual, params, state) of the first `num` stages, see `Base.first_stages`.
 
         Raises:

@@ -58,7 +58,7 @@ class ScalarGrid(Base):
     def _strides(self) -> np.ndarray:
         return np.cumprod((1, *self.levels[:-1]), dtype=np.int64).astype(np.int32)
 
-    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+    def shapes(self, dim: int) -> tuple[tuple[()], tuple[()]]:
         """() and ()."""
         return (), ()
 
@@ -69,7 +69,7 @@ class ScalarGrid(Base):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[tuple, tuple]:
+    ) -> tuple[tuple[()], tuple[()]]:
         """() and (): nothing is learned. z [..., len(levels)]."""
         del key, mask, axis_name
         self._check_features(z)

@@ -40,7 +40,7 @@ class SimVQ(BridgedCodebook):
     commitment: float = 0.25
     codebook: float = 1.0
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
-    assignment: Callable = ops.nearest_assignment
+    assignment: Callable[..., jax.Array] = ops.nearest_assignment
     length: float | None = None
     bridge = ops.Linear()
 

@@ -172,7 +172,9 @@ class Strided(Base):
             real = cover if real is None else jnp.where(used, cover, real)
         return real.reshape(*real.shape[:-2], -1)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """Refused: what is left would not say which vectors a mask hides within a stride."""
         raise ValueError(
             f'num={num}: the first stages of {self!r} are no quantizer of single vectors; decode '
@@ -188,7 +190,13 @@ class Strided(Base):
         return shapes_of(self._stages, dim)
 
     @checked
-    def init(self, key, z, mask=None, axis_name: AxisName = None):
+    def init(
+        self,
+        key: jax.Array,
+        z: jax.Array,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[PyTree, PyTree]:
         """(params, state), tuples: each stage starts from the means of what is left of z.
 
         Raises:
@@ -211,7 +219,13 @@ class Strided(Base):
 
     @checked
     def quantize(
-        self, params, state, z, key=None, mask=None, axis_name: AxisName = None
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
     ) -> Quantized:
         """Codes [..., n L] and the summed vectors of z [..., T, D]."""
         x, real = self._windows(z, mask)
@@ -240,8 +254,16 @@ class Strided(Base):
 
     @checked
     def update(
-        self, params, state, z, codes, key=None, mask=None, axis_name: AxisName = None, weights=None
-    ):
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        codes: jax.Array,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        axis_name: AxisName = None,
+        weights: jax.Array | None = None,
+    ) -> PyTree:
         """Each stage's state after the means of what was left of z [..., T, D].
 
         weights [..., T]: a mean counts as the mean of those of its real vectors.
@@ -269,7 +291,7 @@ class Strided(Base):
         return tuple(moved)
 
     @checked
-    def decode(self, params, state, codes) -> jax.Array:
+    def decode(self, params: PyTree, state: PyTree, codes: jax.Array) -> jax.Array:
         """The sum of the stages' vectors, float32 [..., T, D], of codes [..., n L].
 
         -1 adds nothing. Which vectors are real, the finest stage with a code in a window says: the

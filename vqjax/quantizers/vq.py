@@ -85,7 +85,7 @@ class VQ(Codebook):
     balance: float = 0.0
     sync_nu: float = 0.0
     affine: bool = False
-    assignment: Callable = ops.nearest_assignment
+    assignment: Callable[..., jax.Array] = ops.nearest_assignment
     unit_values: bool = True
 
     def __post_init__(self, init: Any = None) -> None:

@@ -70,7 +70,7 @@ class VQEMA(Codebook):
     revival: Revival | None = Revival()
     gradient: Callable[[jax.Array, jax.Array], jax.Array] = ops.straight_through
     temperature: float = 0.0
-    assignment: Callable = ops.nearest_assignment
+    assignment: Callable[..., jax.Array] = ops.nearest_assignment
     balance: float = 0.0
 
     def __post_init__(self, init: Any = None) -> None:
@@ -79,7 +79,7 @@ class VQEMA(Codebook):
         check_weight('balance', self.balance)
         check_weight('eps', self.eps)
 
-    def shapes(self, dim: int) -> tuple[tuple, VQEMAState]:
+    def shapes(self, dim: int) -> tuple[tuple[()], VQEMAState]:
         """() and an array of each field of VQEMAState."""
         return (), VQEMAState(array_shape(self.num_codes), array_shape(self.num_codes, dim), STEP)
 
@@ -90,7 +90,7 @@ class VQEMA(Codebook):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[tuple, VQEMAState]:
+    ) -> tuple[tuple[()], VQEMAState]:
         """() and the state whose codebook is what `start` makes of z [..., D].
 
         Raises:

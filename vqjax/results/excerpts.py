@@ -133,7 +133,7 @@ class Excerpt:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Excerpt:
+    def load(cls, path: str | os.PathLike[str]) -> Excerpt:
         """Of a file.
 
         Raises:

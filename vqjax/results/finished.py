@@ -113,7 +113,7 @@ class FinishedRun:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike, seed: int | None = None) -> FinishedRun:
+    def load(cls, path: str | os.PathLike[str], seed: int | None = None) -> FinishedRun:
         """Of a file.
 
         Raises:

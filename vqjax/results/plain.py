@@ -16,7 +16,7 @@ _KINDS: dict[type, str] = {
 }  # fmt: skip
 
 
-def load(path: str | os.PathLike, read: Callable[[Mapping[str, Any]], T], remedy: str) -> T:
+def load(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any]], T], remedy: str) -> T:
     """What `read` makes of the mapping in a file of JSON.
 
     Raises:

@@ -355,7 +355,7 @@ class Results:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Results:
+    def load(cls, path: str | os.PathLike[str]) -> Results:
         """Of a file.
 
         Raises:

@@ -52,7 +52,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f'; did you mean {found[0]!r}?' if found else ''
 
 
-def nearest_path(path: str | os.PathLike) -> str:
+def nearest_path(path: str | os.PathLike[str]) -> str:
     """'; did you mean PATH?' for a path that does not exist and is like one that does, else ''.
 
     Follows the path as far as it exists and tries the names there in place of the next one.

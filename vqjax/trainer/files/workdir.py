@@ -25,7 +25,7 @@ class Workdir:
       RunError: it cannot be written, belongs to another configuration, or is in use.
     """
 
-    def __init__(self, path: str | os.PathLike, config: dict[str, Any]):
+    def __init__(self, path: str | os.PathLike[str], config: dict[str, Any]):
         if '://' in os.fspath(path):
             raise RunError(f'workdir {path} is an address: give a folder, mounted where it is far')
         self.path = pathlib.Path(path)

@@ -93,7 +93,7 @@ def _logits(model, variables, images):
 
 
 def read(
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike[str],
     method: str,
     seed: int = 0,
     parts: Parts = Parts(),  # noqa: B008
