@@ -69,7 +69,7 @@ class BinaryMapper(Base):
         """2^num_bits."""
         return 2**self.num_bits
 
-    def shapes(self, dim: int) -> tuple[BinaryMapperParams, tuple]:
+    def shapes(self, dim: int) -> tuple[BinaryMapperParams, tuple[()]]:
         """Kernel, bias and codebook."""
         kernel, bias = array_shape(dim, self.num_bits), array_shape(self.num_bits)
         return BinaryMapperParams(kernel, bias, array_shape(self.num_codes, dim)), ()

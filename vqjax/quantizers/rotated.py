@@ -52,7 +52,9 @@ class Rotated(Around):
     def __post_init__(self) -> None:
         check_inner(type(self).__name__, self.inner)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """The inner's first stages in the same rotation, see `Base.first_stages`."""
         inner, params, inner_state = self.inner.first_stages(num, params, state.inner)
         return dataclasses.replace(self, inner=inner), params, state._replace(inner=inner_state)
