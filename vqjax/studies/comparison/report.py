@@ -77,7 +77,10 @@ def _difference_rows(results: Results) -> Iterable[list[str]]:
 
 
 def _perplexity_rows(results: Results) -> Iterable[list[str]]:
-    yield ['method', 'perplexity', '95% interval', 'if uniform', 'lowest seed', 'by stage']
+    yield [
+        'method', 'perplexity', '95% interval', 'if uniform', 'lowest seed', 'by stage',
+        'entropy, bits per token',
+    ]  # fmt: skip
     for name, method in results.methods.items():
         use = code_use(method)
         if use is None:
@@ -95,6 +98,7 @@ def _perplexity_rows(results: Results) -> Iterable[list[str]]:
             _number(use.uniform.perplexity),
             _number(min(min(stages) for stages in per_stage)),
             ', '.join(_number(x) for x in stages) if len(stages) > 1 else '',
+            _number(np.mean([np.sum(np.log2(np.maximum(x, 1.0))) for x in per_stage])),
         ]
 
 
@@ -242,7 +246,8 @@ def markdown(results: Results) -> str:
             tables.markdown(perplexities),
             tables.markdown(_use_rows(results)),
             'Means over seeds and stages, from counts summed over the whole split. A uniform '
-            'source of as many tokens does not use every code either: its figures stand beside.',
+            'source of as many tokens does not use every code either: its figures stand beside. '
+            'The entropy is the sum over stages, the size that entropy coded codes come close to.',
             '![Perplexity over training](perplexity.png)',
             '![Use of the codes](usage.png)',
         ]
