@@ -27,6 +27,7 @@ from vqjax import (  # noqa: E402
     VQ,
     VQEMA,
     Banked,
+    Conditioned,
     Guarded,
     GumbelSoftmax,
     LatentQuantization,
@@ -37,6 +38,9 @@ from vqjax import (  # noqa: E402
     RandomProjection,
     Residual,
     SimVQ,
+    SphericalLattice,
+    TurboQuant,
+    VariableRate,
     ops,
 )
 from vqjax.quantizers import device_mesh, shardings  # noqa: E402
@@ -86,6 +90,10 @@ PRODUCTS = Residual(Product(VQ(K, init=ops.batch_rows, revival=EAGER), 2), 2)
 OTHERS = [
     LFQ(D),
     QINCo(K, 2, hidden=8),
+    TurboQuant(D),
+    Product(SphericalLattice(8), 2),
+    Residual(Conditioned(FSQ((3,) * D)), 2),
+    VariableRate(Residual(BLOCK, 2), level=1.13),
     GumbelSoftmax(K, diversity=0.1),
     Banked(VQEMA(K, init=ops.batch_rows, revival=KMEANS), size=256, fresh=64),
     Residual(BLOCK, 2, beam=3),
