@@ -15,11 +15,13 @@ from jax.sharding import AxisType, PartitionSpec
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from vqjax import (  # noqa: E402
+    FSQ,
     IBQ,
     LFQ,
     VQ,
     VQEMA,
     Banked,
+    Conditioned,
     Guarded,
     GumbelSoftmax,
     LatentQuantization,
@@ -28,6 +30,7 @@ from vqjax import (  # noqa: E402
     Product,
     QINCo,
     Residual,
+    VariableRate,
     ops,
 )
 
@@ -53,6 +56,10 @@ QUANTIZERS = [
     VQ(8, init='batch_rows', balance=0.1, revival=None),
     Residual(VQ(8, init='batch_rows', revival=None), 2, similarity=0.1),
     QINCo(4, 2, hidden=8),
+    # Running means, and a level that each entry draws.
+    Residual(Conditioned(FSQ((5, 4, 3, 5)), decay=0.9), 2),
+    VariableRate(Residual(VQEMA(8, decay=0.9), 3), rate=0.1, drawn=(0.5, 4.0)),
+    VQ(8, init='batch_rows', wasserstein=0.5, revival=None),
 ]
 
 

@@ -29,6 +29,7 @@ from vqjax import (  # noqa: E402
     VQEMA,
     Banked,
     BinaryMapper,
+    Conditioned,
     Guarded,
     GumbelSoftmax,
     LatentQuantization,
@@ -40,6 +41,9 @@ from vqjax import (  # noqa: E402
     Residual,
     Rotated,
     SimVQ,
+    SphericalLattice,
+    TurboQuant,
+    VariableRate,
     ops,
 )
 from vqjax.quantizers import device_mesh, shardings  # noqa: E402
@@ -91,6 +95,10 @@ OTHERS = [
     Rotated(FSP((3,) * D)),
     BinaryMapper(4),
     QINCo(K, 2, hidden=8),
+    TurboQuant(D),
+    Product(SphericalLattice(8), 2),
+    Residual(Conditioned(FSQ((3,) * D)), 2),
+    VariableRate(Residual(BLOCK, 2), level=1.13),
     GumbelSoftmax(K, diversity=0.1),
     Banked(VQEMA(K, init=ops.batch_rows, revival=KMEANS), size=256, fresh=64),
     Residual(BLOCK, 2, beam=3),

@@ -351,6 +351,7 @@ def table():
         RandomProjection(8, 4),
         QINCo(8, 3, hidden=16, blocks=2),
         QINCo(8, 2, hidden=16, activation='silu', bias=True),
+        QINCo(8, 3, hidden=16, candidates=3),
         # Bounds that make it re-fit at once.
         Guarded(ema, least=8.0, cooldown=1),
         Product(Guarded(vq, least=8.0, cooldown=1), 2),

@@ -1,5 +1,7 @@
 """QINCo: a golden of the official model, brute force, and what it is for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,26 @@ def test_codes_are_the_nearest_of_all_that_a_stage_can_add(number, num_codes):
     np.testing.assert_allclose(chosen, error.min(-1), rtol=1e-4, atol=1e-5)
 
 
+def test_candidates_are_the_nearest_without_the_blocks():
+    """Of three a vector, the one whose f comes nearest; of all, the code that is taken without."""
+    q = QINCo(7, 2, hidden=64, blocks=2, candidates=3)
+    z = normal(0, 50, 4)
+    params = moved(q.init(jax.random.key(0), normal(1, 500, 4))[0])
+    codes = np.asarray(q.quantize(params, (), z).codes)
+    total = np.float64(params.codebooks[0])[codes[:, 0]]
+    base = np.float64(params.codebooks[1])
+    linear = base + base @ np.float64(params.from_code[0])
+    offset = total @ np.float64(params.from_sum[0]) + np.float64(params.bias[0])
+    left = np.float64(z) - total
+    order = np.argsort(np.sum((left[:, None] - linear - offset[:, None]) ** 2, -1), -1)[:, :3]
+    tried = jnp.stack([jnp.broadcast_to(codes[:, :1], order.shape), order], -1)
+    error = np.sum((np.float64(z)[:, None] - np.float64(q.decode(params, (), tried))) ** 2, -1)
+    np.testing.assert_array_equal(codes[:, 1], order[np.arange(50), error.argmin(-1)])
+    whole = [dataclasses.replace(q, candidates=n).quantize(params, (), z).codes for n in (7, None)]
+    np.testing.assert_array_equal(np.asarray(whole[0]), np.asarray(whole[1]))
+    assert (codes != np.asarray(whole[0])).any()
+
+
 def test_the_first_codes_decode_to_the_sum_so_far():
     q = QINCo(6, 4, hidden=8)
     z = normal(0, 30, 3)
@@ -132,6 +154,7 @@ def test_what_all_codes_could_add_is_not_held():
         ({'num_stages': 1}, 'num_stages must be an integer from 2 .* got 1'),
         ({'hidden': 0}, 'hidden must be an integer from 1 .* got 0'),
         ({'blocks': True}, 'blocks must be an integer from 1 .* got True'),
+        ({'candidates': 5}, 'candidates must be an integer from 1 to 4, got 5'),
         ({'partial_sums': -1.0}, 'partial_sums must be .* got -1.0'),
     ],
 )

@@ -119,6 +119,15 @@ def cells(text, heading, first):
 # Numbers.
 
 
+def test_the_entropy_of_the_codes_is_summed_over_stages(workdir, results):
+    text = (workdir / 'report.md').read_text()
+    for name, stages in (('vq_ema', 1), ('rvq', 4)):
+        seeds = results['methods'][name]['seeds']
+        bits = np.mean([np.log2(seed['perplexity_per_stage']).sum() for seed in seeds])
+        assert len(seeds[0]['perplexity_per_stage']) == stages
+        assert float(cells(text, 'Codes on the test split', name)[-1]) == pytest.approx(bits, 0.01)
+
+
 def test_summary_has_every_number_with_its_interval():
     seeds = [{'seed': s, 'accuracy': a, 'counts': [1, 2]} for s, a in enumerate([0.9, 0.8, 1.0])]
     found = summaries.summarise(seeds_of(seeds))

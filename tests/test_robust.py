@@ -145,6 +145,7 @@ FIELDS = {
         'hidden': often([4], 0, 2.5),
         'blocks': often([1, 0], -1, '1'),
         'partial_sums': WEIGHT,
+        'candidates': often([None, 1], 99, True),
     },
     'fsq': {
         'levels': LEVELS,

@@ -75,7 +75,7 @@ def test_steps_equal_one_device_s_and_move_no_features(found, axes):
 def test_steps_of_the_others_equal_one_device_s_and_move_no_features(others):
     for part in ('auto, others', 'explicit, others', 'partly manual'):
         check_steps(others[part])
-    assert len(others['auto, others']) == 10
+    assert len(others['auto, others']) == 14
 
 
 def check_steps(rows):

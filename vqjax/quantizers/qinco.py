@@ -90,6 +90,9 @@ class QINCo(Base):
       partial_sums: weight of the squared errors of the sums after each stage, added up.
       activation: act, 'relu' (the paper's) or 'silu'.
       bias: whether the two maps of a block have biases (the paper's have none).
+      candidates: the network is run for so many codes of a stage alone, those nearest without the
+        blocks (pre-selection, QINCo2, arXiv:2501.03078, here by f's own linear part instead of a
+        second codebook); None: for all K, and the code is the nearest.
 
     Params `QINCoParams` (with `bias` `QINCoBiasedParams`), state (). Codes get a trailing axis [S];
     -1 adds nothing, so that the first n codes decode to the sum after n stages. Raises ValueError
@@ -104,6 +107,7 @@ class QINCo(Base):
     partial_sums: float = 1.0
     activation: str = 'relu'
     bias: bool = False
+    candidates: int | None = None
 
     starts_from_data = True
 
@@ -117,6 +121,8 @@ class QINCo(Base):
         names = tuple(_ACTIVATIONS)
         check(self.activation in names, 'activation', self.activation, f'one of {names}')
         check_flag('bias', self.bias)
+        if self.candidates is not None:
+            check_count('candidates', self.candidates, most=self.num_codes)
 
     @property
     def code_shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -252,6 +258,8 @@ class QINCo(Base):
         """The codes whose vectors come nearest to the residual [..., D], int32 [...]."""
         dim = residual.shape[-1]
         codebook = params.codebooks + _matmul(params.codebooks, params.from_code)
+        if self.candidates is not None:
+            return self._nearest_of_some(self.candidates, params, codebook, residual, total)
         size = min(self.num_codes, _CODES)
         starts = jnp.minimum(
             jnp.arange(0, self.num_codes, size, dtype=jnp.int32), self.num_codes - size
@@ -281,6 +289,24 @@ class QINCo(Base):
         rows = [residual.reshape(-1, dim), total.reshape(-1, dim)]
         most = max(_TILE // (size * max(self.hidden, dim)), 1)
         return ops.map_tiles(tile, rows, most).reshape(residual.shape[:-1])
+
+    def _nearest_of_some(self, number, params, codebook, residual, total):
+        """The same of the `number` codes of the codebook [K, D] nearest without the blocks."""
+        dim = residual.shape[-1]
+        rows = [x.reshape(-1, dim) for x in (residual, total)]
+        offset = _matmul(rows[1], params.from_sum) + params.bias[None]
+        near = ops.nearest_candidates(rows[0] - offset, codebook, number)
+
+        def tile(residual, offset, near):
+            mixed = codebook[near] + offset[:, None]
+            vectors = _blocks(params, mixed, self.activation)
+            square = jnp.sum((residual[:, None] - vectors) ** 2, axis=-1)
+            least = jnp.min(square, axis=-1, keepdims=True)
+            return jnp.min(jnp.where(square == least, near, self.num_codes), axis=-1)
+
+        most = max(_TILE // (number * max(self.hidden, dim)), 1)
+        codes = ops.map_tiles(tile, [rows[0], offset, near], most)
+        return codes.reshape(residual.shape[:-1]).astype(jnp.int32)
 
     def _sums(self, params, codes):
         """The sums after each stage, float32 [S, ..., D], of codes [..., S]."""

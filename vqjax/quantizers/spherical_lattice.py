@@ -168,11 +168,15 @@ class SphericalLattice(Base):
         )
 
     def _best_pair(self, x, shapes):
-        sizes, at = lax.top_k(jnp.abs(x), 2)
-        i, j = jnp.min(at, axis=-1), jnp.max(at, axis=-1)
+        # Not top_k, for which the compiler gathers rows that are spread over devices.
+        size = jnp.abs(x)
+        first, at_first = _largest(size)
+        taken = jnp.arange(self.dim, dtype=jnp.int32)[None] == at_first[:, None]
+        second, at_second = _largest(jnp.where(taken, -1.0, size))
+        i, j = jnp.minimum(at_first, at_second), jnp.maximum(at_first, at_second)
         minus = jnp.take_along_axis(x, jnp.stack([i, j], axis=-1), axis=-1) < 0
         pair = i * (2 * self.dim - i - 1) // 2 + j - i - 1
-        return shapes.pair * jnp.sum(sizes, axis=-1), 4 * pair + 2 * minus[:, 0] + minus[:, 1]
+        return shapes.pair * (first + second), 4 * pair + 2 * minus[:, 0] + minus[:, 1]
 
     def _best_octad(self, x, shapes):
         member = np.zeros((len(shapes.octads), self.dim), np.float32)

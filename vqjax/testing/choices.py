@@ -132,6 +132,8 @@ def _(q: TurboQuant, leaf: Leaf):
 
 @regret.register
 def _(q: QINCo, leaf: Leaf):
+    if q.candidates is not None:
+        return None
     # Every code of a stage after the codes that the stages before it took.
     worst = np.zeros(len(leaf.z))
     for stage in range(q.num_stages):

@@ -78,7 +78,10 @@ def _difference_rows(results: Results) -> Iterable[list[str]]:
 
 
 def _perplexity_rows(results: Results) -> Iterable[list[str]]:
-    yield ['method', 'perplexity', '95% interval', 'uniform source', 'lowest seed', 'by stage']
+    yield [
+        'method', 'perplexity', '95% interval', 'uniform source', 'lowest seed', 'by stage',
+        'entropy, bits per token',
+    ]  # fmt: skip
     for name, method in results.methods.items():
         use = code_use(method)
         if use is None:
@@ -96,6 +99,7 @@ def _perplexity_rows(results: Results) -> Iterable[list[str]]:
             _number(use.uniform.perplexity),
             _number(min(min(stages) for stages in per_stage)),
             ', '.join(_number(x) for x in stages) if len(stages) > 1 else '',
+            _number(np.mean([np.sum(np.log2(np.maximum(x, 1.0))) for x in per_stage])),
         ]
 
 
@@ -244,7 +248,8 @@ def markdown(results: Results) -> str:
             tables.markdown(_use_rows(results)),
             'These are means over seeds and stages, from counts summed over the whole split. A '
             'uniform source of the same number of tokens does not use every code either, so its '
-            'figures are given for comparison.',
+            'figures are given for comparison. The entropy is the sum over stages: the number of '
+            'bits that entropy-coded tokens come close to.',
             '![Perplexity over training](perplexity.png)',
             '![Use of the codes](usage.png)',
         ]
