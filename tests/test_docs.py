@@ -144,30 +144,32 @@ OF_VECTOR_QUANTIZE_PYTORCH = """
     BinaryMapper EvoLFQ FSP FSQ GroupedResidualFSQ GroupedResidualLFQ GroupedResidualVQ
     HierarchicalVQ LFQ LatentQuantize RandomProjectionQuantizer ResidualFSQ ResidualLFQ
     ResidualSimVQ ResidualVQ Sequential SimVQ VectorQuantize accept_3d_fmap accept_image_fmap
-    act_name affine_param affine_param_batch_decay affine_param_codebook_decay allowed_dtypes
-    beam_size bits bound_hard_clamp calc_aux_loss channel_first channel_last codebook_dim
-    codebook_scale codebook_size codebook_transform codebook_transform_fn
-    commitment_loss_weight commitment_weight cosine_sim_project_in cosine_sim_project_in_scale
-    decay decoder deterministic deterministic_on_eval dim diversity_gamma elitism_count
-    ema_update encoder entropy_loss_offset entropy_loss_weight
-    experimental_softplus_entropy_loss force_quantization_f32 frac_per_sample_entropy
-    freeze_codebook frozen_codebook_dim generations groups has_projections heads
-    implicit_neural_codebook in_place_codebook_optimizer indices init_fn
-    input_to_quantize_commit_loss_weight inv_temperature is_channel_first
-    keep_num_codebooks_dim kl_loss_threshold kmeans_init kmeans_iters
-    layernorm_after_project_in learnable_codebook lens levels lfq
-    manual_in_place_optimizer_update mask mlp_kwargs mutation_rate need_inv_act nested_dropout
-    nested_dropout_min_levels noise_dropout norm num_codebooks num_quantizers optimize_values
-    orthogonal_rotation pop_size preserve_symmetry projection_has_bias quant_grad_frac
-    quant_resi quantization_loss_weight quantize_dropout quantize_dropout_cutoff_index
-    quantize_dropout_multiple_of quantize_rate rand_quantize_dropout_fixed_seed
-    reduce_aux_kl_loss return_all_codes return_cutoff return_indices return_loss_breakdown
-    return_zeros_for_masked_padding rotation_trick route_gradients_to_input
-    sample_codebook_temp scale scales separate_codebook_per_head share_quant_resi
-    shared_codebook soft_clamp_input_value spherical stochastic_sample_codes straight_through
-    straight_through_activation sync_affine_param sync_codebook sync_kmeans sync_update_v
-    temperature threshold_ema_dead_code topk tournament_size use_cosine_sim vector_norm
-    vq_bridge
+    accum_ema_update act_name affine_param affine_param_batch_decay affine_param_codebook_decay
+    allowed_dtypes beam_score_quantizer_weights beam_size bits bound_hard_clamp calc_aux_loss
+    channel_first channel_last codebook_dim codebook_diversity_loss_weight
+    codebook_diversity_temperature codebook_scale codebook_size codebook_transform
+    codebook_transform_fn commitment_loss_weight commitment_use_cross_entropy_loss
+    commitment_weight cosine_sim_project_in cosine_sim_project_in_scale decay decoder
+    deterministic deterministic_on_eval dim directional_reparam directional_reparam_variance
+    diveq diversity_gamma elitism_count ema_update ema_update_weight encoder entropy_loss_offset
+    entropy_loss_weight eval_beam_size experimental_softplus_entropy_loss force_quantization_f32
+    frac_per_sample_entropy freeze_codebook frozen_codebook_dim generations groups
+    has_projections heads implicit_neural_codebook in_place_codebook_optimizer indices init_fn
+    input_to_quantize_commit_loss_weight inv_temperature is_channel_first keep_num_codebooks_dim
+    kl_loss_threshold kmeans_init kmeans_iters layernorm_after_project_in learnable_codebook
+    lens levels lfq manual_ema_update manual_in_place_optimizer_update mask mlp_kwargs
+    mutation_rate need_inv_act nested_dropout nested_dropout_min_levels noise_dropout norm
+    num_codebooks num_quantizers optimize_values orthogonal_reg_active_codes_only
+    orthogonal_reg_max_codes orthogonal_reg_weight orthogonal_rotation pop_size
+    preserve_symmetry projection_has_bias quant_grad_frac quant_resi quantization_loss_weight
+    quantize_dropout quantize_dropout_cutoff_index quantize_dropout_multiple_of quantize_rate
+    rand_quantize_dropout_fixed_seed reduce_aux_kl_loss return_all_codes return_cutoff
+    return_indices return_loss_breakdown return_zeros_for_masked_padding rotation_trick
+    route_gradients_to_input sample_codebook_temp scale scales separate_codebook_per_head
+    share_quant_resi shared_codebook soft_clamp_input_value spherical stochastic_sample_codes
+    straight_through straight_through_activation sync_affine_param sync_codebook sync_kmeans
+    sync_update_v temperature threshold_ema_dead_code topk tournament_size use_cosine_sim
+    vector_norm vq_bridge
 """
 
 

@@ -56,7 +56,9 @@ class Residual(Base):
 
     z_q is the sum of the stages' vectors. Stages are detached from each other: the loss of each
     reaches z, and one estimator (the inner quantizer's, else straight-through) stands around the
-    whole, so dz_q/dz is 1 and not the number of stages. `loss` is the sum over stages. Stages run
+    whole, so dz_q/dz is 1 and not the number of stages. Of `ops.DiVeQ` and `ops.directional`, which
+    train codes, the codes of all stages get the gradient along the whole error, and that of
+    `sync_nu` is left out. `loss` is the sum over stages. Stages run
     as one `lax.scan`, so compile time does not grow with their number. A fixed grid (FSQ, LFQ)
     shrinks from stage to stage and takes its input unbounded: it then covers [-1, 1].
 
