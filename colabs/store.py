@@ -36,7 +36,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
       nbclient.exceptions.CellExecutionError: for a cell that fails.
     """
     resources = {'metadata': {'path': str(FOLDER)}}
-    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=3600, resources=resources).execute()
 
 
 def small(picture: str) -> str:

@@ -57,7 +57,10 @@ class UniformBaseline(NamedTuple):
 
 
 def perplexity(counts: ArrayLike) -> Array:
-    """Exponential of the entropy of counts [..., K] -> float32 [...], 1 to K; 0 for no counts."""
+    """Exponential of the entropy of counts [..., K] -> float32 [...], 1 to K; 0 for no counts.
+
+    `quantizer.code_counts(codes)` gives the counts of each stage or group on its own.
+    """
     xp = numpy_of(counts)
     counts = xp.asarray(counts, xp.float32)
     total = counts.sum(-1, keepdims=True)
