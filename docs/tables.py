@@ -149,8 +149,8 @@ def overview(trials, cifar10):
                 '' if compared is None else _percent(compared, '+'),
             ]
         )
-    header = ['method', 'bits per image', 'digits, accuracy %[^1]', 'difference[^3]']
-    return benchmark_tables.table([*header, 'CIFAR-10, accuracy %[^2]', 'difference[^3]'], rows)
+    header = ['method', 'bits per image', 'digits %[^1]', 'change[^3]']
+    return benchmark_tables.table([*header, 'CIFAR-10 %[^2]', 'change[^3]'], rows)
 
 
 def halves(deals):

@@ -236,7 +236,7 @@ def test_the_chosen_setting_is_that_of_the_best_recorded_validation_score(search
             assert run['validation_accuracy'] == pytest.approx(scored, abs=1e-6)
             assert run['correct']['examples'] == 360 and 'split' not in run
     text = (folder / 'report.md').read_text()
-    assert '2 random trials a method' in text and opened['time'] in text
+    assert 'Each method had 2 random trials' in text and opened['time'] in text
     for name, said in opened['tuning']['methods'].items():
         trial = drawn[name][said['chosen'][0]]
         chosen = ', '.join(f'{k} {v}' for k, v in trial.settings.items())

@@ -35,21 +35,23 @@ class Quantized(NamedTuple):
 class Quantizer(Protocol):
     """A frozen dataclass whose methods are pure functions; params and state are pytrees.
 
-    Of `Base`, these raise ValueError when a call is traced: for a z that is not floating point or
-    holds no vector, a mask that is not bool [...], codes that are no integers [..., *code_shape],
-    an `axis_name` that is no mapped axis, and params and state that `init` would not have made for
-    this quantizer and D. Params may be of any floating dtype (computed with in float32),
-    statistics only of their own. What a mask hides reaches nothing, NaN included; a batch of
-    which a filter may leave nothing keeps its shape, and the mask says what is left.
+    The quantizers of this package raise ValueError when a call is traced with a z that is not
+    floating point or has no vector, a mask that is not bool [...], codes that are not integers
+    [..., *code_shape], an `axis_name` that is not a mapped axis, or params and state that do not
+    have the structure and shapes that `init` gives for this quantizer and D.
 
-    Squares are float32: right where vectors and codes are of lengths from about 1e-16 to 1e16.
-    Above 1e19 a vector has an infinite loss where one measures it, and code -1 where it is brought
-    to unit length; codes that are all below 1e-19 are not told apart.
+    Params may have any floating dtype and are converted to float32; statistics must have their own
+    dtype. Masked vectors have no effect, not even NaN. To filter a batch under jit, keep its shape
+    and give a mask.
+
+    Squares are computed in float32, which is accurate for vectors and codes with lengths from
+    about 1e-16 to 1e16. A vector longer than 1e19 has an infinite loss, and the code -1 if it is
+    scaled to unit length. Codes that are all shorter than 1e-19 cannot be distinguished.
     """
 
     @property
     def num_codes(self) -> int:
-        """K, the codes of one entry of `codes`."""
+        """K, the number of codes that one entry of `codes` chooses from."""
         ...
 
     @property
@@ -59,7 +61,7 @@ class Quantizer(Protocol):
 
     @property
     def bits(self) -> float:
-        """Bits that the codes of one vector take."""
+        """Bits per vector, before entropy coding."""
         ...
 
     def init(
@@ -69,7 +71,7 @@ class Quantizer(Protocol):
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> tuple[PyTree, PyTree]:
-        """(params, state) from a real batch z [..., D], which a data-driven start reads."""
+        """(params, state); codebooks that start from data are fitted to the batch z [..., D]."""
         ...
 
     def quantize(
@@ -81,7 +83,7 @@ class Quantizer(Protocol):
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> Quantized:
-        """Codes and vectors for z [..., D]; changes nothing."""
+        """Codes, vectors and losses for z [..., D]; params and state stay as they are."""
         ...
 
     def update(

@@ -154,12 +154,12 @@ def table(results: Results) -> Table:
     split = notes.split(results)
     num_seeds = max(len(m.seeds) for m in results.methods.values())
     number = notes.counted(num_seeds, notes.runs(results))
-    interval = f'( ) 95% interval over {notes.over_what(results)}'
+    interval = f'(...) 95% interval over {notes.over_what(results)}'
     if notes.alone(results):
         interval = 'one run of each method: no interval'
     found = Table(
         title=f'{config["dataset"]}: {split} split, {number}',
-        caption=f'{interval}   [ ] calibrated model, uniform source',
+        caption=f'{interval}; [...] what a calibrated model, or a uniform source, would show',
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

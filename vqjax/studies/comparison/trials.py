@@ -18,20 +18,20 @@ def tuning_section(results: Results) -> list[str]:
     tuning = results.tuning
     if tuning is None:
         return [
-            'The settings are those of the configuration: this run did not choose them. How those '
-            'of `configs/digits.py` were chosen stands in `docs/comparison.md`.'
+            'The settings are those of the configuration, and this run did not choose them. '
+            '`docs/comparison.md` says how those of `configs/digits.py` were chosen.'
         ]
     each = (
-        'The search is nested: every fold chose on its own validation part, so that no image is '
-        'told by a setting that it helped to choose.'
+        'The search is nested: every fold chose on its own validation part, so no image is tested '
+        'with a setting that it helped to choose.'
         if tuning.nested
-        else f'Scored by the mean over {tuning.seeds} seeds.'
+        else f'The score of a trial is its mean over {tuning.seeds} seeds.'
     )
     return [
         '## How the settings were chosen',
-        f'{tuning.trials} random trials a method, drawn from the space that `results.json` '
-        f'holds, of which the highest validation accuracy chose (of equals the lowest NLL). {each} '
-        f'The test split was opened after that, {tuning.test_opened}.',
+        f'Each method had {tuning.trials} random trials, drawn from the space in `results.json`. '
+        'The trial with the highest validation accuracy was chosen, and among equal ones that with '
+        f'the lowest NLL. {each} The test split was opened after that, {tuning.test_opened}.',
         tables.markdown(_tuning_rows(tuning), words=2),
     ]
 
@@ -39,7 +39,7 @@ def tuning_section(results: Results) -> list[str]:
 def _tuning_rows(tuning: Tuning) -> Iterable[list[str]]:
     """A row for each choice: one a method, or one a fold."""
     nested = tuning.nested
-    yield ['fold' if nested else 'method', 'chosen', 'its validation %', 'median of trials',
+    yield ['fold' if nested else 'method', 'chosen', 'validation %', 'median of trials',
            'lowest', 'diverged']  # fmt: skip
     for method, said in tuning.methods.items():
         trials, chosen = said.trials, said.chosen
@@ -72,16 +72,24 @@ def halves_section(results: Results) -> list[str]:
     if len(rows) < 2:
         return []
     return [
-        '## Two halves',
+        '## Agreement of two halves',
         tables.markdown(rows),
-        'The same images, dealt out to folds in other ways: the accuracy (%) in the first half of '
-        f'the deals and in the others, with the 95% interval of each half alone; `{BASELINE}` is '
-        'subtracted, fold by fold, in the last two columns.',
+        'The same images were divided into folds in several ways. The table compares the accuracy '
+        '(%) in the first half of these divisions with that in the second half. Each has the 95% '
+        f'interval of its half alone. The last two columns are differences to `{BASELINE}`, paired '
+        'by fold.',
     ]
 
 
 def _halves_rows(results: Results) -> Iterable[list[str]]:
-    yield ['method', 'first half', 'second half', 'overlap', 'first, compared', 'second, compared']
+    yield [
+        'method',
+        'first half',
+        'second half',
+        'overlap',
+        'first, difference',
+        'second, difference',
+    ]
     seeds = {name: method.seeds for name, method in results.methods.items()}
     for name, said in halves(seeds).items():
         compared = ['', ''] if said.compared is None else [_interval(x, '+') for x in said.compared]
