@@ -117,8 +117,8 @@ class SpaceFilling(Codebook):
         del mask, axis_name
         if key is None:
             return ops.nearest_codes(z, codebook)
-        offered = jax.random.randint(key, (self.segments,), 0, self.points)
-        offered += jnp.arange(self.segments) * self.points
+        offered = jax.random.randint(key, (self.segments,), 0, self.points, jnp.int32)
+        offered += jnp.arange(self.segments, dtype=jnp.int32) * self.points
         segments = ops.nearest_codes(z, codebook[offered])
         return jnp.where(segments >= 0, offered[jnp.maximum(segments, 0)], -1)
 
