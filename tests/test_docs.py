@@ -27,7 +27,7 @@ SLOW = ('quantizers.md', 'recordings.md', 'parallel.md', 'behaviour.md', 'nnx.md
 # What a page trains for minutes, the test trains for moments: a line of the page, and another.
 SHORTER = {
     'tutorial.md': (
-        'VQVAE_STEPS, PRIOR_STEPS, BATCH = 600, 2000, 64\n',
+        'VQVAE_STEPS, PRIOR_STEPS, BATCH = 600, 2000 if LARGE else 400, 64\n',
         'VQVAE_STEPS, PRIOR_STEPS, BATCH = 2, 2, 16\n',
     )
 }
