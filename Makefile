@@ -25,7 +25,7 @@ help:
 	@echo "make test-all   these and the slow ones: whole tables, whole runs, benchmarks and notebooks"
 	@echo "make test-shipped  all tests, compiled with JAX's own settings; an hour or two"
 	@echo "make docs       the documentation, into site/; warnings are errors"
-	@echo "make tables     every table of README and docs, from committed results"
+	@echo "make tables     every table of README and docs, and the reports, from committed results"
 	@echo "make lint       ruff, mypy and pyright, reading only"
 	@echo "make format     ruff, mending what it can"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
@@ -52,6 +52,7 @@ docs: $(VENV)/.installed-test
 
 tables: $(VENV)/.installed-test
 	@$(BIN)/python docs/tables.py
+	@$(BIN)/python docs/reports.py $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@echo "== ruff check, ruff format --check"

@@ -1,0 +1,59 @@
+"""Rewrites the reports of the folders below from committed results: python docs/reports.py
+
+With --plots also the plots that need no more than the results. Those of the autopsy, the tokenizers
+and the behaviours, and the perplexity over training, need the records of a run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vqjax.results.records import Results
+from vqjax.studies.autopsy import study as autopsy
+from vqjax.studies.behaviour import report as behaviour
+from vqjax.studies.comparison import report as comparison
+from vqjax.studies.rates import plots as rates_plots
+from vqjax.studies.rates import report as rates
+from vqjax.studies.remedies import plots as remedies_plots
+from vqjax.studies.remedies import report as remedies
+from vqjax.studies.reporting import plots
+from vqjax.studies.vqvae2 import report as vqvae2
+
+ROOT = Path(__file__).parent
+TEXTS = {
+    'comparison': comparison.markdown,
+    'rates': rates.markdown,
+    'rates/longer': rates.markdown,
+    'cifar10': rates.markdown,
+    'cifar10/finetune': rates.markdown,
+    'cifar10/finetune/longer': rates.markdown,
+    'remedies/digits': remedies.markdown,
+    'remedies/mnist': remedies.markdown,
+    'autopsy': autopsy.markdown,
+    'behaviour': behaviour.text,
+    'vqvae2/cifar10': vqvae2.text,
+    'vqvae2/digits': vqvae2.text,
+}
+PLOTS = {
+    'comparison': {name: getattr(plots, name) for name in ('accuracy', 'usage', 'reliability')},
+    'rates': {'rates': rates_plots.figure},
+    'cifar10': {'rates': rates_plots.figure},
+    'remedies/digits': {'remedies': remedies_plots.figure},
+    'remedies/mnist': {'remedies': remedies_plots.figure},
+}
+
+
+def main(with_plots: bool) -> None:
+    """Writes report.md of every folder, and its plots."""
+    for part, text in TEXTS.items():
+        results = Results.load(ROOT / part / 'results.json')
+        (ROOT / part / 'report.md').write_text(text(results))
+        for name, figure in PLOTS.get(part, {}).items():
+            if with_plots:
+                plots.save(figure(results), ROOT / part / f'{name}.png')
+        print(part)
+
+
+if __name__ == '__main__':
+    main('--plots' in sys.argv[1:])
