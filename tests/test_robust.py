@@ -146,7 +146,8 @@ OUTER = {
     'residual': {'num_stages': often([1, 2, 3], 0, 1.5, True), 'shared': FLAG,
                  'dropout': DROPOUT, 'beam': often([1, 1, 2], 0), 'similarity': WEIGHT},
     'product': {'num_groups': often([1, 2, 4], 3, 0, True), 'shared': FLAG},
-    'projected': {'dim': often([4, 2], 0, math.nan), 'normalize': FLAG},
+    'projected': {'dim': often([4, 2], 0, math.nan), 'normalize': FLAG,
+                  'hidden': often([0, 4], -1, True), 'dropout': often([0.0], 0.5, 1.0, '')},
     'banked': {'size': often([16], 0), 'fresh': often([4], 99)},
     'guarded': {'least': often([2.0], math.nan, 0.5), 'cooldown': often([1], 0)},
 }  # fmt: skip

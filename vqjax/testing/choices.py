@@ -258,10 +258,15 @@ def _(q: GumbelSoftmax):
 
 @samples.register(Clamped)
 @samples.register(Product)
-@samples.register(Projected)
 @samples.register(Wrapped)
 def _(q):
     return samples(q.inner)
+
+
+@samples.register
+def _(q: Projected):
+    inner = samples(q.inner)
+    return None if inner is None else inner or q.dropout > 0
 
 
 @samples.register(Levels)
