@@ -2,7 +2,7 @@
 
 `<!-- table: FILE FUNCTION -->` in a page is followed by what FUNCTION of this file or of
 `benchmark_tables.py` makes of FILE, the name of a benchmark or a path from the root without its
-`.json`; or of several files, with commas between them. A test compares.
+`.json`; or of several files, with commas between them; `-` for none. A test compares.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 from pathlib import Path
 
 import benchmark_tables
+import recompute
 
 from vqjax.results import summaries
 from vqjax.results.excerpts import Excerpt
@@ -150,61 +151,33 @@ def halves(deals):
 
 
 def remedies(digits, mnist):
-    """Which remedies prevent the collapse, on both sets or on one, and what the guard is worth."""
-    sets = {'digits': digits, 'MNIST': mnist}
-    names = [n for n in verdicts.by_accuracy(digits) if n in mnist.methods]
-    names = [n for n in names if n not in (verdicts.WEAK, summaries.BASELINE)]
-    members = {'both': [], 'digits': [], 'MNIST': [], 'neither': []}
-    for name in names:
-        good = [s for s, results in sets.items() if verdicts.prevents(name, results)]
-        gains = [summaries.compare(r, name, verdicts.WEAK) for r in sets.values()]
-        if good:
-            members[good[0] if len(good) == 1 else 'both'].append(name)
-        elif not any(gain.low > 0 for gain in gains):
-            members['neither'].append(name)
-    titles = {
-        'both': 'Prevent it on both sets (more accurate than the baseline, and no run collapsed)',
-        'digits': 'On digits only',
-        'MNIST': 'On MNIST only',
-        'neither': 'No more accurate than the baseline on either',
-    }
-    lines = [
-        f'- {titles[k]}: {", ".join(f"`{n}`" for n in found)}.'
-        for k, found in members.items()
-        if found
-    ]
-    for title, results in sets.items():
+    """What became of every remedy, on either set, and what the guard is worth."""
+    lines = []
+    for title, results in {'Digits': digits, 'MNIST': mnist}.items():
+        seeds = results.config['seeds']
+        without = 100 * results.methods[summaries.BASELINE].accuracy.mean
+        lines.append(f'{title}, {seeds} seeds, without a quantizer {without:.1f}%:\n')
+        for group, names in verdicts.members(results).items():
+            if names:
+                lines.append(f'- {group}: {", ".join(f"`{n}`" for n in names)}.')
         weak, guard = (
             summaries.compare(results, name, verdicts.HEALTHY)
             for name in (verdicts.WEAK, verdicts.GUARD)
         )
         lines.append(
-            f'- {title}: the baseline ends {answers.points(weak)} points from a healthy run, and '
-            f'with the guard that re-fits a codebook whose perplexity falls '
-            f'(`{verdicts.GUARD}`), {answers.points(guard)}.'
+            f'- The baseline ends {answers.points(weak)} points from a healthy run, and with the '
+            f'guard that re-fits a codebook whose perplexity falls (`{verdicts.GUARD}`) '
+            f'{answers.points(guard)}.\n'
         )
-    return '\n'.join(lines)
+    return '\n'.join(lines).rstrip('\n')
 
 
 # Answer ----------------------------------------------------------------------------------------
 
 
-def answer(digits, deals, cifar10, finetuned, behaviour, *others):
-    """The verdict on each sentence of the sources, with its figures."""
-    names = ('rates', 'remedies on digits', 'remedies on MNIST', 'autopsy')
-    found = answers.verdicts(
-        digits=digits,
-        deals=deals,
-        cifar10=cifar10,
-        finetuned=finetuned,
-        behaviour=behaviour,
-        others=dict(zip(names, others, strict=True)),
-    )
-    rows = [
-        [f'{i}. {v.sentence} (source {v.source})', f'**{v.verdict}**', '; '.join(v.figures)]
-        for i, v in enumerate(found, 1)
-    ]
-    return benchmark_tables.table(['sentence', 'verdict', 'figures: points, 95% interval'], rows)
+def sentences():
+    """Every sentence of the sources with its verdict and figures; see recompute.py."""
+    return recompute.table()
 
 
 # Rates -----------------------------------------------------------------------------------------
@@ -232,7 +205,8 @@ def render(text: str) -> str:
 
     def fill(match):
         make = globals().get(match[2]) or getattr(benchmark_tables, match[2])
-        found = make(*map(_read, match[1].split(',')))
+        files = [] if match[1] == '-' else match[1].split(',')
+        found = make(*map(_read, files))
         return f'{match[0].splitlines()[0]}\n{found}\n<!-- end -->'
 
     return re.sub(r'<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)

@@ -178,8 +178,8 @@ def test_intervals_are_those_that_the_results_allow(results):
     correct = [np.stack([s.correct for s in seeds]) for seeds in after]
     apart = [s.accuracy - t.accuracy for s, t in zip(*before, strict=True)]
     expected = [
-        metrics.bootstrap_interval(apart),
-        intervals.crossed_bootstrap(*correct),
+        intervals.corrected_t(apart),
+        intervals.crossed_t(*correct),
         intervals.corrected_t(apart, 360 / 1077),
     ]
     for seeds, interval in zip((before, after, parted), expected, strict=True):
@@ -193,10 +193,10 @@ def test_intervals_are_those_that_the_results_allow(results):
 
 def test_reports_name_what_their_intervals_cover(results):
     for made, words, runs in (
-        (results, 'bootstrap over seeds alone. It leaves out that', 'seeds'),
+        (results, "Student's t over seeds alone. It leaves out that", 'seeds'),
         (
             with_correct(results),
-            'bootstrap over seeds and test examples together. Seconds',
+            "Student's t over seeds and test examples together. Seconds",
             'seeds',
         ),
         (as_folds(results), '(Nadeau and Bengio 2003). Seconds', 'folds'),
