@@ -45,11 +45,11 @@ def test_every_sentence_has_a_rule_a_verdict_and_figures(recompute, rows):
     protocol = (DOCS / 'answer' / 'protocol.md').read_text()
     second = protocol[protocol.index('# Second part') :]
     ruled = set(re.findall(r'^\| ([0-9]+)', second, re.MULTILINE))
-    assert ruled | {'26'} == {str(n) for n in range(1, 34)}
+    assert ruled == {str(n) for n in range(1, 34)}
     assert {re.sub(r'[abc]$', '', number) for number in rows} == {str(n) for n in range(1, 34)}
     known = {'holds', 'fails', 'in part', 'undecided', 'open', 'not testable here'}
     for row in rows.values():
-        assert row.verdict in known and row.figures
+        assert row.verdict in known and row.figures and row.rule
         # What is open says what would decide it.
         assert row.verdict != 'open' or 'decide' in row.figures
 

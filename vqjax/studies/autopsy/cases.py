@@ -176,8 +176,8 @@ CASES: dict[str, Case] = {
             ),
             _steps_of('quantization_error', 'squared error relative to the features'),
         ),
-        seen='The two weights are exchanged. In this one run the faulty side is the more accurate, so '
-        'that exchanged weights are not shown to harm; of an averaged codebook the second does '
+        seen='The two weights are exchanged. In this one run the faulty side is the more accurate, '
+        'so that exchanged weights are not shown to harm; of an averaged codebook the second does '
         'nothing.',
         also=('codebook_weight_1', 'codebook_weight_quarter'),
     ),
