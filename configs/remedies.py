@@ -33,6 +33,9 @@ def _quantizers(steps: int) -> dict:
         'schedule': 'exponential_decay', 'init_value': 5.0, 'end_value': 0.1,
         'transition_steps': steps, 'decay_rate': 0.02,
     }  # fmt: skip
+    gradient = {
+        'name': 'vq', 'num_codes': 256, 'commitment': 1.0, 'init': 'normal', 'revival': None,
+    }  # fmt: skip
     frozen = {'name': 'vq', 'num_codes': 256, 'codebook': 0.0, 'init': 'normal', 'revival': None}
     return {
         # Controls.
@@ -46,6 +49,7 @@ def _quantizers(steps: int) -> dict:
         # Revival.
         'revival': revival(),
         'revival_every_step': revival(every=1),
+        'revival_every_2': revival(every=2),
         'revival_every_100': revival(every=100),
         'revival_below_half': revival(below=0.5),
         'revival_largest_error': revival(source='largest_error'),
@@ -70,9 +74,12 @@ def _quantizers(steps: int) -> dict:
         'projection_8': projected(_leaf(), 8),
         # Other quantizers.
         'rotation': _leaf(gradient='rotate'),
-        'gradient_codebook': {
-            'name': 'vq', 'num_codes': 256, 'commitment': 1.0, 'init': 'normal', 'revival': None,
-        },
+        # A codebook moved by gradients, and what was published for it: shared scale and offset,
+        # the task's gradient for codes too (arXiv:2305.08842), a higher rate (arXiv:2005.08520).
+        'gradient_codebook': gradient,
+        'gradient_affine': gradient | {'affine': True},
+        'gradient_sync': gradient | {'sync_nu': 0.2},
+        'gradient_rate_10': gradient,
         'product_8x256': {'name': 'product', 'num_groups': 8, 'inner': _leaf()},
         'rvq_4x256': {'name': 'residual', 'num_stages': 4, 'inner': _leaf()},
         'gumbel': {'name': 'gumbel', 'num_codes': 256, 'temperature': anneal},
@@ -95,9 +102,14 @@ def _overrides(epochs: int) -> dict:
     return {
         'kmeans_after': {'continuous_epochs': epochs},
         'loss_weight_tenth': {'quantizer_weight': 0.1},
+        'loss_weight_10': {'quantizer_weight': 10.0},
         'loss_weight_warm_up': {'quantizer_weight': warm_up},
         'frozen_encoder': {'frozen_epochs': 0.2 * epochs},
         'clipped_gradient': {'clip_norm': 1.0},
+        'learning_rate_hundredth': {'learning_rate': 1e-5},
+        'learning_rate_10': {'learning_rate': 1e-2},
+        'epochs_times_5': {'epochs': 5 * epochs},
+        'gradient_rate_10': {'quantizer_rate': 10.0},
         'small_batches': {'batch_size': 16},
         'reconstruction': {'reconstruction_weight': 1.0},
         'two_stages': {'continuous_epochs': 0.5 * epochs},

@@ -1,15 +1,19 @@
-"""Rewrites the reports of the folders below from committed results: python docs/reports.py
+"""Summaries and reports of the committed results again: python docs/reports.py
 
-With --plots also the plots that need no more than the results. Those of the autopsy, the tokenizers
-and the behaviours, and the perplexity over training, need the records of a run.
+Summaries are made from what each run kept, and reports from these; nothing is trained. With --plots
+also the plots that need no more than the results. Those of the autopsy, the tokenizers and the
+behaviours, and the perplexity over training, need the records of a run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
+from vqjax.atomic import to_json
 from vqjax.results.records import Results
+from vqjax.results.summaries import summarise
 from vqjax.studies.autopsy import study as autopsy
 from vqjax.studies.behaviour import report as behaviour
 from vqjax.studies.comparison import report as comparison
@@ -44,10 +48,25 @@ PLOTS = {
 }
 
 
+def summarised(path: Path) -> Results:
+    """Results with the summaries of their methods made again from the runs, and written so."""
+    found = Results.load(path)
+    methods = {
+        name: dataclasses.replace(method, summary=summarise(method.seeds))
+        for name, method in found.methods.items()
+    }
+    found = dataclasses.replace(found, methods=methods)
+    path.write_text(to_json(found.plain()) + '\n')
+    return found
+
+
 def main(with_plots: bool) -> None:
-    """Writes report.md of every folder, and its plots."""
+    """Writes the summaries and the report of every folder, and its plots."""
+    summarised(ROOT / 'comparison' / 'scenes.json')
     for part, text in TEXTS.items():
-        results = Results.load(ROOT / part / 'results.json')
+        path = ROOT / part / 'results.json'
+        again = part.startswith(('remedies', 'rates', 'cifar10'))
+        results = summarised(path) if again else Results.load(path)
         (ROOT / part / 'report.md').write_text(text(results))
         for name, figure in PLOTS.get(part, {}).items():
             if with_plots:

@@ -2,7 +2,7 @@
 
 `<!-- table: FILE FUNCTION -->` in a page is followed by what FUNCTION of this file or of
 `benchmark_tables.py` makes of FILE, the name of a benchmark or a path from the root without its
-`.json`; or of several files, with commas between them. A test compares.
+`.json`; or of several files, with commas between them; `-` for none. A test compares.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 from pathlib import Path
 
 import benchmark_tables
+import recompute
 
 from vqjax.results import summaries
 from vqjax.results.excerpts import Excerpt
@@ -200,28 +201,15 @@ def collapse(digits, mnist):
             f'{accuracy[verdicts.WEAK]} accuracy. It reached {sound}; {none} of these runs '
             f'collapsed. The network without a quantizer reached {accuracy[summaries.BASELINE]}.'
         )
-    return '\n'.join(lines)
+    return '\n'.join(lines).rstrip('\n')
 
 
 # Answer ----------------------------------------------------------------------------------------
 
 
-def answer(digits, deals, cifar10, finetuned, behaviour, *others):
-    """The verdict on each sentence of the sources, with its figures."""
-    names = ('rates', 'remedies on digits', 'remedies on MNIST', 'autopsy')
-    found = answers.verdicts(
-        digits=digits,
-        deals=deals,
-        cifar10=cifar10,
-        finetuned=finetuned,
-        behaviour=behaviour,
-        others=dict(zip(names, others, strict=True)),
-    )
-    rows = [
-        [f'{i}. {v.sentence} (source {v.source})', f'**{v.verdict}**', '; '.join(v.figures)]
-        for i, v in enumerate(found, 1)
-    ]
-    return benchmark_tables.table(['sentence', 'verdict', 'figures: points, 95% interval'], rows)
+def sentences():
+    """Every sentence of the sources with its verdict and figures; see recompute.py."""
+    return recompute.table()
 
 
 # Rates -----------------------------------------------------------------------------------------
@@ -249,7 +237,8 @@ def render(text: str) -> str:
 
     def fill(match):
         make = globals().get(match[2]) or getattr(benchmark_tables, match[2])
-        found = make(*map(_read, match[1].split(',')))
+        files = [] if match[1] == '-' else match[1].split(',')
+        found = make(*map(_read, files))
         return f'{match[0].splitlines()[0]}\n{found}\n<!-- end -->'
 
     return re.sub(r'<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)

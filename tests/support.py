@@ -374,6 +374,8 @@ def table():
         Projected(FSQ((8, 5, 5)), 3),
         Projected(VQEMA(8, metric='cosine', revival=eager), 4, normalize=True),
         Projected(VQ(8, metric='cosine', unit_values=False), 4, bias=True, layer_norm=True),
+        Projected(FSQ((8, 5, 5)), 3, hidden=12),
+        Projected(VQEMA(8, revival=eager), 3, hidden=12, dropout=0.25),
         Parallel((Projected(Residual(ema, 1), 4), Projected(Residual(ema, 2), 4, bias=True))),
         Parallel((Residual(FSQ((3,) * 8), 2), vq)),
         Parallel((RandomProjection(8, 4),) * 3),

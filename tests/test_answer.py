@@ -40,13 +40,15 @@ def studies():
         cifar10[f'fsq-4{end}'] = method(0.9, FSQ)
     behaviour = {'none': method(0.95), 'vq_ema': method(0.95, VQ), 'fsq': method(0.95, FSQ)}
     finetuned = {name: cifar10[name] for e in ENDS for name in (f'none{e}', f'vq_ema-8{e}')}
-    parts = [digits, cifar10, finetuned, behaviour, {'fsq': method(0.9, FSQ)}]
+    used = {'shape': [4, 20], 'codes': list(range(80)), 'uses': [1] * 80}
+    scenes = {'rvq': method(0.9, RVQ, counts=used)}
+    parts = [digits, cifar10, finetuned, behaviour, {'fsq': method(0.9, FSQ)}, scenes]
     return [{'methods': methods} for methods in parts]
 
 
 def verdicts(studies):
     """With the outcome of the deals as docs/excerpts.py makes it."""
-    digits, cifar10, finetuned, behaviour, other = map(read_results, studies)
+    digits, cifar10, finetuned, behaviour, other, scenes = map(read_results, studies)
     deals = Excerpt('', {}, {'vq_ema': Outcome.of(digits, 'vq_ema')})
     return answer.verdicts(
         digits=digits,
@@ -54,6 +56,7 @@ def verdicts(studies):
         cifar10=cifar10,
         finetuned=finetuned,
         behaviour=behaviour,
+        scenes=scenes,
         others={'other': other},
     )
 
@@ -86,12 +89,16 @@ def test_where_no_quantizer_costs_anything(studies):
         # 4 bits are too few to be judged by.
         (1, {'vq_ema-4': method(0.1, VQ, perplexity=1.0)}, 0, answer.OVERTURNED),
         # A single collapsed run anywhere; four stages of 3 codes each tell 81 images apart.
-        (4, {'fsq': method(0.9, FSQ, perplexity=4.9)}, 1, answer.OVERTURNED),
+        (4, {'fsq': method(0.9, FSQ, perplexity=9.4)}, 1, answer.OVERTURNED),
         (0, {'rvq': method(0.9, RVQ, perplexity=1.0)}, 1, answer.UPHELD),
-        (3, {'fsq': method(0.9, FSQ, perplexity=2.1)}, 1, answer.UPHELD),  # of four classes
-        (3, {'fsq': method(0.9, FSQ, perplexity=1.9)}, 1, answer.OVERTURNED),
+        (3, {'fsq': method(0.9, FSQ, perplexity=3.9)}, 1, answer.UPHELD),  # of four classes
+        (3, {'fsq': method(0.9, FSQ, perplexity=3.7)}, 1, answer.OVERTURNED),
         (1, {'rvq-32': method(0.9, RVQ, least_usage=0.5)}, 2, answer.UNDECIDED),
-        (1, {f'rvq-32{e}': method(0.9, RVQ, least_usage=0.5) for e in ENDS}, 2, answer.OVERTURNED),
+        # Frozen features below in both, but not those of scenes, which are trained together.
+        (1, {f'rvq-32{e}': method(0.9, RVQ, least_usage=0.5) for e in ENDS}, 2, answer.UNDECIDED),
+        # A stage that uses half of its codes there, and all elsewhere.
+        (5, {'rvq': method(0.9, RVQ, counts={'shape': [4, 20], 'codes': list(range(70)),
+                                             'uses': [1] * 70})}, 2, answer.UNDECIDED),
         (1, {'product-32': method(0.95, VQ)}, 3, answer.UNDECIDED),
         (1, {f'product-32{e}': method(0.95, VQ) for e in ENDS}, 3, answer.UPHELD),
         (1, {f'product-32{e}': method(0.85, VQ) for e in ENDS}, 3, answer.OVERTURNED),
@@ -127,4 +134,4 @@ def test_every_verdict_gives_the_figures_it_rests_on(studies):
     found = verdicts(studies)
     assert 'CIFAR-10, vector: `vq_ema-8` -2.0 (-2.' in ' '.join(found[5].figures)
     assert all(v.figures and v.source in range(5) for v in found)
-    assert found[1].figures == ('25 runs with FSQ in 5 studies', 'none collapsed')
+    assert found[1].figures == ('25 runs with FSQ in 6 studies', 'none collapsed')

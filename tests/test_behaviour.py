@@ -131,12 +131,12 @@ def behaviours(folds):
 def test_conclusions_follow_from_the_figures():
     folds = [fold('good', 0.6, 0.95, 20.0), fold('good', 0.7, 0.94, 30.0)]
     said = '\n'.join(report.conclusions(behaviours(folds)))
-    assert 'within 2 points; collapsed to one code in 0 of 2 folds' in said
+    assert 'within 2 points; collapsed in 0 of 2 folds' in said
     assert 'Sticky states (compared with an HMM) raise boundary F1 on codes of none (+0.10' in said
     assert 'good +0.55' in said
     folds = [fold('bad', 0.6, 0.3, 1.0), fold('bad', 0.7, 0.25, 9.0)]
     said = '\n'.join(report.conclusions(behaviours(folds)))
-    assert 'not within 2 points; collapsed to one code in 1 of 2 folds' in said
+    assert 'not within 2 points; collapsed in 1 of 2 folds' in said
 
 
 def small(**fields):

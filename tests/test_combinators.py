@@ -180,3 +180,25 @@ def test_projection_starts_as_an_orthonormal_one():
     q = Projected(VQEMA(8), 3)
     params, _ = q.init(jax.random.key(0), normal(0, 64, 8))
     np.testing.assert_allclose(params.kernel_out @ params.kernel_in, np.eye(3), atol=1e-5)
+
+
+def test_hidden_units_are_a_relu_layer_whose_units_drop_out_with_a_key_alone():
+    """linear - ReLU - dropout - linear, in NumPy; kept units carry what the dropped ones did."""
+    plain = Projected(FSQ((101, 101)), 2, hidden=64)
+    q = dataclasses.replace(plain, dropout=0.25)
+    z = normal(1, 512, 8)
+    params, state = q.init(jax.random.key(0), z)
+    units = np.maximum(np.asarray(z) @ params.kernel_hidden + params.bias_hidden, 0)
+    expected = FSQ((101, 101)).quantize((), (), units @ params.kernel_in).codes
+    np.testing.assert_array_equal(q.quantize(params, state, z).codes, expected)
+    # On average over keys the inner quantizer is given what it is given without one.
+    found = [q._project(params, z, jax.random.key(k), jnp.arange(512)) for k in range(400)]
+    np.testing.assert_allclose(np.mean(found, 0), units @ params.kernel_in, atol=0.5)
+    assert 0.2 < np.std(found, 0).mean() < 2
+    out = [q.quantize(params, state, z, jax.random.key(k)).codes for k in (0, 0, 1)]
+    np.testing.assert_array_equal(out[0], out[1])
+    assert (out[0] != out[2]).any()
+    with pytest.raises(ValueError, match='dropout must be 0 without hidden units'):
+        Projected(FSQ((5, 5)), 2, dropout=0.1)
+    with pytest.raises(ValueError, match='dropout must be at least 0 and below 1'):
+        Projected(FSQ((5, 5)), 2, hidden=4, dropout=1.0)

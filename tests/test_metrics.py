@@ -177,19 +177,6 @@ def test_calibration_band_ignores_masked_rows():
     assert band.mean == pytest.approx(float(metrics.calibration_band(probs).mean), rel=0.1)
 
 
-def test_bootstrap_interval():
-    values = np.random.default_rng(0).normal(0.9, 0.01, 40)
-    mean, low, high = metrics.bootstrap_interval(values)
-    half = 1.96 * values.std() / math.sqrt(40)
-    assert mean == pytest.approx(values.mean())
-    assert low == pytest.approx(mean - half, abs=half / 5)
-    assert high == pytest.approx(mean + half, abs=half / 5)
-    assert metrics.bootstrap_interval([0.7]) == (0.7, 0.7, 0.7)
-    assert metrics.bootstrap_interval(values) == (mean, low, high)  # same draws every time
-    with pytest.raises(ValueError, match='empty'):
-        metrics.bootstrap_interval([])
-
-
 def test_wilson_interval():
     # 0 of 10: 0 to z^2 / (n + z^2) = 3.8415 / 13.8415.
     assert metrics.wilson_interval(0, 10) == pytest.approx((0, 0, 0.27753), abs=1e-5)

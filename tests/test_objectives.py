@@ -217,3 +217,11 @@ def test_a_frozen_encoder_moves_by_nothing_until_its_steps_are_over():
         for moves in moving:
             updates, state = optimizer.update(gradient, state, params)
             assert updates['encode']['w'].any() == moves and updates['hidden']['w'].all()
+
+
+def test_the_quantizer_s_parameters_move_at_their_own_rate():
+    params = {'quantize': {'w': jnp.ones((2, 2))}, 'hidden': {'w': jnp.ones((2, 2))}}
+    optimizer = make_optimizer(0.1, 6, schedule='constant', quantizer_rate=10.0)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(updates['quantize']['w'], 10 * updates['hidden']['w'], rtol=1e-6)

@@ -13,6 +13,7 @@ OTHER = {
     'reconstruction_weight': 1.0, 'quantizer_weight': 0.25, 'continuous_epochs': 1.0,
     'frozen_epochs': -1.0, 'init_from': 'there', 'epochs': 3, 'steps': 9, 'batch_size': 128,
     'accumulate': 2, 'init_batch_size': 64, 'learning_rate': 0.1,
+    'quantizer_rate': 10.0,
     'learning_rate_schedule': 'constant', 'warmup_epochs': 0.5, 'weight_decay': 0.5,
     'label_smoothing': 0.1, 'clip_norm': 0.0,
     'ema_decay': 0.9, 'eval_every': 0.5, 'checkpoint_every': 0, 'keep_checkpoints': 1,

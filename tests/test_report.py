@@ -133,7 +133,9 @@ def test_summary_has_every_number_with_its_interval():
     found = summaries.summarise(seeds_of(seeds))
     assert found.keys() == {'accuracy'}
     assert found['accuracy'].mean == pytest.approx(0.9)
-    assert 0.8 <= found['accuracy'].low < 0.9 < found['accuracy'].high <= 1.0
+    # Student's t of three: 4.3027 standard errors, and no accuracy is above 1.
+    assert found['accuracy'].low == pytest.approx(0.9 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+    assert found['accuracy'].high == 1.0
     with pytest.raises(ValueError, match='at least one seed'):
         summaries.summarise([])
 
@@ -187,8 +189,8 @@ def test_intervals_are_those_that_the_results_allow(results):
     correct = [np.stack([s.correct for s in seeds]) for seeds in after]
     apart = [s.accuracy - t.accuracy for s, t in zip(*before, strict=True)]
     expected = [
-        metrics.bootstrap_interval(apart),
-        intervals.crossed_bootstrap(*correct),
+        intervals.corrected_t(apart),
+        intervals.crossed_t(*correct),
         intervals.corrected_t(apart, 360 / 1077),
     ]
     for seeds, interval in zip((before, after, parted), expected, strict=True):
@@ -202,10 +204,10 @@ def test_intervals_are_those_that_the_results_allow(results):
 
 def test_reports_name_what_their_intervals_cover(results):
     for made, words, runs in (
-        (results, 'bootstrap over seeds alone. It does not include that', 'seeds'),
+        (results, "Student's t over seeds alone. It does not include that", 'seeds'),
         (
             with_correct(results),
-            'bootstrap over seeds and test examples together. Seconds',
+            "Student's t over seeds and test examples together. Seconds",
             'seeds',
         ),
         (as_folds(results), '(Nadeau and Bengio 2003). Seconds', 'folds'),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
 
 from vqjax.metrics import Interval
 
@@ -44,24 +44,22 @@ def corrected_t(values: Sequence[float], test_to_train: float = 0.0) -> Interval
     return Interval(mean, mean - half, mean + half)
 
 
-def crossed_bootstrap(
-    correct: np.ndarray, other: np.ndarray | None = None, num_samples: int = 4_000
-) -> Interval:
+def crossed_t(correct: np.ndarray, other: np.ndarray | None = None) -> Interval:
     """Accuracy of seeds x examples, or a difference of two, with its 95% interval over both.
 
-    Seeds and examples are drawn with replacement, each for itself (the pigeonhole bootstrap, Owen
-    2007, doi 10.1214/07-AOAS122), always the same draws. Few seeds make the draws too narrow, and
-    what neither seed nor example explains counts three times in them (ibid., theorem 3); so they
-    are stretched about the mean to the unbiased variance of a two-way layout and to Student's t,
-    with the degrees of freedom of Satterthwaite 1946, doi 10.2307/3002019.
+    With mean squares of a two-way layout the variance of the mean is rows + (columns - residual)
+    (Owen 2007, doi 10.1214/07-AOAS122, section 3). Each part is taken with its own Student's t
+    (Banerjee 1960, Sankhya 22, 357-376), so that the interval holds for two seeds as for ten:
+    half^2 = t(seeds - 1)^2 rows + t(examples - 1)^2 max(columns - residual, 0), and not below what
+    examples alone say.
 
     Args:
         correct: bool [seeds, examples], whether each example was told rightly. One seed alone tells
             of examples only.
         other: the same of what is subtracted, paired by seed and by example; None = the accuracy
-            itself, where two examples told rightly and two wrongly are added to the draws, or few
-            mistakes would look like none (Agresti and Coull 1998, doi 10.2307/2685469).
-        num_samples: bootstrap draws.
+            itself, where two examples told rightly and two wrongly are added as far as the examples
+            decide, or few mistakes would look like none (Agresti and Coull 1998, doi
+            10.2307/2685469).
 
     Returns:
         Interval of the accuracy, 0 to 1, or of the difference.
@@ -77,55 +75,32 @@ def crossed_bootstrap(
             )
     if correct.ndim != 2 or not correct.size:
         raise ValueError(f'correct has shape {correct.shape}: need [seeds, examples], neither 0')
-    if other is None:
-        found = float(correct.mean())
-        added = np.repeat([[1.0, 1.0, 0.0, 0.0]], len(correct), 0)
-        values = np.concatenate([correct, added], 1)
-    else:
+    found = float(correct.mean())
+    if other is not None:
         values = correct.astype(np.float64) - other
         found = float(values.mean())
-    centre, variance, freedom = _two_way(values)
-    draws = _draw(values, num_samples) - centre
-    spread = float(np.sqrt(np.mean(draws**2)))
-    if spread:
-        draws *= math.sqrt(variance) / spread * float(stdtrit(freedom, _LEVEL) / ndtri(_LEVEL))
-    low, high = (float(x) for x in centre + np.quantile(draws, [1 - _LEVEL, _LEVEL]))
-    if other is None:
-        low, high = max(low, 0.0), min(high, 1.0)
+        half = math.sqrt(sum(_two_way(values)))
+        return Interval(found, found - half, found + half)
+    added = np.repeat([[1.0, 1.0, 0.0, 0.0]], len(correct), 0)
+    values = np.concatenate([correct, added], 1)
+    of_seeds, of_examples = _two_way(values)
+    share = of_examples / (of_seeds + of_examples)
+    centre = found + share * (float(values.mean()) - found)
+    half = math.sqrt(of_seeds + of_examples)
+    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
     return Interval(found, min(low, found), max(high, found))
 
 
-def _two_way(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of values [S, N], its variance over both axes, and the degrees of freedom of that.
-
-    With row, column and residual mean squares: (rows + columns - residual) / (S N), and not below
-    what rows or columns alone say.
-    """
+def _two_way(values: np.ndarray) -> tuple[float, float]:
+    """What seeds and what examples add to half the square of an interval of values [S, N]."""
     seeds, examples = values.shape
-    centre = values.mean()
-    rows, columns = values.mean(1), values.mean(0)
+    centre, rows, columns = values.mean(), values.mean(1), values.mean(0)
     of_columns = columns.var(ddof=1) / examples if examples > 1 else 0.0
+    z = float(stdtrit(max(examples - 1, 1), _LEVEL))
     if seeds == 1:
-        return centre, of_columns, max(examples - 1.0, 1.0)
-    of_rows = rows.var(ddof=1) / seeds
+        return 0.0, z**2 * of_columns
     residual = np.sum((values - rows[:, None] - columns + centre) ** 2)
     residual /= max((seeds - 1) * (examples - 1), 1) * values.size
-    variance = max(of_rows, of_columns, of_rows + of_columns - residual)
-    if not variance:
-        return centre, 0.0, 1.0
-    # Rows that differ no more than the residual lets them add nothing, and take no freedom either.
-    uncertain = of_columns**2 / max(examples - 1, 1)
-    if of_rows > residual:
-        uncertain += of_rows**2 / (seeds - 1)
-    return centre, variance, variance**2 / max(uncertain, variance**2 / values.size)
-
-
-def _draw(values: np.ndarray, num_samples: int) -> np.ndarray:
-    """Means of values [S, N] over seeds and examples drawn anew, float64 [num_samples]."""
-    rng = np.random.default_rng(0)
-    seeds, examples = values.shape
-    # Examples with equal outcomes are one kind: their numbers are drawn, and not each of them.
-    kinds, number = np.unique(values, axis=1, return_counts=True)
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), num_samples) / seeds
-    columns = rng.multinomial(examples, number / examples, num_samples) / examples
-    return np.sum(rows @ kinds * columns, -1)
+    t = float(stdtrit(seeds - 1, _LEVEL))
+    of_rows = t**2 * rows.var(ddof=1) / seeds
+    return of_rows, z**2 * max(of_columns - residual, of_columns - of_rows / z**2, 0.0)

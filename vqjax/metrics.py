@@ -237,20 +237,6 @@ def calibration_band(
 # Runs: one number a seed.
 
 
-def bootstrap_interval(values: Sequence[float], num_samples: int = 10_000) -> Interval:
-    """Mean of values [n] with its bootstrap 95% percentile interval, always the same draws.
-
-    Raises:
-        ValueError: no values.
-    """
-    numbers = np.asarray(values, np.float64)
-    if numbers.size == 0:
-        raise ValueError('values is empty: an interval needs at least one seed')
-    draws = np.random.default_rng(0).integers(0, numbers.size, (num_samples, numbers.size))
-    low, high = np.quantile(numbers[draws].mean(-1), [0.025, 0.975])
-    return Interval(float(numbers.mean()), float(low), float(high))
-
-
 def wilson_interval(successes: int, trials: int) -> Interval:
     """Share successes / trials with its 95% interval (Wilson 1927), sound for 0 of n too.
 

@@ -12,12 +12,14 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName
+from vqjax.ops.fields import is_number
 from vqjax.ops.serialization import exported
 from vqjax.quantizers.base import (
     PyTree,
     Quantized,
     Quantizer,
     array_shape,
+    check,
     check_count,
     check_flag,
     check_inner,
@@ -31,8 +33,9 @@ from vqjax.quantizers.inner_quantizers import Around
 class ProjectedParams(NamedTuple):
     """Kernels float32 [D, dim] and [dim, D], and the inner quantizer's params.
 
-    With `bias` also bias_in [dim] and bias_out [D]; with `layer_norm` scale and offset [dim]. What
-    is not used is ().
+    With `bias` also bias_in [dim] and bias_out [D]; with `layer_norm` scale and offset [dim]; with
+    `hidden` kernel_hidden [D, hidden] and bias_hidden [hidden], and kernel_in is [hidden, dim].
+    What is not used is ().
     """
 
     kernel_in: jax.Array
@@ -42,6 +45,8 @@ class ProjectedParams(NamedTuple):
     bias_out: jax.Array | tuple[()] = ()
     scale: jax.Array | tuple[()] = ()
     offset: jax.Array | tuple[()] = ()
+    kernel_hidden: jax.Array | tuple[()] = ()
+    bias_hidden: jax.Array | tuple[()] = ()
 
 
 # As in torch.nn.LayerNorm.
@@ -54,7 +59,8 @@ class Projected(Around):
 
     With normalize, vectors have unit length between the two: with a cosine codebook the
     factorized, l2-normalized codes of ViT-VQGAN (arXiv:2110.04627 section 3.2). The kernels start
-    as an orthonormal one and its transpose, biases as zeros. A vector without any code is the zero
+    as an orthonormal one and its transpose (behind `hidden` as two orthonormal ones), biases as
+    zeros. A vector without any code is the zero
     vector, whatever the biases are.
 
     Fields:
@@ -64,6 +70,9 @@ class Projected(Around):
       bias: whether a bias follows each projection.
       layer_norm: whether a layer norm (arXiv:1607.06450) with learned scale and offset follows the
         first projection.
+      hidden: units of a ReLU layer, with a bias, in front of the first projection; 0 = none.
+      dropout: share of these units that are left out, and the others scaled up, where `quantize`
+        is given a key; the statistics of `update` see all of them.
 
     Params `ProjectedParams`, state the inner's; the projections learn from z_q's gradient and the
     inner's losses. Raises ValueError for a field out of range.
@@ -74,6 +83,8 @@ class Projected(Around):
     normalize: bool = False
     bias: bool = False
     layer_norm: bool = False
+    hidden: int = 0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_inner(type(self).__name__, self.inner)
@@ -81,6 +92,11 @@ class Projected(Around):
         check_flag('normalize', self.normalize)
         check_flag('bias', self.bias)
         check_flag('layer_norm', self.layer_norm)
+        check_count('hidden', self.hidden, least=0)
+        share = is_number(self.dropout) and 0 <= self.dropout < 1
+        check(share, 'dropout', self.dropout, 'at least 0 and below 1')
+        need = '0 without hidden units, which it leaves out: set hidden'
+        check(self.hidden or not self.dropout, 'dropout', self.dropout, need)
 
     def first_stages(
         self, num: int, params: PyTree, state: PyTree
@@ -89,11 +105,18 @@ class Projected(Around):
         inner, inner_params, state = self.inner.first_stages(num, params.inner, state)
         return dataclasses.replace(self, inner=inner), params._replace(inner=inner_params), state
 
-    def _project(self, params, z):
+    def _project(self, params, z, key=None, places=None):
+        """z [..., D] in the space of the inner; with a key and each row's place units drop out."""
         x = z.astype(jnp.float32)
         finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
         # Out of the product, whose gradient to the kernel it would spoil, and bad again behind it.
         x = jnp.where(finite, x, 0.0)
+        if self.hidden:
+            x = jnp.matmul(x, params.kernel_hidden, precision=lax.Precision.HIGHEST)
+            x = jax.nn.relu(x + params.bias_hidden)
+            if key is not None:
+                kept = ops.uniform_noise(key, places, self.hidden) >= self.dropout
+                x = jnp.where(kept.reshape(x.shape), x / (1 - self.dropout), 0.0)
         x = jnp.matmul(x, params.kernel_in, precision=lax.Precision.HIGHEST)
         if self.bias:
             x = x + params.bias_in
@@ -107,11 +130,16 @@ class Projected(Around):
     def shapes(self, dim: int) -> tuple[ProjectedParams, PyTree]:
         """The kernels, what stands beside them, and the inner's."""
         params, state = self.inner.shapes(self.dim)
-        found = ProjectedParams(array_shape(dim, self.dim), array_shape(self.dim, dim), params)
+        into = array_shape(self.hidden or dim, self.dim)
+        found = ProjectedParams(into, array_shape(self.dim, dim), params)
         if self.bias:
             found = found._replace(bias_in=array_shape(self.dim), bias_out=array_shape(dim))
         if self.layer_norm:
             found = found._replace(scale=array_shape(self.dim), offset=array_shape(self.dim))
+        if self.hidden:
+            found = found._replace(
+                kernel_hidden=array_shape(dim, self.hidden), bias_hidden=array_shape(self.hidden)
+            )
         return found, state
 
     @checked
@@ -126,8 +154,19 @@ class Projected(Around):
         check_start(self, z, mask)
         first, second = jax.random.split(key)
         dim = z.shape[-1]
-        kernel = jax.nn.initializers.orthogonal()(first, (dim, self.dim), jnp.float32)
-        params = ProjectedParams(kernel, kernel.T, ())
+        orthogonal = jax.nn.initializers.orthogonal()
+        if self.hidden:
+            into, out, layer = jax.random.split(first, 3)
+            params = ProjectedParams(
+                kernel_in=orthogonal(into, (self.hidden, self.dim), jnp.float32),
+                kernel_out=orthogonal(out, (self.dim, dim), jnp.float32),
+                inner=(),
+                kernel_hidden=jax.nn.initializers.he_normal()(layer, (dim, self.hidden)),
+                bias_hidden=jnp.zeros(self.hidden, jnp.float32),
+            )
+        else:
+            kernel = orthogonal(first, (dim, self.dim), jnp.float32)
+            params = ProjectedParams(kernel, kernel.T, ())
         if self.bias:
             biases = (jnp.zeros(size, jnp.float32) for size in (self.dim, dim))
             params = params._replace(**dict(zip(('bias_in', 'bias_out'), biases, strict=True)))
@@ -148,7 +187,11 @@ class Projected(Around):
         axis_name: AxisName = None,
     ) -> Quantized:
         """The inner's codes of z [..., D], and its vectors projected back."""
-        x = self._project(params, z)
+        drop, places = None, None
+        if key is not None and self.dropout:
+            key, drop = jax.random.split(key)
+            places = ops.row_places(ops.flat_rows(z, mask)[1], axis_name)
+        x = self._project(params, z, drop, places)
         out = self.inner.quantize(params.inner, state, x, key, mask, axis_name)
         return out._replace(z_q=self._back(params, out.z_q, out.codes).astype(z.dtype))
 

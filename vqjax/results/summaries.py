@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vqjax import intervals, metrics
+from vqjax import health, intervals, metrics
 from vqjax.metrics import Interval
 from vqjax.results.records import MethodResult, Reliability, Results, SeedResult
 
@@ -54,8 +54,8 @@ ENOUGH_SEEDS = 5  # fewer say too little of other seeds, whatever their interval
 FOLDS, EXAMPLES, SEEDS = 'folds', 'examples', 'seeds'
 METHODS = {
     FOLDS: 'corrected resampled t over folds, whose training sets overlap (Nadeau and Bengio 2003)',
-    EXAMPLES: 'bootstrap over seeds and test examples together',
-    SEEDS: 'bootstrap over seeds alone',
+    EXAMPLES: "Student's t over seeds and test examples together",
+    SEEDS: "Student's t over seeds alone",
 }
 
 
@@ -85,6 +85,16 @@ def joint_perplexity(seed: SeedResult, number: int) -> float:
     The perplexity of one code to that power; infinite without codes.
     """
     return float(seed.figures.get('perplexity', np.inf) ** number)
+
+
+def collapsed(seed: SeedResult, number: int, num_classes: int) -> bool:
+    """Whether a run collapsed: its codes tell fewer images apart than there are classes.
+
+    The one definition of all studies: the perplexity on the test split, of all `number` codes of an
+    image together, is below `health.CLASS_SHARE` of the number of classes. One code a class has
+    barely less than their number.
+    """
+    return joint_perplexity(seed, number) < health.CLASS_SHARE * num_classes
 
 
 def covers(*groups: Sequence[SeedResult]) -> str:
@@ -134,12 +144,9 @@ def summarise(seeds: Sequence[SeedResult]) -> dict[str, Interval]:
 
 
 def _accuracy(seeds: Sequence[SeedResult], by_t: Interval) -> Interval:
-    kind = covers(seeds)
-    if kind == FOLDS:
-        return Interval(by_t.mean, max(by_t.low, 0.0), min(by_t.high, 1.0))
-    if kind == EXAMPLES:
-        return intervals.crossed_bootstrap(_correct(seeds))
-    return metrics.bootstrap_interval([seed.accuracy for seed in seeds])
+    if covers(seeds) == EXAMPLES:
+        return intervals.crossed_t(_correct(seeds))
+    return Interval(by_t.mean, max(by_t.low, 0.0), min(by_t.high, 1.0))
 
 
 def shorten(results: Results) -> Results:
@@ -165,7 +172,8 @@ def paired_difference(
 ) -> Interval:
     """Mean over common seeds of `metric` of `a` minus that of `b`, with its 95% interval.
 
-    Of accuracies as METHODS says of `covers(a, b)`; of other figures over folds, or seeds alone.
+    Of accuracies as METHODS says of `covers(a, b)`; of other figures over folds, or seeds alone, by
+    Student's t.
 
     Raises:
         ValueError: no seed in common.
@@ -176,12 +184,9 @@ def paired_difference(
         raise ValueError(f'metric={metric!r}: the two methods have no seed in common')
     b = [other[seed.seed] for seed in a]
     differences = [x.figures[metric] - y.figures[metric] for x, y in zip(a, b, strict=True)]
-    kind = covers(a, b)
-    if kind == FOLDS:
-        return intervals.corrected_t(differences, _test_to_train(a))
-    if kind == EXAMPLES and metric == 'accuracy':
-        return intervals.crossed_bootstrap(_correct(a), _correct(b))
-    return metrics.bootstrap_interval(differences)
+    if covers(a, b) == EXAMPLES and metric == 'accuracy':
+        return intervals.crossed_t(_correct(a), _correct(b))
+    return intervals.corrected_t(differences, _test_to_train(a))
 
 
 def compare(results: Results, name: str, to: str = BASELINE) -> Interval | None:

@@ -6,17 +6,19 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vqjax import quantizers
+import numpy as np
+
+from vqjax import health, intervals, quantizers
 from vqjax.metrics import Interval
+from vqjax.results import summaries
 from vqjax.results.excerpts import Excerpt
 from vqjax.results.records import MethodResult, Results
-from vqjax.results.summaries import BASELINE, MARGIN, joint_perplexity, paired_difference
+from vqjax.results.summaries import BASELINE, MARGIN, paired_difference
 
-UPHELD, OVERTURNED, UNDECIDED = 'upheld', 'overturned', 'undecided'
+UPHELD, OVERTURNED, UNDECIDED = 'holds', 'fails', 'undecided'
 
 FROZEN, FINETUNED = 'CIFAR-10', 'CIFAR-10 fine-tuned'  # what became of its encoder
 PLACES = {'vector': '', 'grid': '-grid'}  # bottleneck -> how names of methods end
-FEW = 0.5  # of the classes: fewer codes are a collapse, whatever the number of bits
 IN_USE = 0.9  # of the codes of every stage, which sentence 3 promises
 LARGE = 8  # bits a token from which VQ-EMA is judged
 
@@ -42,6 +44,7 @@ def verdicts(
     cifar10: Results,
     finetuned: Results,
     behaviour: Results,
+    scenes: Results,
     others: Mapping[str, Results],
 ) -> list[Verdict]:
     """The verdicts, in the order of the protocol.
@@ -49,15 +52,17 @@ def verdicts(
     Args:
       digits: results of configs/digits.py; deals: what docs/excerpts.py keeps of those of ten deals
         of its folds; cifar10: of configs/cifar10_codes.py; finetuned: of
-        configs/cifar10_finetune.py; behaviour: of configs/behaviour.py.
+        configs/cifar10_finetune.py; behaviour: of configs/behaviour.py; scenes: of
+        configs/tfds.py on photographs with digits.
       others: name -> results of the studies that are searched for a collapsed FSQ besides.
     """
     trained = {FROZEN: cifar10, FINETUNED: finetuned}
-    searched = {'digits': digits, **trained, 'recordings': behaviour} | dict(others)
+    searched = {'digits': digits, **trained, 'recordings': behaviour, 'scenes': scenes}
+    searched |= dict(others)
     return [
         _incompatible(deals, trained, behaviour),
         _fsq_collapses(searched),
-        _in_use(cifar10),
+        _in_use(cifar10, scenes),
         _small_codebooks(cifar10),
         _projections(cifar10),
         _two_stages(cifar10),
@@ -65,13 +70,9 @@ def verdicts(
 
 
 def collapsed(method: MethodResult, num_classes: int) -> int:
-    """How many runs of a method ended with fewer codes than half the classes.
-
-    By the perplexity on the test split; of stages or groups the product of theirs.
-    """
+    """How many runs of a method collapsed, see `summaries.collapsed`; stages count together."""
     stages = 1 if method.spec is None else quantizers.stages(quantizers.make(method.spec))
-    bound = FEW * num_classes
-    return sum(joint_perplexity(seed, stages) < bound for seed in method.seeds)
+    return sum(summaries.collapsed(seed, stages, num_classes) for seed in method.seeds)
 
 
 def compare(results: Results, a: str, b: str) -> Interval:
@@ -84,7 +85,7 @@ def _incompatible(deals: Excerpt, trained: Mapping[str, Results], behaviour: Res
     if dealt.compared is None or dealt.lowest_perplexity is None:
         raise ValueError('the deals of digits have no comparison of vq_ema with none')
     found, lowest = dealt.compared, dealt.lowest_perplexity
-    fallen = lowest < FEW * 10
+    fallen = lowest < health.CLASS_SHARE * 10
     fine, bad = [not fallen and found.low > -MARGIN], [fallen or found.high < -MARGIN]
     figures = [
         f'digits: `vq_ema` {points(found)}, lowest perplexity of {dealt.runs} runs {lowest:.0f}'
@@ -131,15 +132,19 @@ def _fsq_collapses(studies: Mapping[str, Results]) -> Verdict:
     )
 
 
-def _in_use(cifar10: Results) -> Verdict:
-    figures, least = [], []
-    for place, end in PLACES.items():
-        found = cifar10.methods[f'rvq-32{end}'].summary['least_usage']
-        least.append(found)
-        mean, low, high = (100 * x for x in found)
-        figures.append(
-            f'CIFAR-10, {place}: the stage with the fewest uses {mean:.1f}% ({low:.1f}, {high:.1f})'
-        )
+def _in_use(cifar10: Results, scenes: Results) -> Verdict:
+    found = {
+        f'CIFAR-10, {place}': cifar10.methods[f'rvq-32{end}'].summary['least_usage']
+        for place, end in PLACES.items()
+    }
+    counts = [seed.counts for seed in scenes.methods['rvq'].seeds if seed.counts is not None]
+    shares = [float(np.min(np.mean(x > 0, axis=-1))) for x in counts]
+    found['scenes, trained together'] = intervals.corrected_t(shares)
+    least, figures = list(found.values()), []
+    for where, share in found.items():
+        mean, low, high = (100 * x for x in share)
+        share_of = f'{mean:.1f}% ({low:.1f}, {high:.1f})'
+        figures.append(f'{where}: the stage with the fewest uses {share_of}')
     verdict = _of(all(x.low > IN_USE for x in least), all(x.high < IN_USE for x in least))
     return Verdict(
         sentence='RVQ: more than 90% of the codes in use in all layers',

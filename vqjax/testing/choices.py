@@ -340,7 +340,6 @@ def _(q: SpaceFilling):
 @samples.register(Clamped)
 @samples.register(Conditioned)
 @samples.register(Product)
-@samples.register(Projected)
 @samples.register(Rotated)
 @samples.register(Wrapped)
 def _(q):
@@ -350,6 +349,12 @@ def _(q):
 @samples.register
 def _(q: VariableRate):
     return True if q.drawn is not None else samples(q.inner)
+
+
+@samples.register
+def _(q: Projected):
+    inner = samples(q.inner)
+    return None if inner is None else inner or q.dropout > 0
 
 
 @samples.register(Levels)

@@ -38,6 +38,7 @@ from vqjax.testing.parts import (
     branches_of,
     codebook_of,
     conditions,
+    hidden,
     levels_of,
     parts,
     projected,
@@ -168,11 +169,16 @@ def _(q: Residual, leaf: Leaf):
 def _(q: Projected, leaf: Leaf):
     before, after = (np.asarray(x, np.float64).T for x in leaf.params[:2])
     steps = projected(q, leaf)
+    units = hidden(q, leaf).reshape(-1, before.shape[-1])
     found = jacobian(q.inner, leaf._replace(q=q.inner, params=leaf.params.inner, z=steps[-1]))
     if found is None:
         return None
     steps = [x.reshape(-1, x.shape[-1]) for x in steps]
     slope = np.broadcast_to(before, (len(steps[0]), *before.shape))
+    if q.hidden:  # of its ReLU 1 where a unit is on, and what stands in for dropped units
+        gain = 1.0 if leaf.key is None else 1 / (1 - q.dropout)
+        kernel = np.asarray(leaf.params.kernel_hidden, np.float64)
+        slope = (gain * before * (units > 0)[:, None]) @ kernel.T
     if q.layer_norm:
         scale = np.asarray(leaf.params.scale, np.float64)
         slope = scale[:, None] * (_standard_slope(steps[0]) @ slope)

@@ -322,7 +322,9 @@ def decoded_params(q: Quantizer | tuple[Quantizer, ...], params: Any) -> Any:
     if isinstance(q, Projected):
         within = decoded_params(q.inner, params.inner)
         biases = (False, True) if q.bias else ((), ())
-        return ProjectedParams(False, True, within, *biases, *[False] * 2 * q.layer_norm)
+        norm = (False, False) if q.layer_norm else ((), ())
+        layer = (False, False) if q.hidden else ((), ())
+        return ProjectedParams(False, True, within, *biases, *norm, *layer)
     inner = getattr(q, 'inner', None)
     return decoded_params(inner, params) if isinstance(inner, Quantizer) else _all(params, True)
 
@@ -336,4 +338,5 @@ def _(q: Projected, term, params):
     before, after = found[0], term == 'task'
     biases = (before, after) if q.bias else ((), ())
     norm = (before, before) if q.layer_norm else ((), ())
-    return before, ProjectedParams(before, after, found[1], *biases, *norm)
+    layer = (before, before) if q.hidden else ((), ())
+    return before, ProjectedParams(before, after, found[1], *biases, *norm, *layer)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vqjax import ops
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.clamped import Clamped
 from vqjax.quantizers.codebook import Wrapped
@@ -102,7 +103,10 @@ def _(q: Wrapped, whole: Leaf):
 
 @parts.register
 def _(q: Projected, whole: Leaf):
-    inner = whole._replace(q=q.inner, params=whole.params.inner, z=projected(q, whole)[-1])
+    key = whole.key
+    if key is not None and q.dropout:
+        key = jax.random.split(key)[0]
+    inner = whole._replace(q=q.inner, params=whole.params.inner, z=projected(q, whole)[-1], key=key)
     leaves, vectors = parts(q.inner, inner)
     vectors = vectors @ np.asarray(whole.params.kernel_out, np.float64)
     if q.bias:
@@ -113,7 +117,7 @@ def _(q: Projected, whole: Leaf):
 
 def projected(q: Projected, whole: Leaf) -> list[np.ndarray]:
     """z after each of a Projected's steps in, float64 [n, ..., dim]: map, layer norm, length 1."""
-    x = whole.z @ np.asarray(whole.params.kernel_in, np.float64)
+    x = hidden(q, whole) @ np.asarray(whole.params.kernel_in, np.float64)
     steps = [x + np.asarray(whole.params.bias_in, np.float64) if q.bias else x]
     if q.layer_norm:
         scale, offset = (np.asarray(v, np.float64) for v in whole.params[5:7])
@@ -121,6 +125,19 @@ def projected(q: Projected, whole: Leaf) -> list[np.ndarray]:
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         steps.append(x * scale + offset)
     return [*steps, unit(steps[-1])] if q.normalize else steps
+
+
+def hidden(q: Projected, whole: Leaf) -> np.ndarray:
+    """What a Projected's map in is given, float64 [n, ..., hidden]; z where nothing is hidden."""
+    if not q.hidden:
+        return whole.z
+    kernel, bias = (np.asarray(v, np.float64) for v in whole.params[7:9])
+    x = np.maximum(whole.z @ kernel + bias, 0)
+    if whole.key is not None and q.dropout:
+        rows = jnp.arange(x.size // q.hidden)
+        drawn = ops.uniform_noise(jax.random.split(whole.key)[1], rows, q.hidden)
+        x = np.where(np.asarray(drawn).reshape(x.shape) < q.dropout, 0, x / (1 - q.dropout))
+    return x
 
 
 @parts.register

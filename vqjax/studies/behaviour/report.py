@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from vqjax import health
 from vqjax.atomic import replace_file
 from vqjax.intervals import corrected_t
 from vqjax.metrics import Interval
@@ -20,7 +21,6 @@ from vqjax.studies.behaviour.plots import figure
 from vqjax.studies.reporting.plots import save
 from vqjax.studies.reporting.tables import made_by, markdown, points, points_range
 
-COLLAPSED = 1.5  # perplexity below which a codebook has fallen to one code
 UNCHANGED = 'make no significant difference to boundary F1'
 SHOWN = {
     'frame_accuracy': 'frame accuracy %', 'adjusted_rand_index': 'adjusted Rand',
@@ -151,16 +151,19 @@ def conclusions(found: Behaviours) -> list[str]:
     """What the figures say of the claims, a sentence each."""
     methods, said = methods_of(found), []
     base = of_method(found, 'none', 'accuracy') if 'none' in methods else []
+    # The HMM is given as many states as there are behaviours.
+    states = [x for m in methods for x in of_model(found, m, model='HMM', name='states_found')]
+    bound = health.CLASS_SHARE * max(states, default=0)
     for method in methods:
         apart = _difference(of_method(found, method, 'accuracy'), base)
         use = of_method(found, method, 'perplexity')
         if method == 'none' or apart is None or not use:
             continue
-        fallen = sum(value < COLLAPSED for value in use)
+        fallen = sum(value < bound for value in use)
         within = 'within' if abs(apart.mean) <= 0.02 else 'not within'
         said.append(
             f'**{method}**: windows are told apart {_points(apart)} points from the encoder alone, '
-            f'{within} 2 points; collapsed to one code in {fallen} of {len(use)} folds.'
+            f'{within} 2 points; collapsed in {fallen} of {len(use)} folds.'
         )
     for better, worse, name in (
         ('sticky HMM', 'HMM', 'Sticky states (compared with an HMM)'),

@@ -74,7 +74,7 @@ def figure(results: Results) -> Figure:
 
 def _ticks(most: float, least: float) -> list[float]:
     """Errors in percent to name on an axis between these two; round accuracies."""
-    ticks = _TICKS[least > 0]
+    ticks = _TICKS[bool(least > 0)]
     return [100 - tick for tick in ticks if max(least, 0) <= 100 - tick <= most]
 
 

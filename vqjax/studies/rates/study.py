@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vqjax import health, metrics, quantizers
+from vqjax import metrics, quantizers
 from vqjax.results.records import MethodResult, Results
-from vqjax.results.summaries import joint_perplexity, shorten, summarise
+from vqjax.results.summaries import collapsed, shorten, summarise
 from vqjax.studies.rates import report
 from vqjax.studies.study import Study
 from vqjax.trainer.files.display import show
@@ -50,14 +50,14 @@ def _judged(
     codes = quantizers.stages(quantizer) * round(method.bits / quantizer.bits)
     seeds = []
     for seed in method.seeds:
-        bound = health.CLASS_SHARE * folder.finished_run(name, seed.seed).images.num_classes
+        classes = folder.finished_run(name, seed.seed).images.num_classes
         tokens, perplexity = (seed.figures[figure] for figure in ('tokens', 'perplexity'))
         uniform = metrics.uniform_baseline(round(tokens), quantizer.num_codes)
         used = np.asarray(seed.counts) > 0
         more = {
             'least_usage': float(used.mean(-1).min()),
             'evenness': perplexity / uniform.perplexity,
-            'collapsed': float(joint_perplexity(seed, codes) < bound),
+            'collapsed': float(collapsed(seed, codes, classes)),
         }
         seeds.append(seed.with_figures(more))
     return dataclasses.replace(

@@ -16,6 +16,7 @@ from vqjax.studies.reporting import plots
 # What a group is called where there is little room.
 _SHORT = {
     verdicts.ENOUGH: 'enough alone',
+    verdicts.COSTS: 'no collapse, at a cost',
     verdicts.HELPS: 'better than weak',
     verdicts.NOTHING: 'no effect shown',
     verdicts.IDLE: 'never acted',

@@ -142,9 +142,10 @@ def markdown(results: Results) -> str:
         '## The claims',
         'The sources are five working notes on a classifier whose codebook collapsed; '
         '`docs/sources.md` says what each is. A remedy that is to prevent the collapse holds what '
-        f'is claimed where it is better than `{WEAK}` and no run collapsed, in part where some '
-        'did. One said to harm has to be worse than what it is added to '
-        f'(`{WEAK}`; `revival` where every step is looked at).',
+        f'is claimed where no run collapsed and a loss of 2 points or more to `{NONE}` is '
+        f'excluded, in part where it is better than `{WEAK}`. One said never to collapse fails '
+        'where a run did, and is not refuted otherwise. One said to harm has to be worse than '
+        f'what it is added to (`{WEAK}`; `revival` where every step is looked at).',
         tables.markdown(_claim_rows(results), words=5),
         '## Outcome',
         'How often it acted: the mean of a run, of what waits for something before it acts; - '

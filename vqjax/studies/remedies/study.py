@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vqjax import health, metrics, quantizers
+from vqjax import metrics, quantizers
+from vqjax.results import summaries
 from vqjax.results.records import Results
-from vqjax.results.summaries import joint_perplexity, shorten
+from vqjax.results.summaries import shorten
 from vqjax.studies.remedies import report
 from vqjax.studies.study import Study
 from vqjax.trainer.files.display import show
@@ -31,8 +32,8 @@ def conclude(results: Results, folder: Workdir) -> Results:
         seeds = []
         for seed in method.seeds:
             finished = folder.finished_run(name, seed.seed)
-            bound = health.CLASS_SHARE * finished.images.num_classes
-            collapsed = {'collapsed': float(joint_perplexity(seed, stages) < bound)}
+            fell = summaries.collapsed(seed, stages, finished.images.num_classes)
+            collapsed = {'collapsed': float(fell)}
             acted = actions(method.spec, method.overrides, finished.history)
             seeds.append(seed.with_figures(collapsed | acted))
         collapses = int(sum(seed.figures['collapsed'] for seed in seeds))

@@ -14,24 +14,26 @@ from vqjax.studies.reporting import tables
 
 # What becomes of a remedy, the best first.
 ENOUGH = f'Enough alone: within {100 * MARGIN:g} points of `{NONE}`, and no run collapsed'
-HELPS = 'Better than the baseline, but not enough, or not shown to be'
+COSTS = 'No run collapsed, but a loss of 2 points or more is shown or not excluded'
+HELPS = 'Better than the baseline, and some runs collapsed'
 NOTHING = 'No effect shown'
 IDLE = 'Never acted, so nothing is known of it'
 HARMS = 'Worse than the baseline'
-GROUPS = (ENOUGH, HELPS, NOTHING, IDLE, HARMS)
+GROUPS = (ENOUGH, COSTS, HELPS, NOTHING, IDLE, HARMS)
 
 
 WEAK, HEALTHY, GUARD = 'weak', 'default', 'reset_on_collapse'
 
-# What a claim says of its remedy: that it prevents the collapse, or that nothing else does.
-CURES, NEEDED = 'cures', 'needed'
+# What a claim says of its remedy: that it cures the baseline, that nothing else does, or that it
+# never collapses, whatever its accuracy.
+CURES, NEEDED, SAFE = 'cures', 'needed', 'never collapses'
 
-# Remedy -> (source of docs/sources.md, what is claimed, CURES, NEEDED or the remedy it is to be
-# worse than), in the order of the sources.
+# Remedy -> (source of docs/sources.md, what is claimed, CURES, NEEDED, SAFE or the remedy it is to
+# be worse than), in the order of the sources.
 CLAIMS: dict[str, tuple[str, str, str]] = {
     'none': ('source 0', 'no quantizer: simplest, works', CURES),
     'reconstruction': ('source 0', 'a reconstruction task is needed for VQ to work at all', NEEDED),
-    'fsq_8x4': ('source 0', 'FSQ: no codebook, guaranteed diversity', CURES),
+    'fsq_8x4': ('source 0', 'FSQ: no codebook, guaranteed diversity', SAFE),
     'loss_weight_tenth': ('source 1', 'quantizer loss times .1', CURES),
     'loss_weight_warm_up': ('source 1', 'quantizer loss warmed up', CURES),
     'init_kmeans': ('source 1', 'data-driven start', CURES),
@@ -45,9 +47,9 @@ CLAIMS: dict[str, tuple[str, str, str]] = {
     'clipped_gradient': ('source 2', 'gradient clipping', CURES),
     'frozen_encoder': ('source 2', 'encoder frozen at first', CURES),
     'kmeans_after': ('source 2', 'k-means as a fallback', CURES),
-    'fsq_64000': ('source 3', 'FSQ cannot collapse by design', CURES),
-    'rvq_4x256': ('source 3', 'RVQ avoids winner-take-all dynamics', CURES),
-    'product_8x256': ('source 3', 'product quantization prevents total collapse', CURES),
+    'fsq_64000': ('source 3', 'FSQ cannot collapse by design', SAFE),
+    'rvq_4x256': ('source 3', 'RVQ avoids winner-take-all dynamics', SAFE),
+    'product_8x256': ('source 3', 'product quantization prevents total collapse', SAFE),
     'gumbel': ('source 3', 'Gumbel-Softmax annealed 5.0 to .1', CURES),
     'two_stages': ('source 3', 'continuous first, then quantized', CURES),
     'projection_8': ('source 3', 'fewer code dimensions', CURES),
@@ -108,15 +110,17 @@ def collapses(name: str, results: Results) -> Interval:
 
 def group(name: str, results: Results) -> str:
     """Which of GROUPS a remedy belongs to."""
-    gain, loss = (compare(results, name, to) for to in (WEAK, NONE))
+    gain = compare(results, name, WEAK)
     collapse = collapses(name, results).mean
     if never_acted(name, results):
         return IDLE
-    if loss is not None and loss.low > -MARGIN and not collapse:
+    if cures(name, results):
         return ENOUGH
     if gain is None:  # a comparison without the baseline
         return NOTHING
-    return HELPS if gain.low > 0 else HARMS if gain.high < 0 else NOTHING
+    if gain.low > 0:
+        return HELPS if collapse else COSTS
+    return HARMS if gain.high < 0 else NOTHING
 
 
 def verdict(name: str, results: Results) -> str:
@@ -147,23 +151,24 @@ def holds(name: str, results: Results) -> str:
         return 'not tested'
     if kind == NEEDED:
         others = [n for n in by_accuracy(results) if n != name and methods[n].spec]
-        cured = [n for n in others if prevents(n, results)]
+        cured = [n for n in others if cures(n, results)]
         return f'fails: {", ".join(cured[:3])} do without' if cured else 'not refuted'
+    if kind == SAFE:
+        return 'fails' if collapses(name, results).mean else 'not refuted'
     gain = compare(results, name, WEAK if kind == CURES else kind)
     if gain is None:
         return ''
     if kind != CURES:
         return 'holds' if gain.high < 0 else 'fails' if gain.low > 0 else 'not shown'
-    if prevents(name, results):
+    if name == NONE or cures(name, results):
         return 'holds'
     return 'in part' if gain.low > 0 else 'fails'
 
 
-def prevents(name: str, results: Results) -> bool:
-    """Better than `weak`, and no run collapsed."""
-    gain = compare(results, name, WEAK)
-    collapse = collapses(name, results).mean
-    return gain is not None and gain.low > 0 and not collapse
+def cures(name: str, results: Results) -> bool:
+    """No run collapsed, and a loss of MARGIN or more to the network without codes is excluded."""
+    loss = compare(results, name, NONE)
+    return loss is not None and loss.low > -MARGIN and not collapses(name, results).mean
 
 
 def by_accuracy(results: Results) -> list[str]:
@@ -171,15 +176,20 @@ def by_accuracy(results: Results) -> list[str]:
     return sorted(results.methods, key=lambda n: -results.methods[n].accuracy.mean)
 
 
-def choice(results: Results) -> str:
-    """Which single changes cure the baseline, which help, and which do nothing or harm."""
-    members: dict[str, list[str]] = {title: [] for title in GROUPS}
+def members(results: Results) -> dict[str, list[str]]:
+    """Each of GROUPS -> the remedies in it, the most accurate first; every remedy is in one."""
+    found: dict[str, list[str]] = {title: [] for title in GROUPS}
     for name in by_accuracy(results):
         if name not in (WEAK, NONE):
-            members[group(name, results)].append(name)
+            found[group(name, results)].append(name)
+    return found
+
+
+def choice(results: Results) -> str:
+    """Which single changes cure the baseline, which help, and which do nothing or harm."""
     return '\n'.join(
         f'- **{title}**: {", ".join(names) or "no remedy"}.'
-        for title, names in members.items()
+        for title, names in members(results).items()
         if names or title != IDLE
     )
 

@@ -205,6 +205,11 @@ class Fields:
     accumulate: int = option(1, 'micro-batches that make up such a batch', least=1)
     init_batch_size: int = option(1024, 'images that k-means starts the codebooks from', least=1)
     learning_rate: float = option(3e-3, 'peak, of AdamW', above=0)
+    quantizer_rate: float = option(
+        1.0,
+        "factor on the rate of the quantizer's parameters, such as a codebook",
+        above=0,
+    )
     learning_rate_schedule: str = option(
         'cosine',
         "decay to 0 after the warm-up, or 'constant'",

@@ -68,6 +68,7 @@ def make_task(
             clip_norm=own.clip_norm,
             schedule=own.learning_rate_schedule,
             frozen_steps=schedule.frozen,
+            quantizer_rate=own.quantizer_rate,
         ),
         label_smoothing=own.label_smoothing,
         accumulate=own.accumulate,

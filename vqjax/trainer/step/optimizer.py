@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from vqjax.runfiles import ENCODER
+from vqjax.runfiles import ENCODER, QUANTIZER
 
 
 def make_optimizer(
@@ -17,6 +17,7 @@ def make_optimizer(
     clip_norm: float = 0.0,
     schedule: str = 'cosine',
     frozen_steps: int = 0,
+    quantizer_rate: float = 1.0,
 ) -> optax.GradientTransformation:
     """AdamW with linear warm-up, then cosine decay to 0 over num_steps or a constant rate.
 
@@ -26,6 +27,7 @@ def make_optimizer(
       clip_norm: largest global norm of the gradient; 0 = off.
       schedule: 'cosine' or 'constant'.
       frozen_steps: first steps in which the encoder does not move; -1 = it never does.
+      quantizer_rate: factor on the rate of the quantizer's parameters (arXiv:2005.08520 section 3).
     """
     # A warm-up as long as the run would leave the decay no steps.
     warmup_steps = min(warmup_steps, num_steps - 1)
@@ -44,6 +46,10 @@ def make_optimizer(
     ]
     if clip_norm:
         parts.insert(0, optax.clip_by_global_norm(clip_norm))
+    if quantizer_rate != 1:
+        parts.append(
+            optax.masked(optax.scale(quantizer_rate), functools.partial(within, name=QUANTIZER))
+        )
     if frozen_steps:
         thaw = optax.join_schedules(
             [optax.constant_schedule(0.0), optax.constant_schedule(1.0)],

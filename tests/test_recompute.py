@@ -1,0 +1,106 @@
+"""docs/recompute.py and the library come to the same verdicts and figures, each by its own code."""
+
+import importlib
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from vqjax import intervals, metrics
+from vqjax.results import summaries
+from vqjax.results.excerpts import Excerpt
+from vqjax.results.records import Results
+from vqjax.studies import answer
+from vqjax.studies.remedies import verdicts
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCS = ROOT / 'docs'
+
+
+@pytest.fixture(scope='module')
+def recompute():
+    sys.path.insert(0, str(DOCS))
+    yield importlib.import_module('recompute')
+    sys.path.remove(str(DOCS))
+    sys.modules.pop('recompute')
+
+
+@pytest.fixture(scope='module')
+def rows(recompute):
+    return {row.number: row for row in recompute.rows()}
+
+
+def load(name):
+    return Results.load(DOCS / f'{name}.json')
+
+
+def test_it_imports_nothing_of_the_library():
+    text = (DOCS / 'recompute.py').read_text()
+    assert not re.search(r'^\s*(from|import) vqjax', text, re.MULTILINE)
+
+
+def test_every_sentence_has_a_rule_a_verdict_and_figures(recompute, rows):
+    protocol = (DOCS / 'answer' / 'protocol.md').read_text()
+    second = protocol[protocol.index('# Second part') :]
+    ruled = set(re.findall(r'^\| ([0-9]+)', second, re.MULTILINE))
+    assert ruled == {str(n) for n in range(1, 34)}
+    assert {re.sub(r'[abc]$', '', number) for number in rows} == {str(n) for n in range(1, 34)}
+    known = {'holds', 'fails', 'in part', 'undecided', 'open', 'not testable here'}
+    for row in rows.values():
+        assert row.verdict in known and row.figures and row.rule
+        # What is open says what would decide it.
+        assert row.verdict != 'open' or 'decide' in row.figures
+
+
+def test_both_programs_come_to_the_same_verdicts(rows):
+    cifar10, digits = load('cifar10/results'), load('comparison/results')
+    found = answer.verdicts(
+        digits=digits,
+        deals=Excerpt.load(DOCS / 'comparison' / 'halves.json'),
+        cifar10=cifar10,
+        finetuned=load('cifar10/finetune/results'),
+        behaviour=load('behaviour/results'),
+        scenes=load('comparison/scenes'),
+        others={name: load(f'remedies/{name}/results') for name in ('digits', 'mnist')},
+    )
+    ours = [rows[number].verdict for number in ('1', '5', '20', '26a', '26b', '26c')]
+    assert [v.verdict for v in found] == ours
+
+
+def test_both_programs_come_to_the_same_intervals(recompute):
+    cifar10 = load('cifar10/results')
+    for a, b in (('vq_ema-8', 'none'), ('product-12', 'vq_ema-12')):
+        expected = 100 * np.array(answer.compare(cifar10, a, b))
+        assert recompute.less('cifar10/results', a, b) == pytest.approx(expected, abs=1e-9)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=5)
+    assert recompute.student(values, 0.25) == pytest.approx(intervals.corrected_t(values, 0.25))
+    assert recompute.wilson(3, 10)[1:] == pytest.approx(
+        [100 * x for x in metrics.wilson_interval(3, 10)[1:]]
+    )
+
+
+@pytest.mark.parametrize('name', ['digits', 'mnist'])
+def test_reports_of_remedies_agree_with_the_answer(recompute, name):
+    """On each set; the answer then takes both together."""
+    results, path = load(f'remedies/{name}/results'), f'remedies/{name}/results'
+    for remedy, (_, _, kind) in verdicts.CLAIMS.items():
+        said = verdicts.holds(remedy, results)
+        if kind == verdicts.CURES and remedy != summaries.BASELINE:
+            assert said == recompute.cure(path, remedy), remedy
+        if kind == verdicts.SAFE:
+            assert (said == 'fails') == bool(recompute.falls(path, remedy)), remedy
+        assert f'| {said}' in (DOCS / 'remedies' / name / 'report.md').read_text()
+
+
+def test_readme_and_answer_agree_on_what_cures(recompute):
+    """A remedy in the README's list of cures on digits cures there, and no other does."""
+    text = (ROOT / 'README.md').read_text()
+    line = re.search(rf'Digits, .*?- {re.escape(verdicts.ENOUGH)}: (.*?)\.\n', text, re.DOTALL)
+    if line is None:
+        pytest.skip('the README has no list of remedies')
+    found = load('remedies/digits/results').methods
+    cures = {n for n in found if recompute.cure('remedies/digits/results', n) == 'holds'}
+    assert set(re.findall(r'`(\w+)`', line[1])) == cures - {'none', 'weak'}
