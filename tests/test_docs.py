@@ -186,7 +186,6 @@ def headings(path):
     return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in found}
 
 
-@pytest.mark.skipif(not (ROOT / 'docs' / 'tutorial.md').exists(), reason='no tutorial yet')
 def test_every_link_of_the_readme_leads_somewhere():
     links = re.findall(r'\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)', (ROOT / 'README.md').read_text())
     assert len(links) > 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ class Projected(Around):
         inner, inner_params, state = self.inner.first_stages(num, params.inner, state)
         return dataclasses.replace(self, inner=inner), params._replace(inner=inner_params), state
 
-    def _project(self, params, z, key=None, places=None):
+    def _project(self, params, z, key=None, places: Any = None):
         """z [..., D] in the space of the inner; with a key and each row's place units drop out."""
         x = z.astype(jnp.float32)
         finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
