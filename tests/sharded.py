@@ -324,20 +324,23 @@ def explicit_traces(entries):
 
 
 def fits():
-    """`codec.fit` on the mesh beside one device: (codes that differ, errors of both).
+    """`codec.fit` on the mesh beside one device: (codes that differ, errors of both, steps).
 
-    The rows are no multiple of the devices: 1,001 and a last batch of 201.
+    Neither the sample nor the last batch is a multiple of the devices.
     """
     z = np.asarray(batch(1001, 4))
+    cases = {
+        AxisType.Auto: VQEMA(8, revival=EAGER),
+        AxisType.Explicit: Residual(VQ(4, init=ops.batch_rows), 2),
+    }
     found = []
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        for q in (VQEMA(8, revival=EAGER), Residual(VQ(4, init=ops.batch_rows), 2)):
-            one, many = (
-                codec.fit(q, KEY, (z[i : i + 400] for i in range(0, 1001, 400)), mesh=on)
-                for on in (None, mesh(kind))
-            )
-            differ = int((one.encode(z) != many.encode(z)).sum())
-            found.append((differ, one.info['error'], many.info['error'], many.info['steps']))
+    for kind, q in cases.items():
+        one, many = (
+            codec.fit(q, KEY, (z[i : i + 400] for i in range(0, 1001, 400)), mesh=on)
+            for on in (None, mesh(kind))
+        )
+        differ = int((one.encode(z) != many.encode(z)).sum())
+        found.append((differ, one.info['error'], many.info['error'], many.info['steps']))
     return found
 
 
