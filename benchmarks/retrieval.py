@@ -104,7 +104,7 @@ def index_product(dim, parts):
 
 
 def index_residual(dim, parts):
-    """IndexResidualQuantizer of 8 bits a stage; distances to decoded items, without stored norms."""
+    """IndexResidualQuantizer of 8 bits a stage; it stores no norms, so items are decoded."""
     import faiss
 
     index = faiss.IndexResidualQuantizer(dim, parts, 8, faiss.METRIC_L2)
