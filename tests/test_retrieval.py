@@ -63,9 +63,13 @@ def test_search_finds_what_brute_force_in_float64_finds(quantizer, monkeypatch):
     packed = search_packed(codec, queries, codec.pack(codes), 200, 5)
     np.testing.assert_array_equal(packed.ids, found.ids)
     np.testing.assert_array_equal(packed.distances, found.distances)
+    # Few queries: tables, where the quantizer has them.
+    check_found(search(codec, queries[:3], codes, 5), codec, queries[:3], codes, 5)
 
 
-def test_items_at_the_same_distance_are_in_the_order_of_their_rows(monkeypatch):
+@pytest.mark.parametrize('few', [0, 16])
+def test_items_at_the_same_distance_are_in_the_order_of_their_rows(few, monkeypatch):
+    monkeypatch.setattr(retrieval, '_FEW', few)
     monkeypatch.setattr(retrieval, '_TILE', 8)
     codec = fitted(VQEMA(4))
     codes = np.random.default_rng(0).integers(0, 4, 40)  # about ten items of each code
@@ -82,6 +86,18 @@ def test_distances_far_from_the_origin_keep_their_digits():
     true_ids, true = brute_force(codec, queries, codes, 3)
     np.testing.assert_allclose(distances, true, rtol=1e-4)
     np.testing.assert_array_equal(ids, true_ids)
+
+
+def test_a_code_of_none_is_zeros_in_a_table_too(monkeypatch):
+    codec, queries = fitted(Product(VQEMA(16), 4)), vectors(3, seed=1)
+    codes = codec.encode(vectors(50, seed=2))
+    codes[::2, 1], codes[7] = -1, -1
+    by_tables = search(codec, queries, codes, 50)
+    monkeypatch.setattr(retrieval, '_FEW', 0)
+    by_products = search(codec, queries, codes, 50)
+    np.testing.assert_array_equal(by_tables.ids, by_products.ids)
+    np.testing.assert_allclose(by_tables.distances, by_products.distances, rtol=1e-5)
+    assert (by_tables.ids[:, -1] == -1).all() and 7 not in by_tables.ids
 
 
 def test_items_and_queries_that_are_not_finite_have_no_neighbours():
@@ -104,7 +120,9 @@ def test_items_and_queries_that_are_not_finite_have_no_neighbours():
     assert search(codec, queries[:0], codes, 2).ids.shape == (0, 2)
 
 
-def test_distances_are_those_of_faiss_with_the_same_codebooks():
+@pytest.mark.parametrize('few', [0, 32])
+def test_distances_are_those_of_faiss_with_the_same_codebooks(few, monkeypatch):
+    monkeypatch.setattr(retrieval, '_FEW', few)
     faiss = pytest.importorskip('faiss')
     codec = fitted(Product(VQEMA(16), 4))
     # A codebook of a group: what its codes decode to, in its own features.

@@ -1,8 +1,10 @@
 """Search over codes: the vectors nearest to a query among those that codes stand for.
 
 Distances are asymmetric (Jegou et al. 2011, doi:10.1109/TPAMI.2010.57): the query stays floating
-point and only the items are quantized. The search is exhaustive and needs no index: it decodes one
-tile of the codes at a time, so that any quantizer works and memory does not grow with the items.
+point and only the items are quantized. The search is exhaustive and needs no index. It decodes one
+tile of the codes at a time, so any quantizer works and memory does not grow with the items. Where a
+vector has one code, or one for each group of a `Product`, few queries read their distances from
+tables of the codes instead.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from jax import lax
 from vqjax.codec import packing
 from vqjax.codec.tokenizer import Codec
 from vqjax.ops.fields import check, check_count
+from vqjax.quantizers import Product, Quantizer
 
 # Items that are decoded at once, a multiple of 8: in a packed stream every tile begins on a byte.
 _TILE = 2**13
 # Queries whose distances to a tile are held at once.
 _QUERIES = 2**10
+# Up to so many queries tables are faster than products on a CPU: a decoded tile serves all queries,
+# a table one. Larger codebooks than this one have no tables.
+_FEW, _TABLE = 16, 2**16
 
 
 class Neighbours(NamedTuple):
@@ -150,15 +156,22 @@ def _search(codec, queries, tile: Callable[[int, int], np.ndarray], number, k):
     centre = jnp.asarray(asked.mean(0, dtype=np.float64), jnp.float32)
     blocks = list(_blocks(asked, _padded(len(asked), _QUERIES)))
     best = [_nothing(len(block), most) for block in blocks]
+    of_codec = (codec.quantizer, codec.params, codec.state)
+    tabulated = len(asked) <= _FEW and _has_tables(codec.quantizer, number)
+    if tabulated:
+        blocks = [_tables(*of_codec, block) for block in blocks]
     for first in range(0, number, size):
         codes = tile(first, min(first + size, number))
         filled = np.full((size, *codec.quantizer.code_shape), -1, np.int32)
         filled[: len(codes)] = codes
-        items = _items(codec.quantizer, codec.params, codec.state, centre, filled)
-        best = [
-            _merge(old, block - centre, items, first)
-            for old, block in zip(best, blocks, strict=True)
-        ]
+        if tabulated:
+            best = [_by_tables(*pair, filled, first) for pair in zip(best, blocks, strict=True)]
+        else:
+            items = _items(*of_codec, centre, filled)
+            best = [
+                _by_products(old, block - centre, items, first)
+                for old, block in zip(best, blocks, strict=True)
+            ]
     found = [np.concatenate(part)[: len(asked)] for part in zip(*best, strict=True)]
     ids[finite, :most], distances[finite, :most] = found
     return Neighbours(ids, distances)
@@ -183,6 +196,35 @@ def _nothing(number, k):
     return jnp.full((number, k), -1, jnp.int32), jnp.full((number, k), jnp.inf)
 
 
+def _has_tables(quantizer: Quantizer, number: int) -> bool:
+    """Whether squared distances are sums over the codes of a vector, each with a small table."""
+    groups = isinstance(quantizer, Product) and not quantizer.inner.code_shape
+    return (groups or not quantizer.code_shape) and quantizer.num_codes <= min(number, _TABLE)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _tables(quantizer, params, state, queries):
+    """Squared distances [Q, G, K + 1] of each group of the queries to no code, and to each code."""
+    codes = jnp.arange(-1, quantizer.num_codes)
+    groups = math.prod(quantizer.code_shape)
+    every = jnp.broadcast_to(
+        codes.reshape(-1, *[1] * len(quantizer.code_shape)), (len(codes), *quantizer.code_shape)
+    )
+    vectors = quantizer.decode(params, state, every).reshape(len(codes), groups, -1)
+    differences = queries.reshape(len(queries), 1, groups, -1) - vectors
+    return jnp.sum(differences**2, axis=-1).swapaxes(1, 2)
+
+
+@jax.jit
+def _by_tables(best, tables, codes, first):
+    """(ids, distances) [Q, k] of the nearest of those so far and a tile of codes."""
+    columns = codes.reshape(len(codes), -1).T
+    distances = sum(tables[:, g][:, column + 1] for g, column in enumerate(columns))
+    distances = jnp.where(jnp.all(columns < 0, axis=0), jnp.inf, distances)
+    nearest, at = lax.top_k(-distances, min(best[0].shape[1], len(codes)))
+    return _merge(best, at, -nearest, first)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _items(quantizer, params, state, centre, codes):
     """(vectors [T, D] of a tile about the centre, their squared norms; infinite for none)."""
@@ -192,17 +234,21 @@ def _items(quantizer, params, state, centre, codes):
 
 
 @jax.jit
-def _merge(best, queries, items, first):
-    """(ids, distances) [Q, k] of the nearest of those so far and a tile of items."""
-    (ids, distances), (vectors, norms) = best, items
-    k = ids.shape[1]
+def _by_products(best, queries, items, first):
+    """(ids, distances) [Q, k] of the nearest of those so far and a tile of decoded items."""
+    vectors, norms = items
     # |q|^2 changes no order. The k of the tile are chosen by products and measured by differences.
     products = jnp.matmul(queries, vectors.T, precision=lax.Precision.HIGHEST)
-    scores, at = lax.top_k(2 * products - norms, min(k, len(vectors)))
-    measured = jnp.sum((queries[:, None] - vectors[at]) ** 2, axis=-1)
-    there = scores > -jnp.inf
-    ids = jnp.concatenate([ids, jnp.where(there, at + first, -1)], axis=1)
-    distances = jnp.concatenate([distances, jnp.where(there, measured, jnp.inf)], axis=1)
+    scores, at = lax.top_k(2 * products - norms, min(best[0].shape[1], len(vectors)))
+    distances = jnp.sum((queries[:, None] - vectors[at]) ** 2, axis=-1)
+    return _merge(best, at, jnp.where(scores > -jnp.inf, distances, jnp.inf), first)
+
+
+def _merge(best, at, distances, first):
+    """The nearest of those so far and of a tile: rows `at` of it, infinitely far where none."""
+    k = best[0].shape[1]
+    ids = jnp.concatenate([best[0], jnp.where(jnp.isinf(distances), -1, at + first)], axis=1)
+    distances = jnp.concatenate([best[1], distances], axis=1)
     # Stable: of equal distances the item of the earlier row comes first.
     distances, ids = lax.sort((distances, ids), dimension=1, is_stable=True, num_keys=1)
     return ids[:, :k], distances[:, :k]
