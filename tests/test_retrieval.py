@@ -152,8 +152,12 @@ def test_what_search_refuses():
     codec = fitted(Product(VQEMA(16), 4))
     queries, codes = vectors(3), np.zeros((5, 4), np.int32)
     cases = [
-        (lambda: search(codec, queries[0], codes), r'queries must be vectors \[Q, 8\]'),
-        (lambda: search(codec, queries[:, :5], codes), 'must have 8 features'),
+        (
+            lambda: search(codec, queries[0], codes),
+            r'queries must be vectors of shape \[Q, 8\], got',
+        ),
+        (lambda: search(codec, queries[:, :5], codes), r'queries must be .* got \(3, 5\)'),
+        (lambda: search(codec, codes, codes), 'must be floating point'),
         (lambda: search(codec, queries, codes[0]), r'integers \[N, 4\].*goes to search_packed'),
         (lambda: search(codec, queries, codes + 16), 'from -1 to 15'),
         (lambda: search(codec, queries, codes, 0), 'k must be an integer from 1'),

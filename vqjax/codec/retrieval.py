@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from vqjax.codec import packing
-from vqjax.codec.tokenizer import Codec
+from vqjax.codec.tokenizer import Codec, check_floating
 from vqjax.ops.fields import check, check_count
 from vqjax.quantizers import Product, Quantizer
 
@@ -142,9 +142,9 @@ def _search(codec, queries, tile: Callable[[int, int], np.ndarray], number, k):
             f'search compares vectors, and {codec.quantizer!r} does not decode codes into vectors '
             'of the space of the queries'
         )
-    queries = codec.check_vectors(queries)
-    check(queries.ndim == 2, 'queries', f'shape {queries.shape}', f'vectors [Q, {codec.dim}]')
-    queries = np.asarray(queries, np.float32)
+    queries = np.asarray(check_floating(queries), np.float32)
+    fits = queries.ndim == 2 and queries.shape[1] == codec.dim
+    check(fits, 'queries', queries.shape, f'vectors of shape [Q, {codec.dim}]')
     finite = np.isfinite(queries).all(-1)
     ids = np.full((len(queries), k), -1, np.int32)
     distances = np.full((len(queries), k), np.inf, np.float32)
@@ -160,6 +160,8 @@ def _search(codec, queries, tile: Callable[[int, int], np.ndarray], number, k):
     tabulated = len(asked) <= _FEW and _has_tables(codec.quantizer, number)
     if tabulated:
         blocks = [_tables(*of_codec, block) for block in blocks]
+    else:
+        blocks = [block - centre for block in blocks]
     for first in range(0, number, size):
         codes = tile(first, min(first + size, number))
         filled = np.full((size, *codec.quantizer.code_shape), -1, np.int32)
@@ -168,10 +170,7 @@ def _search(codec, queries, tile: Callable[[int, int], np.ndarray], number, k):
             best = [_by_tables(*pair, filled, first) for pair in zip(best, blocks, strict=True)]
         else:
             items = _items(*of_codec, centre, filled)
-            best = [
-                _by_products(old, block - centre, items, first)
-                for old, block in zip(best, blocks, strict=True)
-            ]
+            best = [_by_products(*pair, items, first) for pair in zip(best, blocks, strict=True)]
     found = [np.concatenate(part)[: len(asked)] for part in zip(*best, strict=True)]
     ids[finite, :most], distances[finite, :most] = found
     return Neighbours(ids, distances)

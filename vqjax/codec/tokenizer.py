@@ -108,7 +108,7 @@ class Codec:
             return self.encode_recording(z)
         if self.encoder is not None:
             return self.encode_images(z)
-        return self._encode_vectors(self.check_vectors(z))
+        return self._encode_vectors(self._check_vectors(z))
 
     def encode_images(self, images: np.ndarray) -> np.ndarray:
         """Codes of images [n, H, W, C], pixels as the dataset has them: int32 [n, h, w, ...].
@@ -188,7 +188,7 @@ class Codec:
         Raises:
           ValueError: for vectors of another shape, or a quantizer that decodes into other spaces.
         """
-        z, one = self.check_vectors(z), (*self.quantizer.grid, self.dim)
+        z, one = self._check_vectors(z), (*self.quantizer.grid, self.dim)
         rows = z.reshape(math.prod(z.shape[: z.ndim - len(one)]), *one)
         if self.decoded_dim != self.dim:
             raise ValueError(
@@ -306,12 +306,7 @@ class Codec:
         codes = _by_batch(run, rows, np.float32, shape, np.int32, self._at_once)
         return codes.reshape((*lead, *shape))
 
-    def check_vectors(self, z: np.ndarray) -> np.ndarray:
-        """Vectors z [..., D] (of a quantizer of grids [..., H, W, D]), if they are of this codec.
-
-        Raises:
-          ValueError: for vectors of another shape, or of integers.
-        """
+    def _check_vectors(self, z):
         z, one = check_floating(z), (*self.quantizer.grid, self.dim)
         if z.shape[max(z.ndim - len(one), 0) :] != one:
             grid = f' on a grid {self.quantizer.grid}' * bool(self.quantizer.grid)
