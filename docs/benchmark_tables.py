@@ -74,18 +74,16 @@ def fits(results):
 
 
 def retrieval(results):
-    """Recall, collisions and seconds of search over codes, one row a data set and kind of code."""
+    """Recall, collisions and time of search over codes, one row a data set and kind of code."""
     names = list(results['rows'][0]['runs'])
     rows = [
         [r['data'], r['codes'], r['bytes']]
         + [f'{r["recall"][name]:.3f}' for name in names]
         + [f'{r["collisions"][name]:.1%}' for name in names]
-        + [f'{r["fit_s"][name]:.1f}' for name in names]
-        + [f'{r["encode_s"][name]:.2f}' for name in names]
         + [_ms(r, name) for name in names]
         for r in results['rows']
     ]
-    what = ('recall@10', 'items that collide', 'fit, s', 'encode, s', 'search, ms')
+    what = ('recall@10', 'items that collide', 'search, ms')
     return table(['data', 'codes', 'bytes', *(f'{w}, {n}' for w in what for n in names)], rows)
 
 
