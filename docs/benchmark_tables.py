@@ -73,6 +73,20 @@ def fits(results):
     return table(header, rows)
 
 
+def retrieval(results):
+    """Recall, collisions and time of search over codes, one row a data set and kind of code."""
+    names = list(results['rows'][0]['runs'])
+    rows = [
+        [r['data'], r['codes'], r['bytes']]
+        + [f'{r["recall"][name]:.3f}' for name in names]
+        + [f'{r["collisions"][name]:.1%}' for name in names]
+        + [_ms(r, name) for name in names]
+        for r in results['rows']
+    ]
+    what = ('recall@10', 'items that collide', 'search, ms')
+    return table(['data', 'codes', 'bytes', *(f'{w}, {n}' for w in what for n in names)], rows)
+
+
 def rates(results):
     """Error at each number of bits, one row a family; the least of ours is bold."""
     bits = sorted({r['bits'] for r in results['rows']})

@@ -44,6 +44,7 @@ from vqjax import (  # noqa: E402
     SphericalLattice,
     TurboQuant,
     VariableRate,
+    codec,
     ops,
 )
 from vqjax.quantizers import device_mesh, shardings  # noqa: E402
@@ -322,6 +323,27 @@ def explicit_traces(entries):
     return failed
 
 
+def fits():
+    """`codec.fit` on the mesh beside one device: (codes that differ, errors of both, steps).
+
+    Neither the sample nor the last batch is a multiple of the devices.
+    """
+    z = np.asarray(batch(1001, 4))
+    cases = {
+        AxisType.Auto: VQEMA(8, revival=EAGER),
+        AxisType.Explicit: Residual(VQ(4, init=ops.batch_rows), 2),
+    }
+    found = []
+    for kind, q in cases.items():
+        one, many = (
+            codec.fit(q, KEY, (z[i : i + 400] for i in range(0, 1001, 400)), mesh=on)
+            for on in (None, mesh(kind))
+        )
+        differ = int((one.encode(z) != many.encode(z)).sum())
+        found.append((differ, one.info['error'], many.info['error'], many.info['steps']))
+    return found
+
+
 def guide():
     """The programs of docs/parallel.md on these devices: how many ran."""
     page = (pathlib.Path(__file__).parents[1] / 'docs' / 'parallel.md').read_text()
@@ -344,6 +366,7 @@ def main():
         'explicit traces': lambda: explicit_traces(first_of_their_kind(table())),
         'all explicit traces': lambda: explicit_traces(table()),
         'refusals': refusals,
+        'fits': fits,
         'guide': guide,
     }
     print(json.dumps({name: parts[name]() for name in sys.argv[1:]}))

@@ -43,6 +43,7 @@ def run(monkeypatch, tmp_path):
         'quantizers',
         'training',
         'fit',
+        'retrieval',
         'distortion',
         'usage',
         'unseen',
@@ -89,6 +90,15 @@ def test_fit_errors_are_those_of_faiss_to_a_few_percent(run):
     for row in results['fits'].values():
         assert row['error']['vqjax'] == pytest.approx(row['error']['faiss'], rel=0.1)
         assert row['speedup'] > 0
+
+
+@pytest.mark.slow
+def test_search_over_codes_has_the_recall_of_faiss(run):
+    pytest.importorskip('faiss')
+    results, _ = run('retrieval')
+    for row in results['rows']:
+        assert row['recall']['vqjax'] == pytest.approx(row['recall']['faiss'], abs=0.1)
+        assert row['runs']['vqjax']['min_ms'] > 0 <= row['collisions']['vqjax'] <= 1
 
 
 @pytest.mark.slow

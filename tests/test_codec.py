@@ -202,6 +202,8 @@ def test_what_fit_refuses():
         fit(VQEMA(8), KEY, vectors(), steps=-1)
     with pytest.raises(ValueError, match='identical'):
         fit(VQEMA(8), KEY, np.ones((20, 4)))
+    with pytest.raises(ValueError, match=r'mesh must be a jax.sharding.Mesh.* got 8'):
+        fit(VQEMA(8), KEY, vectors(), mesh=8)
     with pytest.raises(ValueError, match='no vectors'):
         fit(VQEMA(8), KEY, iter([]))
     with pytest.raises(ValueError, match='must have 4 features'):

@@ -26,7 +26,7 @@ def run(*parts):
 
 @pytest.fixture(scope='module')
 def found():
-    return run('search', 'auto', 'explicit', 'explicit traces', 'refusals')
+    return run('search', 'auto', 'explicit', 'explicit traces', 'refusals', 'fits')
 
 
 @pytest.fixture(scope='module')
@@ -179,3 +179,9 @@ def test_on_one_device_there_is_one_lane():
     z = jax.numpy.ones((64, 4))
     assert meshes.mesh_size(z) is None
     assert tiles.row_lanes(64, z) == (jax.device_count(), 1)
+
+
+def test_a_codec_fitted_on_a_mesh_is_that_of_one_device(found):
+    for differ, one, many, steps in found['fits']:
+        assert differ == 0 and steps == 3
+        assert many == pytest.approx(one, rel=1e-5)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
 from vqjax.codec.tokenizer import Codec, check_floating
@@ -49,6 +51,7 @@ def fit(
     batch_size: int = 4096,
     optimizer: optax.GradientTransformation | None = None,
     progress: bool | None = None,
+    mesh: Mesh | None = None,
 ) -> Codec:
     """Train a quantizer on vectors alone, as product quantization is used for search.
 
@@ -60,12 +63,15 @@ def fit(
     Args:
       quantizer: any quantizer.
       key: for the start, the order of batches, revival and sampling.
-      z: vectors [..., D], or an iterable of such batches, read once and never held as a whole
-        beyond the sample. Vectors that are not finite count nowhere.
+      z: vectors [..., D], an array or a mapped file (`np.load(path, mmap_mode='r')`), or an
+        iterable of such batches, which is read once. Memory holds the sample, of at most 262,144
+        vectors, and one batch. Vectors that are not finite count nowhere.
       steps: training steps; fewer if an iterable ends before.
       batch_size: vectors a step, for an array.
       optimizer: any of optax, by default `default_optimizer(steps)`.
       progress: whether to show a progress bar; by default where stderr is a terminal.
+      mesh: devices that the sample and every batch are split over, along all axes of the mesh
+        together; params and state are whole on each of them. By default one device.
 
     Returns:
       Codec; info holds `steps`, `vectors` (seen by the start), and where z can be restored `error`
@@ -80,6 +86,8 @@ def fit(
     check_count('steps', steps, 0)
     check_count('batch_size', batch_size)
     check_key(key)
+    need = 'a jax.sharding.Mesh, as quantizers.device_mesh() makes it, or None'
+    check(mesh is None or isinstance(mesh, Mesh), 'mesh', mesh, need)
     is_data = isinstance(z, jax.Array | Iterable) and not isinstance(z, str | bytes | Mapping)
     check(is_data, 'z', z, 'an array of vectors [..., D], or an iterable of such batches')
     if quantizer.grid:
@@ -98,7 +106,8 @@ def fit(
         mask = np.isfinite(sample).all(-1)
         if quantizer.starts_from_data:
             ops.check_distinct(sample, mask)
-        params, state = _start(quantizer, start_key, np.where(mask[:, None], sample, 0), mask)
+        start_rows = _split(mesh, np.where(mask[:, None], sample, 0), 0)
+        params, state = _start(quantizer, start_key, start_rows, _split(mesh, mask, False))
         done = 0
         if jax.tree.leaves((params, state)) and steps:
             optimizer = default_optimizer(steps) if optimizer is None else optimizer
@@ -107,6 +116,7 @@ def fit(
             previous = None
             for done, batch in enumerate(itertools.islice(stream, steps), 1):
                 _check_dim(batch, sample.shape[-1])
+                batch = _split(mesh, batch, np.nan)
                 carry, error = _step(
                     quantizer, optimizer, carry, batch, jax.random.fold_in(step_key, done)
                 )
@@ -116,6 +126,8 @@ def fit(
                         report(f'error {float(previous):.4g}', done)
                     previous = error
             params, state, _ = carry
+        if mesh is not None:
+            params, state = jax.device_get((params, state))
         codec = Codec(quantizer, params, state, sample.shape[-1])
         info: dict[str, Any] = {'steps': done, 'vectors': int(mask.sum())}
         report('measuring', done)
@@ -126,6 +138,14 @@ def fit(
             info['relative_error'] = info['error'] / variance if variance else math.nan
         report(' '.join(f'{k} {v:.4g}' for k, v in info.items() if 'error' in k), steps)
     return Codec(quantizer, params, state, sample.shape[-1], info)
+
+
+def _split(mesh: Mesh | None, rows: np.ndarray, fill: float) -> Any:
+    """Rows [n, ...], an even share on each device of the mesh; rows of `fill` make it even."""
+    if mesh is None:
+        return rows
+    more = np.full((-len(rows) % mesh.size, *rows.shape[1:]), fill, rows.dtype)
+    return jax.device_put(np.concatenate([rows, more]), NamedSharding(mesh, P(mesh.axis_names)))
 
 
 # Compiled once for a quantizer, however often it is fitted.
