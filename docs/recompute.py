@@ -850,5 +850,64 @@ def table() -> str:
     return '\n'.join(lines)
 
 
+# Costs -----------------------------------------------------------------------------------------
+
+
+def _ece(name: str, method: str, figure: str = 'ece') -> str:
+    return f'{mean(name, method, figure).mean:.3f}'
+
+
+def nested(method: str) -> Range:
+    """A method of the nested search on digits compared with no quantizer; its runs are not kept."""
+    found = (load('comparison/trials') or {})['outcome'][method]['compared']
+    return Range(*(100 * found[part] for part in Range._fields))
+
+
+def costs() -> str:
+    """What codes cost in accuracy and calibration: the list of docs/answer.md."""
+    by_codes = ', '.join(
+        f'{less(CIFAR, m, "none")} with {k}'
+        for m, k in (('vq_ema-8', '256'), ('vq_ema-10', '1,024'), ('vq_ema-12', '4,096 codes'))
+    )
+    tuned = ' and '.join(
+        f'{less(TUNED, f"vq_ema-8{end}", f"none{end}")} as a {place}' for place, end in ENDS.items()
+    )
+    sound = DEALS if study(DEALS) else 'comparison/results'
+    calibration = []
+    for where, name, method in (
+        ('photographs with digits', SCENES, 'vq_ema'), ('CIFAR-10', CIFAR, 'vq_ema-8'),
+        ('digits', sound, 'vq_ema'),
+    ):  # fmt: skip
+        gap = less(name, method, 'none', 'ece', 1)
+        calibration.append(
+            f'{_ece(name, "none")} without and {_ece(name, method)} with VQ-EMA on {where} '
+            f'(difference {gap.low:+.3f} to {gap.high:+.3f})'
+        )
+    lines = [
+        '**Digits, encoder and codes trained together.** VQ-EMA with 256 codes compared with no '
+        f'quantizer: {nested("vq_ema")}, where each fold chose its settings on validation images.',
+        '**CIFAR-10, frozen encoder, one vector per image.** RVQ with 4 x 256 codes: '
+        f'{less(CIFAR, "rvq-32", "none")}. VQ-EMA: {by_codes}. That more codes do not help is '
+        'confounded with under-fitting: 4,096 codes have 11 training images each.',
+        f'**CIFAR-10, fine-tuned for one epoch.** VQ-EMA with 256 codes: {tuned}. Four epochs were '
+        'run with two seeds, too few for a conclusion.',
+        '**Calibration.** The expected calibration error is '
+        + ', '.join(calibration)
+        + '. One temperature, fitted on validation images, brings VQ-EMA to '
+        + f'{_ece(SCENES, "vq_ema", "scaled_ece")}, {_ece(CIFAR, "vq_ema-8", "scaled_ece")} and '
+        + f'{_ece(sound, "vq_ema", "scaled_ece")}.',
+    ]
+    if study(FOLDS):
+        cures = '; '.join(
+            f'{words} {_ece(FOLDS, method)} (accuracy {less(FOLDS, method, "vq_ema")})'
+            for words, method in (
+                ('label smoothing', 'vq_ema_smoothed'),
+                ('averaged weights', 'vq_ema_averaged'),
+            )
+        )
+        lines[-1] += f' On digits it is {_ece(FOLDS, "vq_ema")} for VQ-EMA; with {cures}.'
+    return '\n'.join(f'- {line}' for line in lines)
+
+
 if __name__ == '__main__':
-    print(table())
+    print(table() + '\n\n' + costs())
