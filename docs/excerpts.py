@@ -1,7 +1,6 @@
 """What docs keeps of a long run, from its results.json.
 
 python docs/excerpts.py runs/digits_trials docs/comparison/trials.json
-python docs/excerpts.py runs/digits_50 docs/comparison/halves.json
 python docs/excerpts.py runs/digits_50 docs/comparison/deals.json      # with its runs
 python docs/excerpts.py runs/autopsy docs/autopsy/seeds.json           # with its runs
 """
@@ -16,7 +15,7 @@ from vqjax.results.excerpts import Excerpt
 from vqjax.results.records import Results
 from vqjax.results.summaries import shorten
 
-WITHOUT_RUNS = ('trials.json', 'halves.json')
+WITHOUT_RUNS = ('trials.json',)
 
 if __name__ == '__main__':
     workdir, target = sys.argv[1:]

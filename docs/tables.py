@@ -16,7 +16,7 @@ import benchmark_tables
 import recompute
 
 from vqjax.results import summaries
-from vqjax.results.excerpts import Excerpt
+from vqjax.results.excerpts import Excerpt, Outcome
 from vqjax.results.records import Results
 from vqjax.studies import answer as answers
 from vqjax.studies.rates.report import enough_rows
@@ -33,7 +33,7 @@ PAGES = (
     'docs/answer.md',
     'benchmarks/README.md',
 )
-EXCERPTS = ('docs/comparison/trials', 'docs/comparison/halves')  # made by excerpts.py
+EXCERPTS = ('docs/comparison/trials',)  # without runs, made by excerpts.py
 
 
 # Comparison ----------------------------------------------------------------------------------
@@ -154,11 +154,12 @@ def overview(trials, cifar10):
     return benchmark_tables.table([*header, 'CIFAR-10 %[^2]', 'change[^3]'], rows)
 
 
-def halves(deals):
+def halves(results):
     """Fifty runs a method: all, and the two halves of the deals."""
     rows = []
-    for name, said in deals.halves.items():
-        whole = deals.outcome[name]
+    halved = summaries.halves({name: method.seeds for name, method in results.methods.items()})
+    for name, said in halved.items():
+        whole = Outcome.of(results, name)
         rows.append(
             [
                 _NAMES.get(name, name),
@@ -210,6 +211,11 @@ def collapse(digits, mnist):
 def sentences():
     """Every sentence of the sources with its verdict and figures; see recompute.py."""
     return recompute.table()
+
+
+def costs():
+    """What codes cost; see recompute.py."""
+    return recompute.costs()
 
 
 # Rates -----------------------------------------------------------------------------------------

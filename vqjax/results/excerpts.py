@@ -9,9 +9,8 @@ from typing import Any
 
 from vqjax.metrics import Interval
 from vqjax.results import summaries
-from vqjax.results.plain import load, mappings, optional, part, read_interval, within
+from vqjax.results.plain import load, optional, part, read_interval, within
 from vqjax.results.records import MethodResult, Results
-from vqjax.results.summaries import Halves
 from vqjax.results.tuning import Tuning
 
 
@@ -87,25 +86,21 @@ class Excerpt:
       command, environment: as in results.json.
       outcome: by method.
       tuning: of a search.
-      halves: of several deals of folds, by method.
     """
 
     command: str
     environment: Mapping[str, Any]
     outcome: Mapping[str, Outcome]
     tuning: Tuning | None = None
-    halves: Mapping[str, Halves] | None = None
 
     @classmethod
     def of(cls, results: Results) -> Excerpt:
-        """Of results that have the baseline: their tuning, or else their halves."""
-        seeds = {name: method.seeds for name, method in results.methods.items()}
+        """Of results that have the baseline."""
         return cls(
             command=results.command or '',
             environment=results.environment,
             outcome={name: Outcome.of(results, name) for name in results.methods},
             tuning=results.tuning,
-            halves=summaries.halves(seeds) if results.tuning is None else None,
         )
 
     @classmethod
@@ -119,17 +114,14 @@ class Excerpt:
         for name in found:
             with within(f'outcome of {name}'):
                 outcome[name] = Outcome.read(part(found, name, dict))
-        tuning, halves = (optional(plain, name, dict) for name in ('tuning', 'halves'))
+        tuning = optional(plain, 'tuning', dict)
         with within('tuning'):
             tuning_read = None if tuning is None else Tuning.read(tuning)
-        with within('halves'):
-            halves_read = halves and {n: _read_halves(part(halves, n, dict)) for n in halves}
         return cls(
             command=part(plain, 'command', str),
             environment=part(plain, 'environment', dict),
             outcome=outcome,
             tuning=tuning_read,
-            halves=halves_read,
         )
 
     @classmethod
@@ -147,29 +139,4 @@ class Excerpt:
         if self.tuning is not None:
             found['tuning'] = self.tuning.plain()
         found['outcome'] = {name: outcome.plain() for name, outcome in self.outcome.items()}
-        if self.halves is not None:
-            found['halves'] = {name: _plain_halves(x) for name, x in self.halves.items()}
         return found
-
-
-def _pair(plain: Mapping[str, Any], name: str) -> tuple[Interval, Interval]:
-    found = mappings(plain, name)
-    if len(found) != 2:
-        raise ValueError(f'{name} has {len(found)} intervals, not 2')
-    first, second = (read_interval({name: interval}, name) for interval in found)
-    return first, second
-
-
-def _read_halves(plain: Mapping[str, Any]) -> Halves:
-    compared = _pair(plain, 'compared') if 'compared' in plain else None
-    return Halves(_pair(plain, 'accuracy'), part(plain, 'overlap', bool), compared)
-
-
-def _plain_halves(halves: Halves) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        'accuracy': [interval._asdict() for interval in halves.accuracy],
-        'overlap': halves.overlap,
-    }
-    if halves.compared is not None:
-        found['compared'] = [interval._asdict() for interval in halves.compared]
-    return found

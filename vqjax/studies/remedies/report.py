@@ -36,6 +36,10 @@ def command(config: Mapping[str, Any]) -> str:
     if config['dataset'] != 'digits':
         file = f'remedies_{config["dataset"]}.py'
         flags.append('--config.data_dir=FOLDER')
+    if config['methods'] != 'all':
+        flags.append(f'--config.methods={config["methods"]}')
+    if config.get('bottleneck', 'vector') != 'vector':
+        flags.append(f'--config.bottleneck={config["bottleneck"]}')
     return ' '.join([f'python train.py --config configs/{file}', *flags])
 
 
@@ -129,8 +133,9 @@ def table(results: Results) -> Table:
 def markdown(results: Results) -> str:
     """The text of report.md."""
     config = results.config
+    grid = config.get('bottleneck') == 'grid'
     return '\n\n'.join([
-        f'# Remedies on {config["dataset"]}',
+        f'# Remedies on {config["dataset"]}' + grid * ', with a grid of codes per image',
         f'{len(results.methods)} remedies and controls, {config["seeds"]} seeds each: each '
         f'remedy alone, added to one weak baseline (`{WEAK}`) that collapses. What fails here '
         'fails added to this baseline, which is no verdict on a run with a sound start and revival '
