@@ -257,8 +257,10 @@ def normal(number, seed):
 
 PEERS = ('faiss PQ', 'faiss RQ', 'faiss LSQ')
 # At fewer rates than all.
-PATCHES = dict.fromkeys(('Residual FSQ, projected', 'RFSQ, projected'), (8, 16, 24, 32))
-PATCHES |= {'FSP, projected': (4, 8, 12, 16, 24, 32), 'TurboQuant': (), 'Leech, projected': ()}
+PATCHES = dict.fromkeys(
+    ('FSP, projected', 'Residual FSQ, projected', 'RFSQ, projected'), (8, 16, 24, 32)
+)
+PATCHES |= {'TurboQuant': (), 'Leech, projected': ()}
 CODES = ('Product', 'Residual', 'Residual, beam 5', 'faiss PQ', 'faiss RQ')
 DRAWN = {'VQ-EMA': (4, 8, 12)}
 DRAWN |= dict.fromkeys(
@@ -286,8 +288,8 @@ SETS = {
         (100, 500),
         DRAWN
         | {'Leech, projected': (20,), 'TurboQuant': (15 + EMBEDDED, 15 + 2 * EMBEDDED)}
-        | dict.fromkeys(CODES, (4, 8, 12, 16, 20, 24, 32))
-        | {'Product': (4, 8, 12, 16, 20, 24, 32, 128, 256)},
+        | dict.fromkeys(CODES, (8, 12, 16, 20, 32))
+        | {'VQ-EMA': (8, 12), 'Product': (8, 12, 16, 20, 32, 128, 256)},
     ),
 }  # fmt: skip
 
