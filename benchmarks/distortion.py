@@ -404,7 +404,7 @@ def plot(path, rows, bound):
                     arrowprops={'arrowstyle': '-', 'color': colour, 'linewidth': 0.5},
                 )  # fmt: skip
             axis.set_title(kind, loc='left', fontsize=11, fontweight='bold')
-            axis.set_xticks(sorted({r['bits'] for found in shown.values() for r in found}))
+            axis.set_xticks([bits for bits in (4, 8, 12, 16, 20, 24, 32) if bits <= most])
             axis.set_xlabel('bits per vector')
             axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
             axis.yaxis.set_minor_formatter(
@@ -412,7 +412,7 @@ def plot(path, rows, bound):
             )
             axis.grid(color='#E5E5E5', which='both')
             axis.set_axisbelow(True)
-        figure.supylabel('squared error / variance (log scale)')
+        figure.supylabel('squared error / variance (log scale)', fontsize=10)
         figure.supxlabel(
             'Gaussian bound: a Gaussian of the same covariance in long blocks; dotted: faiss',
             fontsize=9, color='#666666',
