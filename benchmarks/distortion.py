@@ -258,7 +258,7 @@ def normal(number, seed):
 PEERS = ('faiss PQ', 'faiss RQ', 'faiss LSQ')
 # At fewer rates than all.
 PATCHES = dict.fromkeys(
-    ('FSP, projected', 'Residual FSQ, projected', 'RFSQ, projected'), (8, 16, 24, 32)
+    ('FSP, projected', 'E8, projected', 'Residual FSQ, projected', 'RFSQ, projected'), (8, 16, 32)
 )
 PATCHES |= {'TurboQuant': (), 'Leech, projected': ()}
 CODES = ('Product', 'Residual', 'Residual, beam 5', 'faiss PQ', 'faiss RQ')
@@ -286,10 +286,11 @@ SETS = {
         lambda _: (embeddings(20_000, 0), embeddings(5000, 1)),
         lambda: (embeddings(2000, 0), embeddings(500, 1)),
         (100, 500),
-        DRAWN
-        | {'Leech, projected': (20,), 'TurboQuant': (15 + EMBEDDED, 15 + 2 * EMBEDDED)}
+        dict.fromkeys(DRAWN, (16, 32))
         | dict.fromkeys(CODES, (8, 12, 16, 20, 32))
-        | {'VQ-EMA': (8, 12), 'Product': (8, 12, 16, 20, 32, 128, 256)},
+        | {'Leech, projected': (20,), 'TurboQuant': (15 + EMBEDDED, 15 + 2 * EMBEDDED)}
+        | {'VQ-EMA': (8, 12), 'Product': (8, 12, 16, 20, 32, 128, 256)}
+        | {'Residual, beam 5': (16, 32)},
     ),
 }  # fmt: skip
 
