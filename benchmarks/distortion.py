@@ -53,7 +53,7 @@ from vqjax.quantizers import (
 BITS = (4, 6, 8, 10, 12, 16, 20, 24, 32)
 SIDE = 8  # of a patch, pixels
 # bits -> parts of equal bits, at most 8 each and, for groups, a divisor of the features.
-STAGES = {4: 2, 6: 2, 8: 2, 10: 2, 12: 2, 16: 2, 20: 4, 24: 3, 32: 4, 128: 16, 256: 32}
+STAGES = {4: 2, 6: 2, 8: 2, 10: 2, 12: 2, 16: 2, 20: 4, 24: 3, 32: 4, 128: 16}
 GROUPS = STAGES | {24: 4}
 EMBEDDED = 128  # features of an embedding
 BATCH = 2048
@@ -103,10 +103,10 @@ def grid(bits, kind=FSQ, **fields):
     return projected(bits, inner)
 
 
-def residual_grid(bits, around=lambda inner: inner):
-    """Two stages of FSQ on the same projected features, half of the bits each."""
+def residual_grid(bits):
+    """RFSQ: two stages of FSQ on the same projected features, half of the bits each."""
     levels = grid_levels(bits // 2)
-    return Projected(Residual(around(FSQ(levels)), 2), len(levels))
+    return Projected(Residual(Conditioned(FSQ(levels)), 2), len(levels))
 
 
 def lattice(bits):
@@ -146,11 +146,8 @@ FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
     'FSP, projected': lambda bits: grid(bits, FSP, bound=ops.erf),
     'LFQ, projected': signs,
     'Latent quantization, projected': values,
-    'Residual FSQ, projected': residual_grid,
-    'RFSQ, projected': lambda bits: residual_grid(bits, Conditioned),
+    'RFSQ, projected': residual_grid,
     'E8, projected': lattice,
-    # 17.6 bits in one code: the smallest rate that has room for them.
-    'Leech, projected': lambda bits: Projected(SphericalLattice(), 24) if bits == 20 else None,
     # 15 bits for the length and whole bits a feature: far above the other rates.
     'TurboQuant': lambda bits: TurboQuant(EMBEDDED, (bits - 15) // EMBEDDED),
     'Product': lambda bits: Product(VQEMA(2 ** (bits // GROUPS[bits])), GROUPS[bits]),
@@ -257,10 +254,8 @@ def normal(number, seed):
 
 PEERS = ('faiss PQ', 'faiss RQ', 'faiss LSQ')
 # At fewer rates than all.
-PATCHES = dict.fromkeys(
-    ('FSP, projected', 'E8, projected', 'Residual FSQ, projected', 'RFSQ, projected'), (8, 16, 32)
-)
-PATCHES |= {'TurboQuant': (), 'Leech, projected': ()}
+PATCHES = dict.fromkeys(('FSP, projected', 'E8, projected'), (8, 16, 32))
+PATCHES |= {'RFSQ, projected': (16, 32), 'TurboQuant': ()}
 CODES = ('Product', 'Residual', 'Residual, beam 5', 'faiss PQ', 'faiss RQ')
 DRAWN = {'VQ-EMA': (4, 8, 12)}
 DRAWN |= dict.fromkeys(
@@ -287,10 +282,8 @@ SETS = {
         lambda: (embeddings(2000, 0), embeddings(500, 1)),
         (100, 500),
         dict.fromkeys(DRAWN, (16, 32))
-        | dict.fromkeys(CODES, (8, 12, 16, 20, 32))
-        | {'Leech, projected': (20,), 'TurboQuant': (15 + EMBEDDED, 15 + 2 * EMBEDDED)}
-        | {'VQ-EMA': (8, 12), 'Product': (8, 12, 16, 20, 32, 128, 256)}
-        | {'Residual, beam 5': (16, 32)},
+        | {'VQ-EMA': (8, 12), 'Product': (16, 32, 128), 'RFSQ, projected': (16,)}
+        | {'TurboQuant': (15 + EMBEDDED, 15 + 2 * EMBEDDED)},
     ),
 }  # fmt: skip
 
@@ -345,8 +338,7 @@ KINDS = {
                      'Bridged, low rank'),
     'one grid': ('FSQ, projected', 'iFSQ, projected', 'LFQ, projected',
                  'Latent quantization, projected', 'FSP, projected'),
-    'grids in stages, lattices': ('Residual FSQ, projected', 'RFSQ, projected', 'E8, projected',
-                                  'Leech, projected', 'FSQ, projected'),
+    'residual grid, lattice': ('RFSQ, projected', 'E8, projected', 'FSQ, projected'),
     'several codes per vector': ('Product', 'faiss PQ', 'Residual in Product', 'Residual',
                                  'Residual, beam 5', 'QINCo', 'faiss RQ', 'faiss LSQ'),
 }  # fmt: skip
