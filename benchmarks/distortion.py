@@ -149,7 +149,9 @@ FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
     'RFSQ, projected': residual_grid,
     'E8, projected': lattice,
     # 15 bits for the length and whole bits a feature: far above the other rates.
-    'TurboQuant': lambda bits: TurboQuant(EMBEDDED, (bits - 15) // EMBEDDED),
+    'TurboQuant': lambda bits: (
+        TurboQuant(EMBEDDED, (bits - 15) // EMBEDDED) if bits >= 15 + EMBEDDED else None
+    ),
     'Product': lambda bits: Product(VQEMA(2 ** (bits // GROUPS[bits])), GROUPS[bits]),
     'Residual': residual,
     'Residual, beam 5': lambda bits: residual(bits, beam=5),
@@ -364,6 +366,9 @@ def apart(values, gap):
 def plot(path, rows, bound):
     """Error against bits on a logarithmic axis: a panel a kind, every line named at its end."""
     rows = [r | {'bits': r.get('exact_bits', r['bits'])} for r in rows if r['bits'] <= max(BITS)]
+    errors = [r['error'] for r in rows] + [error for _, error in bound]
+    span = math.log(max(errors) / min(errors))
+    named = '2346' if span > 1.5 else '234567'  # digits of the labels between powers of ten
     families = list(dict.fromkeys(r['family'] for r in rows))
     kinds = {kind: [f for f in names if f in families] for kind, names in KINDS.items()}
     kinds = {kind: names for kind, names in kinds.items() if names}
@@ -388,7 +393,7 @@ def plot(path, rows, bound):
             axis.plot(*zip(*limit, strict=True), color='black', linewidth=1, linestyle='--')
             ends['Gaussian bound'] = (*limit[-1], 'black')
             axis.set_yscale('log')
-            heights = apart([math.log(error) for _, error, _ in ends.values()], 0.09)
+            heights = apart([math.log(error) for _, error, _ in ends.values()], 0.04 * span)
             for (family, (bits, error, colour)), height in zip(ends.items(), heights, strict=True):
                 place = (1.06 * most, math.exp(height))
                 axis.annotate(
@@ -401,7 +406,7 @@ def plot(path, rows, bound):
             axis.set_xlabel('bits per vector')
             axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
             axis.yaxis.set_minor_formatter(
-                lambda value, _: f'{value:g}' if f'{value:e}'[0] in '2346' else ''
+                lambda value, _: f'{value:g}' if f'{value:e}'[0] in named else ''
             )
             axis.grid(color='#E5E5E5', which='both')
             axis.set_axisbelow(True)
