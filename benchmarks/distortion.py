@@ -1,21 +1,25 @@
 """Distortion against bits a vector, for every quantizer and combinator, beside faiss.
 
     python benchmarks/distortion.py --data-dir FOLDER_OF_PREPARED_SETS
+    python benchmarks/distortion.py --set normal      # or embeddings: nothing to download
 
-Patches of 8 x 8 grey pixels of CIFAR-10, 64 features: 40,000 of training images to fit to, 10,000
-of test images to measure on, less the mean patch and in one unit. Every quantizer is fitted by
-`vqjax.codec.fit`, three seeds each: 200 steps after k-means where statistics are all that moves,
-2,000 where gradients have something to learn; the seconds stand beside. At most 12 bits go into one
-codebook. Rows that are already in the JSON are not measured again. About half an hour on two
-cores; --quick takes seconds, with some families and patches of noise.
+Three sets, each less its mean and in one unit. `patches`: 8 x 8 grey pixels of CIFAR-10, 64
+features, 40,000 of training images to fit to and 10,000 of test images to measure on. `normal`: 16
+independent normal features, whose bound is known exactly. `embeddings`: 128 features with the unit
+norm and the decaying spectrum of sentence embeddings; they are drawn at random, not made from text.
+Every quantizer is fitted by `vqjax.codec.fit` with three seeds: 200 steps after k-means where
+statistics are all that moves, 2,000 where gradients have something to learn (100 and 500 for the
+two drawn sets). The seconds stand beside. At most 12 bits go into one codebook. Rows that are
+already in the JSON are not measured again. The patches take about half an hour on two cores, the
+others some minutes each; --quick takes seconds, with some families and few vectors.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import common
 import jax
@@ -26,12 +30,14 @@ from matplotlib.figure import Figure
 
 from vqjax import codec, ops
 from vqjax.quantizers import (
+    FSP,
     FSQ,
     IBQ,
     LFQ,
     VQ,
     VQEMA,
     Bridged,
+    Conditioned,
     GumbelSoftmax,
     LatentQuantization,
     Product,
@@ -40,15 +46,23 @@ from vqjax.quantizers import (
     Quantizer,
     Residual,
     SimVQ,
+    SphericalLattice,
+    TurboQuant,
 )
 
 BITS = (4, 6, 8, 10, 12, 16, 20, 24, 32)
 SIDE = 8  # of a patch, pixels
-# bits -> parts of equal bits, at most 8 each and, for groups, a divisor of 64.
-STAGES = {4: 2, 6: 2, 8: 2, 10: 2, 12: 2, 16: 2, 20: 4, 24: 3, 32: 4}
+# bits -> parts of equal bits, at most 8 each and, for groups, a divisor of the features.
+STAGES = {4: 2, 6: 2, 8: 2, 10: 2, 12: 2, 16: 2, 20: 4, 24: 3, 32: 4, 128: 16}
 GROUPS = STAGES | {24: 4}
-STATISTICS_STEPS, GRADIENT_STEPS, BATCH = 200, 2000, 2048
-QUICK = ('VQ-EMA', 'FSQ, projected', 'Product', 'Residual', 'faiss PQ')
+EMBEDDED = 128  # features of an embedding
+BATCH = 2048
+QUICK_BITS = (4, 8)
+QUICK = {
+    'patches': ('VQ-EMA', 'FSQ, projected', 'Product', 'Residual', 'faiss PQ'),
+    'normal': ('VQ-EMA', 'faiss PQ'),
+    'embeddings': ('VQ-EMA', 'faiss PQ'),
+}
 
 
 def largest(bits, most):
@@ -74,14 +88,34 @@ def projected(bits, inner):
     return Projected(Product(leaf, groups) if groups > 1 else leaf, features * groups)
 
 
-def grid(bits, **fields):
-    """FSQ of 4 levels, 2 bits, a projected feature; the first has 8 where bits are odd."""
+def grid_levels(bits):
+    """4 levels, 2 bits, a feature; the first has 8 where bits are odd."""
+    return (8,) * (bits % 2) + (4,) * (bits // 2 - bits % 2)
+
+
+def grid(bits, kind=FSQ, **fields):
+    """FSQ, or FSP, of 4 levels a projected feature."""
 
     def inner(part):
-        levels = (8,) * (part % 2) + (4,) * (part // 2 - part % 2)
-        return FSQ(levels, **fields), len(levels)
+        levels = grid_levels(part)
+        return kind(levels, **fields), len(levels)
 
     return projected(bits, inner)
+
+
+def residual_grid(bits):
+    """RFSQ: two stages of FSQ on the same projected features, half of the bits each."""
+    levels = grid_levels(bits // 2)
+    return Projected(Residual(Conditioned(FSQ(levels)), 2), len(levels))
+
+
+def lattice(bits):
+    """E8's 240 vectors, 7.9 bits, for each 8 projected features."""
+    groups = bits // 8
+    if bits % 8:
+        return None
+    leaf = SphericalLattice(8)
+    return Projected(Product(leaf, groups) if groups > 1 else leaf, 8 * groups)
 
 
 def values(bits):
@@ -109,8 +143,15 @@ FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
     'Gumbel-Softmax': leaf(GumbelSoftmax, most=10),
     'FSQ, projected': grid,
     'iFSQ, projected': lambda bits: grid(bits, bound=ops.ifsq),
+    'FSP, projected': lambda bits: grid(bits, FSP, bound=ops.erf),
     'LFQ, projected': signs,
     'Latent quantization, projected': values,
+    'RFSQ, projected': residual_grid,
+    'E8, projected': lattice,
+    # 15 bits for the length and whole bits a feature: far above the other rates.
+    'TurboQuant': lambda bits: (
+        TurboQuant(EMBEDDED, (bits - 15) // EMBEDDED) if bits >= 15 + EMBEDDED else None
+    ),
     'Product': lambda bits: Product(VQEMA(2 ** (bits // GROUPS[bits])), GROUPS[bits]),
     'Residual': residual,
     'Residual, beam 5': lambda bits: residual(bits, beam=5),
@@ -122,22 +163,26 @@ FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
 }
 
 
-def faiss_families():
-    """Name -> (bits, seed) -> a quantizer of faiss."""
+# What tells a row from others.
+KEYS = ('set', 'family', 'bits', 'quantizer')
+
+
+def faiss_families(dim):
+    """Name -> (bits, seed) -> a quantizer of faiss of so many features."""
     import faiss
 
     def product(bits, seed):
-        made = faiss.ProductQuantizer(SIDE**2, GROUPS[bits], bits // GROUPS[bits])
+        made = faiss.ProductQuantizer(dim, GROUPS[bits], bits // GROUPS[bits])
         made.cp.seed = seed
         return made
 
     def residual(bits, seed):
-        made = faiss.ResidualQuantizer(SIDE**2, STAGES[bits], bits // STAGES[bits])
+        made = faiss.ResidualQuantizer(dim, STAGES[bits], bits // STAGES[bits])
         made.cp.seed = seed
         return made
 
     def local_search(bits, seed):
-        made = faiss.LocalSearchQuantizer(SIDE**2, STAGES[bits], bits // STAGES[bits])
+        made = faiss.LocalSearchQuantizer(dim, STAGES[bits], bits // STAGES[bits])
         made.random_seed = seed
         return made
 
@@ -153,8 +198,20 @@ def patches(data_dir, split, number):
     return common.random_patches(images, np.arange(number), SIDE, rng)
 
 
+def embeddings(number, seed):
+    """[number, 128] float32 of unit length: normal vectors with variances 1 / i along random axes.
+
+    In place of sentence embeddings, whose variances fall likewise; they have no topics.
+    """
+    dim = EMBEDDED
+    axes, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))
+    z = np.random.default_rng(seed).standard_normal((number, dim)) / np.sqrt(1 + np.arange(dim))
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    return (z @ axes.T).astype(np.float32)
+
+
 def noise(number, seed):
-    """The same of correlated noise, for --quick."""
+    """Patches of correlated noise, for --quick."""
     rng = np.random.default_rng(seed)
     steps = rng.standard_normal((number, SIDE, SIDE)).cumsum(1).cumsum(2)
     return (steps / steps.std()).reshape(number, -1).astype(np.float32)
@@ -178,6 +235,59 @@ def gaussian_bound(z, bits):
 def share(z, decoded):
     """Squared error as a share of the variance of z."""
     return float(((z - decoded) ** 2).sum() / ((z - z.mean(0)) ** 2).sum())
+
+
+class Vectors(NamedTuple):
+    """A set: (vectors to fit to, to test on) from --data-dir, how to fit, and what at which rate.
+
+    Steps are those of quantizers with statistics alone and of those with gradients.
+    """
+
+    read: Callable[[str | None], tuple[np.ndarray, np.ndarray]]
+    quick: Callable[[], tuple[np.ndarray, np.ndarray]]
+    steps: tuple[int, int]
+    rates: dict[str, tuple[int, ...]]
+
+
+def normal(number, seed):
+    """[number, 16] float32 of independent normal features."""
+    return np.random.default_rng(seed).standard_normal((number, 16)).astype(np.float32)
+
+
+PEERS = ('faiss PQ', 'faiss RQ', 'faiss LSQ')
+# At fewer rates than all.
+PATCHES = dict.fromkeys(('FSP, projected', 'E8, projected'), (8, 16, 32))
+PATCHES |= {'RFSQ, projected': (16, 32), 'TurboQuant': ()}
+CODES = ('Product', 'Residual', 'Residual, beam 5', 'faiss PQ', 'faiss RQ')
+DRAWN = {'VQ-EMA': (4, 8, 12)}
+DRAWN |= dict.fromkeys(
+    ('FSQ, projected', 'FSP, projected', 'LFQ, projected', 'Latent quantization, projected'),
+    (8, 16, 32),
+)
+DRAWN |= dict.fromkeys(('RFSQ, projected', 'E8, projected'), (8, 16, 32))
+DRAWN |= dict.fromkeys(CODES, (4, 8, 12, 16, 24, 32))
+SETS = {
+    'patches': Vectors(
+        lambda folder: (patches(folder, 'train', 40_000), patches(folder, 'test', 10_000)),
+        lambda: (noise(2000, 0), noise(500, 1)),
+        (200, 2000),
+        {family: PATCHES.get(family, BITS) for family in (*FAMILIES, *PEERS)},
+    ),
+    'normal': Vectors(
+        lambda _: (normal(20_000, 0), normal(5000, 1)),
+        lambda: (normal(2000, 0), normal(500, 1)),
+        (100, 500),
+        DRAWN,
+    ),
+    'embeddings': Vectors(
+        lambda _: (embeddings(20_000, 0), embeddings(5000, 1)),
+        lambda: (embeddings(2000, 0), embeddings(500, 1)),
+        (100, 500),
+        dict.fromkeys(DRAWN, (16, 32))
+        | {'VQ-EMA': (8, 12), 'Product': (16, 32, 128), 'RFSQ, projected': (16,)}
+        | {'TurboQuant': (15 + EMBEDDED, 15 + 2 * EMBEDDED)},
+    ),
+}  # fmt: skip
 
 
 def ours(quantizer, steps, train, test, seeds):
@@ -210,16 +320,17 @@ def theirs(make, bits, train, test, seeds):
     return [run(seed) for seed in seeds]
 
 
-def row(family, bits, name, runs):
+def row(place, runs):
     """Mean error with its 95% t interval over seeds, medians of the seconds after the first."""
     errors, fit, encode = (np.array(column) for column in zip(*runs, strict=True))
     fit, encode = float(np.median(fit[1:])), float(np.median(encode[1:]))
     half = scipy.stats.t.ppf(0.975, len(errors) - 1) * errors.std(ddof=1) / math.sqrt(len(errors))
-    found = {'family': family, 'bits': bits, 'quantizer': name, 'error': round(errors.mean(), 5)}
+    found = dict(zip(KEYS, place, strict=True)) | {'error': round(errors.mean(), 5)}
     found |= {'half_interval': round(half, 5), 'errors': errors.round(5).tolist()}
     found |= {'fit_s': round(fit, 3), 'encode_s': round(encode, 4)}
+    where, family, bits, _ = place
     error = f'{errors.mean():.4f} +- {half:.4f}'
-    print(f'{family:20} {bits:2} bits  error {error}  fit {fit:.2f} s  encode {encode:.3f} s')
+    print(f'{where} {family:20} {bits:2} bits  error {error}  fit {fit:.2f} s', flush=True)
     return found
 
 
@@ -227,8 +338,9 @@ def row(family, bits, name, runs):
 KINDS = {
     'one codebook': ('VQ-EMA', 'VQ-EMA, Sinkhorn', 'VQ', 'SimVQ', 'Gumbel-Softmax', 'IBQ',
                      'Bridged, low rank'),
-    'a grid without a codebook': ('FSQ, projected', 'iFSQ, projected', 'LFQ, projected',
-                                  'Latent quantization, projected'),
+    'one grid': ('FSQ, projected', 'iFSQ, projected', 'LFQ, projected',
+                 'Latent quantization, projected', 'FSP, projected'),
+    'residual grid, lattice': ('RFSQ, projected', 'E8, projected', 'FSQ, projected'),
     'several codes per vector': ('Product', 'faiss PQ', 'Residual in Product', 'Residual',
                                  'Residual, beam 5', 'QINCo', 'faiss RQ', 'faiss LSQ'),
 }  # fmt: skip
@@ -253,13 +365,20 @@ def apart(values, gap):
 
 def plot(path, rows, bound):
     """Error against bits on a logarithmic axis: a panel a kind, every line named at its end."""
+    rows = [r | {'bits': r.get('exact_bits', r['bits'])} for r in rows if r['bits'] <= max(BITS)]
+    errors = [r['error'] for r in rows] + [error for _, error in bound]
+    span = math.log(max(errors) / min(errors))
+    named = '2346' if span > 1.5 else '234567'  # digits of the labels between powers of ten
     families = list(dict.fromkeys(r['family'] for r in rows))
     kinds = {kind: [f for f in names if f in families] for kind, names in KINDS.items()}
     kinds = {kind: names for kind, names in kinds.items() if names}
     with mpl.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
-        figure = Figure(figsize=(4.1 * len(kinds), 4.8), layout='constrained')
-        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for axis, (kind, names) in zip(axes, kinds.items(), strict=True):
+        lines = math.ceil(len(kinds) / 2)
+        figure = Figure(figsize=(10.5, 4.6 * lines), layout='constrained')
+        axes = figure.subplots(lines, 2, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(kinds) :]:
+            axis.set_axis_off()
+        for axis, (kind, names) in zip(axes, kinds.items(), strict=False):
             shown = {f: [r for r in rows if r['family'] == f] for f in names}
             most = max(r['bits'] for found in shown.values() for r in found)
             ends = {}
@@ -274,7 +393,7 @@ def plot(path, rows, bound):
             axis.plot(*zip(*limit, strict=True), color='black', linewidth=1, linestyle='--')
             ends['Gaussian bound'] = (*limit[-1], 'black')
             axis.set_yscale('log')
-            heights = apart([math.log(error) for _, error, _ in ends.values()], 0.09)
+            heights = apart([math.log(error) for _, error, _ in ends.values()], 0.04 * span)
             for (family, (bits, error, colour)), height in zip(ends.items(), heights, strict=True):
                 place = (1.06 * most, math.exp(height))
                 axis.annotate(
@@ -283,15 +402,15 @@ def plot(path, rows, bound):
                     arrowprops={'arrowstyle': '-', 'color': colour, 'linewidth': 0.5},
                 )  # fmt: skip
             axis.set_title(kind, loc='left', fontsize=11, fontweight='bold')
-            axis.set_xticks(sorted({r['bits'] for found in shown.values() for r in found}))
+            axis.set_xticks([bits for bits in (4, 8, 12, 16, 20, 24, 32) if bits <= most])
             axis.set_xlabel('bits per vector')
             axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
             axis.yaxis.set_minor_formatter(
-                lambda value, _: f'{value:g}' if f'{value:e}'[0] in '2346' else ''
+                lambda value, _: f'{value:g}' if f'{value:e}'[0] in named else ''
             )
             axis.grid(color='#E5E5E5', which='both')
             axis.set_axisbelow(True)
-        axes[0].set_ylabel('squared error / variance (log scale)')
+        figure.supylabel('squared error / variance (log scale)', fontsize=10)
         figure.supxlabel(
             'Gaussian bound: a Gaussian of the same covariance in long blocks; dotted: faiss',
             fontsize=9, color='#666666',
@@ -300,55 +419,71 @@ def plot(path, rows, bound):
     print(f'wrote {path}')
 
 
-def main(argv=None):
-    """Measure what is missing, write distortion.json and distortion.png."""
-    parser = common.parser(__doc__)
-    parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
-    parser.add_argument('--families', help='separated by ;, default: all')
-    options = common.arguments(parser, argv)
-    if options.quick:
-        train, test, seeds, steps, rates = noise(2000, 0), noise(500, 1), (0, 1), (5, 5), (4, 8)
-    else:
-        train = patches(options.data_dir, 'train', 40_000)
-        test = patches(options.data_dir, 'test', 10_000)
-        # A linear map of frozen codes (SimVQ) has no offset, and grids have a scale: as a network's
-        # features would come, without the mean.
-        mean = train.mean(0)
-        unit = (train - mean).std()
-        train, test = (train - mean) / unit, (test - mean) / unit
-        seeds, steps, rates = range(3), (STATISTICS_STEPS, GRADIENT_STEPS), BITS
-    results = {'N': len(train), 'N_test': len(test), 'D': SIDE**2, 'batch': BATCH}
-    results |= {'statistics_steps': steps[0], 'gradient_steps': steps[1], 'seeds': len(seeds)}
-    results['gaussian'] = [(bits, round(gaussian_bound(test, bits), 5)) for bits in rates]
-    path = options.out / 'distortion.json'
-    before = json.loads(path.read_text()) if path.exists() else {}
-    same = all(before.get(name) == results[name] for name in list(results) if name != 'gaussian')
-    kept = {(r['family'], r['bits'], r['quantizer']): r for r in before['rows']} if same else {}
+def picture(name):
+    """The file of a set's plot, without its ending."""
+    return 'distortion' if name == 'patches' else f'distortion_{name}'
+
+
+def measure(options, name, results):
+    """Add to `results` what is missing of a set, and write after every row."""
+    vectors = SETS[name]
+    train, test = vectors.quick() if options.quick else vectors.read(options.data_dir)
+    # A linear map of frozen codes (SimVQ) has no offset, and grids have a scale: as a network's
+    # features would come, without the mean.
+    mean = train.mean(0)
+    unit = (train - mean).std()
+    train, test = (train - mean) / unit, (test - mean) / unit
+    seeds, steps = (range(2), (5, 5)) if options.quick else (range(3), vectors.steps)
+    header = {'N': len(train), 'N_test': len(test), 'D': train.shape[1], 'batch': BATCH}
+    header |= {'statistics_steps': steps[0], 'gradient_steps': steps[1], 'seeds': len(seeds)}
+    before = results['sets'].get(name, {})
+    if any(before.get(key) != value for key, value in header.items()):
+        results['rows'] = [r for r in results['rows'] if r['set'] != name]
+    header['gaussian'] = [(bits, round(gaussian_bound(test, bits), 5)) for bits in BITS]
+    results['sets'][name] = header
     families = dict(FAMILIES)
     if common.available(options.quick, 'faiss-cpu'):
-        families |= faiss_families()
-    chosen = QUICK if options.quick else families
+        families |= faiss_families(train.shape[1])
+    chosen = QUICK[name] if options.quick else families
     if options.families:
         chosen = options.families.split(';')
-    found = {}
-    for family, bits in itertools.product(families, rates):
-        make, peer = families[family], family.startswith('faiss')
-        quantizer = family if peer else make(bits)
-        place = (family, bits, str(quantizer))
-        if place in kept:
-            found[place] = kept[place]
-        elif quantizer is not None and family in chosen:
-            runs = (
-                theirs(make, bits, train, test, seeds)
-                if peer
-                else ours(quantizer, steps, train, test, seeds)
-            )
-            found[place] = row(*place, runs)
-            rows = list((kept | found).values())
-            common.write(options.out, 'distortion', results | {'rows': rows})
-    rows = list(found.values())
-    common.write(options.out, 'distortion', results | {'rows': rows})
-    plot(options.out / 'distortion.png', rows, results['gaussian'])
+    kept = {tuple(r[key] for key in KEYS): r for r in results['rows']}
+    found = {place: r for place, r in kept.items() if place[0] != name}
+    for family, rates in vectors.rates.items():
+        make, peer = families.get(family), family.startswith('faiss')
+        for bits in QUICK_BITS if options.quick else rates:
+            quantizer = family if peer else make(bits)
+            place = (name, family, bits, str(quantizer))
+            if place in kept:
+                found[place] = kept[place]
+            elif quantizer is not None and family in chosen and make is not None:
+                runs = (
+                    theirs(make, bits, train, test, seeds)
+                    if peer
+                    else ours(quantizer, steps, train, test, seeds)
+                )
+                found[place] = row(place, runs)
+                if not peer and round(quantizer.bits, 1) != bits:
+                    found[place]['exact_bits'] = round(quantizer.bits, 1)
+                results['rows'] = list((kept | found).values())
+                common.write(options.out, 'distortion', results)
+    results['rows'] = list(found.values())
+
+
+def main(argv=None):
+    """Measure what is missing, write distortion.json and a plot for each set."""
+    parser = common.parser(__doc__)
+    parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
+    parser.add_argument('--set', choices=SETS, help='one of the sets, default: all')
+    parser.add_argument('--families', help='separated by ;, default: all')
+    options = common.arguments(parser, argv)
+    path = options.out / 'distortion.json'
+    results = json.loads(path.read_text()) if path.exists() else {'sets': {}, 'rows': []}
+    for name in [options.set] if options.set else SETS:
+        measure(options, name, results)
+        common.write(options.out, 'distortion', results)
+        rows = [r for r in results['rows'] if r['set'] == name]
+        plot(options.out / f'{picture(name)}.png', rows, results['sets'][name]['gaussian'])
 
 
 if __name__ == '__main__':

@@ -87,33 +87,97 @@ def retrieval(results):
     return table(['data', 'codes', 'bytes', *(f'{w}, {n}' for w in what for n in names)], rows)
 
 
-def rates(results):
+_MOST = 32  # bits a vector of these tables
+
+
+def _least(rows, bits, wanted=lambda family: True):
+    """The row of ours with the least error at so many bits, None without one."""
+    ours = [r for r in rows if r['bits'] == bits and not r['family'].startswith('faiss')]
+    ours = [r for r in ours if wanted(r['family'])]
+    return min(ours, key=lambda r: r['error'], default=None)
+
+
+def _of_set(results, name):
+    return [r for r in results['rows'] if r['set'] == name and r['bits'] <= _MOST]
+
+
+def _error(error):
+    return f'{error:.3f}'.replace('0.', '.', 1)
+
+
+def _rates(results, name):
     """Error at each number of bits, one row a family; the least of ours is bold."""
-    bits = sorted({r['bits'] for r in results['rows']})
-    found = {(r['family'], r['bits']): r for r in results['rows']}
-    families = list(dict.fromkeys(r['family'] for r in results['rows']))
-    ours = [family for family in families if not family.startswith('faiss')]
-    least = {b: min(found[f, b]['error'] for f in ours if (f, b) in found) for b in bits}
+    shown = _of_set(results, name)
+    bits = sorted({r['bits'] for r in shown})
+    found = {(r['family'], r['bits']): r for r in shown}
+    least = [_least(shown, b) for b in bits]
 
-    def cell(family, b):
-        if (family, b) not in found:
+    def cell(row):
+        if row is None:
             return ''
-        error, half = (found[family, b][name] for name in ('error', 'half_interval'))
-        shown = f'{error:.3f} ± {half:.3f}'.replace('0.', '.')
-        return f'**{shown}**' if family in ours and error == least[b] else shown
+        text = f'{_error(row["error"])} ± {_error(row["half_interval"])}'
+        return f'**{text}**' if row in least else text
 
-    rows = [[family, *[cell(family, b) for b in bits]] for family in families]
-    bound = [f'{error:.3f}'.replace('0.', '.') for b, error in results['gaussian'] if b in bits]
-    rows.append(['Gaussian bound', *bound])
+    families = dict.fromkeys(r['family'] for r in shown)
+    rows = [[family, *[cell(found.get((family, b))) for b in bits]] for family in families]
+    bound = dict(results['sets'][name]['gaussian'])
+    rows.append(['Gaussian bound', *[_error(bound[b]) for b in bits]])
     return table(['bits per vector', *bits], rows)
+
+
+def rates(results):
+    """Error of patches at each number of bits."""
+    return _rates(results, 'patches')
+
+
+def rates_normal(results):
+    """The same of normal vectors."""
+    return _rates(results, 'normal')
+
+
+def rates_embeddings(results):
+    """The same of embeddings."""
+    return _rates(results, 'embeddings')
+
+
+def rates_above(results):
+    """Error of embeddings at rates above those of the other tables."""
+    rows = [
+        [r['family'], r['bits'], f'{_error(r["error"])} ± {_error(r["half_interval"])}']
+        + [f'{r["fit_s"]:.2g}']
+        for r in sorted(results['rows'], key=lambda r: r['bits'])
+        if r['bits'] > _MOST
+    ]
+    return table(['', 'bits per vector', 'error', 'fit, s'], rows)
+
+
+def choice(results):
+    """At each rate and on each set the least error, with a codebook and without one."""
+    kinds = {
+        'codebooks': lambda family: not family.endswith('projected'),
+        'no codebook': lambda family: family.endswith('projected'),
+    }
+
+    def cell(row):
+        return f'{row["family"].removesuffix(", projected")} {_error(row["error"])}' if row else ''
+
+    found = {name: _of_set(results, name) for name in results['sets']}
+    bits = sorted(set.intersection(*[{r['bits'] for r in rows} for rows in found.values()]))
+    rows = [
+        [b, *[cell(_least(rows, b, kind)) for rows in found.values() for kind in kinds.values()]]
+        for b in bits
+    ]
+    header = [f'{name}, {kind}' for name in found for kind in kinds]
+    return table(['bits per vector', *header], rows)
 
 
 def rate_seconds(results):
     """Seconds to fit and milliseconds to encode at some rates, one row a family."""
     bits = (8, 12, 24)
-    found = {(r['family'], r['bits']): r for r in results['rows']}
+    patches = _of_set(results, 'patches')
+    found = {(r['family'], r['bits']): r for r in patches}
     rows = []
-    for family in dict.fromkeys(r['family'] for r in results['rows']):
+    for family in dict.fromkeys(r['family'] for r in patches):
         these = [found.get((family, b)) for b in bits]
         fit = [f'{r["fit_s"]:.3g}' if r else '' for r in these]
         rows.append([family, *fit, *[f'{r["encode_s"] * 1e3:.3g}' if r else '' for r in these]])

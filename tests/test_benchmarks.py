@@ -130,16 +130,50 @@ def test_ratios_are_medians_over_rounds(monkeypatch):
 
 
 @pytest.mark.slow
-def test_distortion(run):
+def test_distortion(run, monkeypatch):
     pytest.importorskip('faiss')
     results, plot = run('distortion')
-    rows = {(r['family'], r['bits']): r for r in results['rows']}
+    rows = {(r['set'], r['family'], r['bits']): r for r in results['rows']}
     for family in ('VQ-EMA', 'Product', 'Residual', 'faiss PQ'):
-        assert rows[family, 8]['error'] < rows[family, 4]['error'] < 1
+        assert rows['patches', family, 8]['error'] < rows['patches', family, 4]['error'] < 1
     # Noise that sums up is a Gaussian: at equal bits no code of one vector is below its bound.
-    for (_, bits), row in rows.items():
-        assert row['error'] > dict(results['gaussian'])[bits]
-    assert _is_png(plot)
+    for (name, _, bits), row in rows.items():
+        assert row['error'] > dict(results['sets'][name]['gaussian'])[bits]
+    for name in ('distortion', 'distortion_normal', 'distortion_embeddings'):
+        assert _is_png(plot.with_stem(name))
+    # Done before: nothing is measured again.
+    monkeypatch.setattr(sys.modules['distortion'], 'ours', None)
+    monkeypatch.setattr(sys.modules['distortion'], 'theirs', None)
+    assert run('distortion')[0]['rows'] == results['rows']
+
+
+def test_the_families_of_the_distortion_have_the_bits_that_they_are_listed_at(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    distortion = importlib.import_module('distortion')
+    for name, vectors in distortion.SETS.items():
+        for family, rates in vectors.rates.items():
+            made = [
+                (bits, distortion.FAMILIES[family](bits))
+                for bits in rates
+                if family in distortion.FAMILIES
+            ]
+            for bits, quantizer in made:
+                # The 240 vectors of E8 are no power of two: up to 0.4 bits are spare.
+                assert quantizer is None or bits - 0.4 < quantizer.bits <= bits, (name, family)
+    for name in ('common', 'distortion'):
+        sys.modules.pop(name)
+
+
+def test_the_embeddings_have_unit_length_and_the_spectrum_that_was_said(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    distortion = importlib.import_module('distortion')
+    z = distortion.embeddings(20_000, 0)
+    assert np.linalg.norm(z, axis=1) == pytest.approx(1, abs=1e-5)
+    spectrum = np.linalg.eigvalsh(z.T @ z)[::-1]
+    # Variances 1 / i, but for what unit length takes from the first.
+    assert spectrum[9] / spectrum[39] == pytest.approx(4, rel=0.15)
+    for name in ('common', 'distortion'):
+        sys.modules.pop(name)
 
 
 @pytest.mark.slow
