@@ -36,7 +36,7 @@ def command(config: Mapping[str, Any]) -> str:
     if config['dataset'] != 'digits':
         file = f'remedies_{config["dataset"]}.py'
         flags.append('--config.data_dir=FOLDER')
-    if config['methods'] != 'all':
+    if config.get('methods', 'all') != 'all':
         flags.append(f'--config.methods={config["methods"]}')
     if config.get('bottleneck', 'vector') != 'vector':
         flags.append(f'--config.bottleneck={config["bottleneck"]}')
