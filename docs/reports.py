@@ -34,6 +34,7 @@ TEXTS = {
     'cifar10/finetune/longer': rates.markdown,
     'remedies/digits': remedies.markdown,
     'remedies/mnist': remedies.markdown,
+    'remedies/averaged': remedies.markdown,
     'autopsy': autopsy.markdown,
     'behaviour': behaviour.text,
     'vqvae2/cifar10': vqvae2.text,
@@ -45,6 +46,7 @@ PLOTS = {
     'cifar10': {'rates': rates_plots.figure},
     'remedies/digits': {'remedies': remedies_plots.figure},
     'remedies/mnist': {'remedies': remedies_plots.figure},
+    'remedies/averaged': {'remedies': remedies_plots.figure},
 }
 
 

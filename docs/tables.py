@@ -167,11 +167,10 @@ def halves(results):
                 *map(_percent, said.accuracy),
                 'yes' if said.overlap else 'no',
                 '' if whole.compared is None else _percent(whole.compared, '+'),
-                whole.verdict or '',
             ]
         )
     header = ['method', 'all %', 'first half %', 'second half %', 'overlap', 'compared with none']
-    return benchmark_tables.table([*header, 'verdict'], rows)
+    return benchmark_tables.table(header, rows)
 
 
 # Remedies --------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def command(config: Mapping[str, Any]) -> str:
     if config['dataset'] != 'digits':
         file = f'remedies_{config["dataset"]}.py'
         flags.append('--config.data_dir=FOLDER')
-    if config['methods'] != 'all':
+    if config.get('methods', 'all') != 'all':
         flags.append(f'--config.methods={config["methods"]}')
     if config.get('bottleneck', 'vector') != 'vector':
         flags.append(f'--config.bottleneck={config["bottleneck"]}')
@@ -130,17 +130,8 @@ def table(results: Results) -> Table:
     return found
 
 
-def markdown(results: Results) -> str:
-    """The text of report.md."""
-    config = results.config
-    grid = config.get('bottleneck') == 'grid'
-    return '\n\n'.join([
-        f'# Remedies on {config["dataset"]}' + grid * ', with a grid of codes per image',
-        f'{len(results.methods)} remedies and controls, {config["seeds"]} seeds each: each '
-        f'remedy alone, added to one weak baseline (`{WEAK}`) that collapses. What fails here '
-        'fails added to this baseline, which is no verdict on a run with a sound start and revival '
-        '(`configs/digits.py`).',
-        '![Test error and perplexity of every remedy](remedies.png)',
+def _conclusions(results: Results) -> list[str]:
+    return [
         '## What to choose',
         choice(results),
         *guard(results),
@@ -152,6 +143,25 @@ def markdown(results: Results) -> str:
         'where a run did, and is not refuted otherwise. One said to harm has to be worse than '
         f'what it is added to (`{WEAK}`; `revival` where every step is looked at).',
         tables.markdown(_claim_rows(results), words=5),
+    ]
+
+
+def markdown(results: Results) -> str:
+    """The text of report.md."""
+    config = results.config
+    grid = config.get('bottleneck') == 'grid'
+    alone = results.methods.keys() <= {NONE, WEAK}  # the baseline, without a remedy
+    return '\n\n'.join([
+        f'# Remedies on {config["dataset"]}' + grid * ', with a grid of codes per image',
+        f'The weak baseline (`{WEAK}`) and the network without a quantizer, {config["seeds"]} '
+        'seeds each.'
+        if alone
+        else f'{len(results.methods)} remedies and controls, {config["seeds"]} seeds each: each '
+        f'remedy alone, added to one weak baseline (`{WEAK}`) that collapses. What fails here '
+        'fails added to this baseline, which is no verdict on a run with a sound start and revival '
+        '(`configs/digits.py`).',
+        '![Test error and perplexity of every remedy](remedies.png)',
+        *([] if alone else _conclusions(results)),
         '## Outcome',
         'How often it acted: the mean of a run, of what waits for something before it acts; - '
         'where the idea is no event that could be counted, such as another start.',

@@ -27,12 +27,15 @@ def conclude(results: Results, folder: Workdir) -> Results:
     """Says of every run whether it collapsed and how often its remedy acted; writes the reports."""
     methods = {}
     for name, method in results.methods.items():
-        # Stages together: eight groups of nine codes tell far more than ten classes apart.
-        stages = 1 if method.spec is None else quantizers.stages(quantizers.make(method.spec))
+        # All codes of an image: eight groups of nine codes tell far more than ten classes apart.
+        codes = 1
+        if method.spec is not None:
+            quantizer = quantizers.make(method.spec)
+            codes = quantizers.stages(quantizer) * round(method.bits / quantizer.bits)
         seeds = []
         for seed in method.seeds:
             finished = folder.finished_run(name, seed.seed)
-            fell = summaries.collapsed(seed, stages, finished.images.num_classes)
+            fell = summaries.collapsed(seed, codes, finished.images.num_classes)
             collapsed = {'collapsed': float(fell)}
             acted = actions(method.spec, method.overrides, finished.history)
             seeds.append(seed.with_figures(collapsed | acted))
