@@ -893,14 +893,15 @@ def costs() -> str:
         scaled.append(f'{_ece(name, method, "scaled_ece")} on {where}')
     lines = [
         '**Digits, encoder and codes trained together.** VQ-EMA with 256 codes: '
-        f'{nested("vq_ema")}, where each fold chose its settings on validation images.',
+        f'{nested("vq_ema")}, where each fold chose its settings on validation images; '
+        f'{less(sound, "vq_ema", "none")} with one setting for all folds, in fifty runs.',
         '**CIFAR-10, frozen encoder, one vector per image.** RVQ with 4 x 256 codes: '
         f'{less(CIFAR, "rvq-32", "none")}. VQ-EMA: {by_codes}. That more codes do not help is '
         'confounded with under-fitting: 4,096 codes have 11 training images each.',
         f'**CIFAR-10, fine-tuned for one epoch.** VQ-EMA with 256 codes: {tuned}. Four epochs were '
         'run with two seeds, too few for a conclusion.',
-        '**Calibration.** With VQ-EMA the expected calibration error is clearly larger than without '
-        f'a quantizer on a small set of images: {", ".join(worse)}. No difference is shown '
+        '**Calibration.** With VQ-EMA the expected calibration error is clearly larger than without'
+        f' a quantizer on a small set of images: {", ".join(worse)}. No difference is shown '
         f'elsewhere: {", ".join(level)}. With one temperature, fitted on validation images, VQ-EMA '
         f'has {", ".join(scaled)}.',
     ]
