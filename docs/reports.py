@@ -35,6 +35,7 @@ TEXTS = {
     'remedies/digits': remedies.markdown,
     'remedies/mnist': remedies.markdown,
     'remedies/averaged': remedies.markdown,
+    'remedies/more': remedies.markdown,
     'autopsy': autopsy.markdown,
     'behaviour': behaviour.text,
     'vqvae2/cifar10': vqvae2.text,
@@ -47,6 +48,7 @@ PLOTS = {
     'remedies/digits': {'remedies': remedies_plots.figure},
     'remedies/mnist': {'remedies': remedies_plots.figure},
     'remedies/averaged': {'remedies': remedies_plots.figure},
+    'remedies/more': {'remedies': remedies_plots.figure},
 }
 
 
