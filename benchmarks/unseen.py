@@ -1,4 +1,4 @@
-"""How the methods learn small image sets that nothing was tuned on.
+"""How the methods learn two further small image sets.
 
     python benchmarks/unseen.py --data-dir FOLDER_OF_PREPARED_SETS
 

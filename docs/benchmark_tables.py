@@ -225,7 +225,7 @@ _UNSEEN = {
 
 
 def unseen(results):
-    """Accuracy early, halfway and at the end on sets that nothing was tuned on."""
+    """Accuracy early, halfway and at the end on two further image sets."""
     lines = []
     for name, methods in results['rows'].items():
         for method in filter(methods.get, _UNSEEN):

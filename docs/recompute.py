@@ -276,7 +276,7 @@ def reconstruction() -> tuple[str, str]:
     sound = DEALS if study(DEALS) else 'comparison/results'
     gone, runs = falls(sound, 'vq_ema'), len(seeds(sound, 'vq_ema'))
     return of(not found, bool(found) and not gone), (
-        f'{len(found)} of {len(study(DIGITS)) - 2} other changes cure the weak baseline on digits. '
+        f'{len(found)} of {len(study(DIGITS)) - 3} other changes cure the weak baseline on digits. '
         f'With reconstruction alone {falls(DIGITS, "reconstruction")} of 10 runs collapsed; of '
         f'VQ-EMA as tuned, {gone} of {runs}'
     )
@@ -462,7 +462,7 @@ def expected() -> tuple[str, str]:
     cases = {
         'digits': (sound, 'vq_ema', 'none'),
         'CIFAR-10': (CIFAR, 'vq_ema-8', 'none'),
-        'photographs with digits': (SCENES, 'vq_ema', 'none'),
+        'MNIST digits on uneven backgrounds': (SCENES, 'vq_ema', 'none'),
     }
     counts, said = [], []
     for where, (name, method, base) in cases.items():
@@ -567,7 +567,7 @@ def all_layers() -> tuple[str, str]:
         stages, k = run['counts']['shape']
         used = np.bincount(np.array(run['counts']['codes']) // k, minlength=stages)
         shares.append(100 * used.min() / k)
-    found['photographs with digits, trained together'] = student(shares)
+    found['MNIST digits on uneven backgrounds, trained together'] = student(shares)
     text = ', '.join(f'{w} {x.mean:.0f}% ({x.low:.0f}, {x.high:.0f})' for w, x in found.items())
     return of(all(x.low > 90 for x in found.values()), all(x.high < 90 for x in found.values())), (
         f'in use in the stage with the fewest: {text}'
@@ -612,7 +612,7 @@ def classes_of_a_code() -> tuple[str, str]:
     cases = {
         'digits': (sound, 'vq_ema'),
         'CIFAR-10': (CIFAR, 'vq_ema-8'),
-        'photographs with digits': (SCENES, 'vq_ema'),
+        'MNIST digits on uneven backgrounds': (SCENES, 'vq_ema'),
     }
     ece = {where: less(name, m, 'none', 'ece', 1) for where, (name, m) in cases.items()}
     sure = all(x.low > 0 for x in ece.values())
@@ -883,7 +883,7 @@ def costs() -> str:
     sound = DEALS if study(DEALS) else 'comparison/results'
     worse, level, scaled = [], [], []
     for where, name, method in (
-        ('photographs with digits', SCENES, 'vq_ema'), ('CIFAR-10', CIFAR, 'vq_ema-8'),
+        ('MNIST digits on uneven backgrounds', SCENES, 'vq_ema'), ('CIFAR-10', CIFAR, 'vq_ema-8'),
         ('digits', sound, 'vq_ema'),
     ):  # fmt: skip
         gap = less(name, method, 'none', 'ece', 1)

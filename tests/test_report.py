@@ -294,8 +294,9 @@ def test_short_results_keep_what_intervals_are_made_from(results):
 @pytest.mark.parametrize(
     'difference,words',
     [
-        ((-0.001, -0.012, 0.009), "not apart from none, within 2 points: 'incompatible"),
-        ((-0.010, -0.019, -0.002), "below none, within 2 points: 'incompatible"),
+        ((-0.001, -0.012, 0.009), 'no significant difference; a loss of 2 points is excluded'),
+        ((-0.010, -0.019, -0.002), 'worse than none, by less than 2 points'),
+        ((0.010, 0.002, 0.019), 'better than none, by less than 2 points'),
         ((-0.800, -0.850, -0.750), 'worse than none by 75.0 points or more'),
         ((-0.030, -0.040, -0.010), 'worse than none'),
         ((0.030, 0.010, 0.050), 'better than none'),

@@ -236,11 +236,10 @@ def verdict(difference: Interval, num_seeds: int) -> str:
         few = 'one seed is' if num_seeds == 1 else f'{num_seeds} seeds are'
         return f'{few} too few for a verdict: run {ENOUGH_SEEDS} or more'
     if -MARGIN < low and high < MARGIN:
-        side = 'above' if low > 0 else 'below' if high < 0 else 'not apart from'
-        return (
-            f"{side} {BASELINE}, within {100 * MARGIN:g} points: 'incompatible with the task' "
-            'is rejected'
-        )
+        if low <= 0 <= high:
+            return f'no significant difference; a loss of {100 * MARGIN:g} points is excluded'
+        side = 'better' if low > 0 else 'worse'
+        return f'{side} than {BASELINE}, by less than {100 * MARGIN:g} points'
     if high <= -MARGIN:
         return f'worse than {BASELINE} by {-100 * high:.1f} points or more'
     if high < 0:
