@@ -1,11 +1,11 @@
-"""Codes in use and error against the number of codes: figure 3 of FSQ (arXiv:2309.15505), in small.
+"""Codes in use and error against the number of codes, after figure 3 of FSQ (arXiv:2309.15505).
 
     python benchmarks/codebook_size.py --data-dir FOLDER_OF_PREPARED_SETS
 
 Patches of 8 x 8 grey pixels of CIFAR-10, 64 features, less their mean and in one unit. Every
 quantizer is between two linear maps that learn with it, as a small autoencoder: 16 features for a
-codebook, one for each level of FSQ. The paper has a convolutional autoencoder of ImageNet images
-and reports FID. Used codes are counted on test patches, 4 for each code of the largest codebook,
+codebook, one for each entry of FSQ's levels. The paper has a convolutional autoencoder of ImageNet
+images and reports FID. Used codes are counted on test patches, 4 for each code of the largest codebook,
 the same for all. Rows that are already in the JSON are not measured again. A few minutes on two
 cores; --quick takes seconds, with patches of noise.
 """
@@ -115,7 +115,8 @@ def main(argv=None):
             begin = common.clock()
             row = place | measured(quantizer, train, test, options)
             row['seconds'] = round(common.clock() - begin, 1)
-            print(f'{method:16} {num_codes:6}  used {row["used"]}  error {row["error"]}', flush=True)
+            used, error = row['used'], row['error']
+            print(f'{method:16} {num_codes:6}  used {used}  error {error}', flush=True)
             rows.append(row)
             common.write(options.out, 'codebook_size', results | {'rows': rows})
     plot(options.out / 'codebook_size.png', rows)
