@@ -5,9 +5,9 @@
 Patches of 8 x 8 grey pixels of CIFAR-10, 64 features, less their mean and in one unit. Every
 quantizer is between two linear maps that learn with it, as a small autoencoder: 16 features for a
 codebook, one for each entry of FSQ's levels. The paper has a convolutional autoencoder of ImageNet
-images and reports FID. Used codes are counted on test patches, 4 for each code of the largest codebook,
-the same for all. Rows that are already in the JSON are not measured again. A few minutes on two
-cores; --quick takes seconds, with patches of noise.
+images and reports FID. Used codes are counted on test patches, 4 for each code of the largest
+codebook, the same for all. Rows that are already in the JSON are not measured again. Six minutes
+of processor time; --quick takes seconds, with patches of noise.
 """
 
 from __future__ import annotations
