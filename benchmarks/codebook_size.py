@@ -5,7 +5,7 @@
 Patches of 8 x 8 grey pixels of CIFAR-10, 64 features, less their mean and in one unit. Every
 quantizer is between two linear maps that learn with it, as a small autoencoder: 16 features for a
 codebook, one for each entry of FSQ's levels. The paper has a convolutional autoencoder of ImageNet
-images and reports FID. Used codes are counted on test patches, 4 for each code of the largest
+images and reports FID. Used codes are counted on test patches, 2 for each code of the largest
 codebook, the same for all. Rows that are already in the JSON are not measured again. Six minutes
 of processor time; --quick takes seconds, with patches of noise.
 """
@@ -18,6 +18,7 @@ import common
 import jax
 import matplotlib as mpl
 import numpy as np
+import optax
 from distortion import noise, share
 from matplotlib.figure import Figure
 from usage import patches
@@ -29,7 +30,7 @@ SIDE = 8  # of a patch, pixels
 FEATURES = 16  # between the maps, of a codebook
 # Number of codes -> levels; from 256 on those of table 1 of the paper, whose product is near it.
 LEVELS = {
-    16: (4, 4), 64: (8, 8), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5),
+    16: (4, 4), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5),
     16_384: (8, 8, 8, 6, 5),
 }  # fmt: skip
 
@@ -46,12 +47,21 @@ def methods(num_codes):
     return found | {'FSQ': Projected(FSQ(levels), len(levels))}
 
 
+def optimizer(steps):
+    """`fit`'s own, three times as fast: its steps are many fewer here than a projection needs."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax.scale_by_param_block_rms(1e-6),
+        optax.scale_by_learning_rate(optax.cosine_decay_schedule(0.03, steps)),
+    )
+
+
 def measured(quantizer, train, test, options):
     """Shares of the codes in use and of the variance in the error, one of each for a seed."""
     used, errors = [], []
     for seed in range(options.seeds):
-        key = jax.random.key(seed)
-        fitted = codec.fit(quantizer, key, train, options.steps, options.batch, progress=False)
+        how = options.steps, options.batch, optimizer(options.steps)
+        fitted = codec.fit(quantizer, jax.random.key(seed), train, *how, progress=False)
         codes = fitted.encode(test)
         used.append(round(len(np.unique(codes)) / quantizer.num_codes, 4))
         errors.append(round(share(test, fitted.decode(codes)), 5))
@@ -88,7 +98,7 @@ def main(argv=None):
     """Fit each method that is not in the JSON yet, write codebook_size.json and its plot."""
     parser = common.parser(__doc__)
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
-    parser.add_argument('--steps', type=int, default=500)
+    parser.add_argument('--steps', type=int, default=400)
     parser.add_argument('--batch', type=int, default=1024)
     parser.add_argument('--seeds', type=int, default=1)
     parser.add_argument('--sizes', type=int, nargs='+', choices=LEVELS, default=list(LEVELS))
@@ -98,7 +108,7 @@ def main(argv=None):
         train, test = noise(2000, 0), noise(1024, 1)
     else:
         train = patches(options.data_dir, 'train', 200_000, 0, SIDE)
-        test = patches(options.data_dir, 'test', 4 * max(LEVELS), 1, SIDE)
+        test = patches(options.data_dir, 'test', 2 * max(LEVELS), 1, SIDE)
     mean = train.mean(0)
     unit = (train - mean).std()
     train, test = (train - mean) / unit, (test - mean) / unit
