@@ -215,10 +215,10 @@ def codebook_size(results):
     mean = statistics.fmean
 
     def cell(row):
-        return f'{mean(row["used"]):.1%}, {_error(mean(row["error"]))}'
+        return f'{mean(row["used"]):.1%}, {_error(mean(row["error"]))}' if row else ''
 
     methods = dict.fromkeys(method for method, _ in found)
-    rows = [[method, *[cell(found[method, size]) for size in sizes]] for method in methods]
+    rows = [[method, *[cell(found.get((method, size))) for size in sizes]] for method in methods]
     return table(['used, error', *[f'{size:,} codes' for size in sizes]], rows)
 
 
