@@ -44,13 +44,13 @@ def methods(num_codes):
     }
 
 
-def patches(data_dir, split, number, seed):
-    """[number, 16] float32: patches of images at random places."""
+def patches(data_dir, split, number, seed, side=SIDE):
+    """[number, side * side] float32: patches of images at random places."""
     from vqjax.trainer.data import sets
 
     images, _, _ = sets.load('cifar10', data_dir).splits[split].read(np.arange(10_000))
     rng = np.random.default_rng(seed)
-    return common.random_patches(images, rng.integers(len(images), size=number), SIDE, rng)
+    return common.random_patches(images, rng.integers(len(images), size=number), side, rng)
 
 
 def curve(q, train, test, steps, batch, rate, evaluations):

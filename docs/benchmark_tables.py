@@ -208,6 +208,20 @@ def usage(*several):
     return table(['', *header], [*rows, ['all codes alike', *even]])
 
 
+def codebook_size(results):
+    """Share of the codes in use and error at each number of codes, one row a method."""
+    found = {(r['method'], r['K']): r for r in results['rows']}
+    sizes = sorted({size for _, size in found})
+    mean = statistics.fmean
+
+    def cell(row):
+        return f'{mean(row["used"]):.1%}, {_error(mean(row["error"]))}' if row else ''
+
+    methods = dict.fromkeys(method for method, _ in found)
+    rows = [[method, *[cell(found.get((method, size))) for size in sizes]] for method in methods]
+    return table(['used, error', *[f'{size:,} codes' for size in sizes]], rows)
+
+
 _UNSEEN = {
     'none': 'none',
     'vq_ema': 'VQ-EMA, decay .95',

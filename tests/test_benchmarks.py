@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ def run(monkeypatch, tmp_path):
         'retrieval',
         'distortion',
         'usage',
+        'codebook_size',
         'unseen',
         'pipeline',
         'scaling',
@@ -186,6 +188,23 @@ def test_usage(run):
         assert curve[-1][2] < curve[0][2], 'the error falls'
         assert all(0 < used <= results['even_use'] for _, used, _ in curve)
     assert _is_png(plot)
+
+
+@pytest.mark.slow
+def test_codebook_size(run):
+    results, plot = run('codebook_size')
+    found = {(row['method'], row['K']): row for row in results['rows']}
+    methods = {'VQ', 'VQ-EMA', 'VQ-EMA, revival', 'FSQ'}
+    assert found.keys() == {(method, size) for method in methods for size in (16, 256)}
+    assert all(0 < used <= 1 for row in found.values() for used in row['used'])
+    for method in ('VQ-EMA', 'VQ-EMA, revival'):
+        assert found[method, 256]['error'] < found[method, 16]['error']
+    assert _is_png(plot)
+    for size, levels in sys.modules['codebook_size'].LEVELS.items():
+        assert math.prod(levels) == pytest.approx(size, rel=0.07)
+    # Done before: nothing is measured again.
+    sys.modules['codebook_size'].measured = None
+    assert run('codebook_size')[0]['rows'] == results['rows']
 
 
 @pytest.mark.slow
