@@ -108,7 +108,7 @@ def test_a_comparison_over_folds_compiles_once_and_goes_on_where_it_stopped(tmp_
     expected = intervals.corrected_t(apart, ratio)
     assert summaries.compare(Results.read(results), 'vq_ema') == pytest.approx(expected)
     text = (tmp_path / 'run' / 'report.md').read_text()
-    assert '2 methods, 3 folds each' in text and 'Nadeau and Bengio 2003' in text
+    assert '2 methods were trained with 3 folds each' in text and 'Nadeau and Bengio 2003' in text
 
 
 def test_fewer_seeds_than_folds_are_the_first_folds(tmp_path):

@@ -155,13 +155,14 @@ class Projected(Around):
         first, second = jax.random.split(key)
         dim = z.shape[-1]
         orthogonal = jax.nn.initializers.orthogonal()
+        he_normal = jax.nn.initializers.he_normal()
         if self.hidden:
             into, out, layer = jax.random.split(first, 3)
             params = ProjectedParams(
                 kernel_in=orthogonal(into, (self.hidden, self.dim), jnp.float32),
                 kernel_out=orthogonal(out, (self.dim, dim), jnp.float32),
                 inner=(),
-                kernel_hidden=jax.nn.initializers.he_normal()(layer, (dim, self.hidden)),
+                kernel_hidden=he_normal(layer, (dim, self.hidden), jnp.float32),
                 bias_hidden=jnp.zeros(self.hidden, jnp.float32),
             )
         else:
