@@ -27,6 +27,7 @@ from vqjax.studies.vqvae2 import report as vqvae2
 ROOT = Path(__file__).parent
 TEXTS = {
     'comparison': comparison.markdown,
+    'comparison/more': comparison.markdown,
     'rates': rates.markdown,
     'rates/longer': rates.markdown,
     'cifar10': rates.markdown,
@@ -41,8 +42,10 @@ TEXTS = {
     'vqvae2/cifar10': vqvae2.text,
     'vqvae2/digits': vqvae2.text,
 }
+_COMPARISON = {name: getattr(plots, name) for name in ('accuracy', 'usage', 'reliability')}
 PLOTS = {
-    'comparison': {name: getattr(plots, name) for name in ('accuracy', 'usage', 'reliability')},
+    'comparison': _COMPARISON,
+    'comparison/more': _COMPARISON,
     'rates': {'rates': rates_plots.figure},
     'cifar10': {'rates': rates_plots.figure},
     'remedies/digits': {'remedies': remedies_plots.figure},
