@@ -216,7 +216,7 @@ class Codec:
 
     def save_codes(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         codes: np.ndarray,
         model: str | entropy.Logits = 'static',
     ) -> entropy.CodedSize:
@@ -238,7 +238,7 @@ class Codec:
         return size
 
     def load_codes(
-        self, path: str | os.PathLike, logits: entropy.Logits | None = None
+        self, path: str | os.PathLike[str], logits: entropy.Logits | None = None
     ) -> np.ndarray:
         """The codes int32 [..., *code_shape] of a file that `save_codes` wrote.
 

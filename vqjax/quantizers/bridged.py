@@ -37,7 +37,7 @@ class BridgedParams(NamedTuple):
     """What the bridge learns, and the codes float32 [K, D] where they are learned too, else ()."""
 
     bridge: PyTree
-    codes: jax.Array | tuple
+    codes: jax.Array | tuple[()]
 
 
 class BridgedCodebook(Codebook):

@@ -80,7 +80,9 @@ class Conditioned(Around):
         """Always: init reads mean and variance."""
         return True
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """The inner's first stages behind the same normalisation, see `Base.first_stages`."""
         inner, within, held = self.inner.first_stages(num, params.inner, state.inner)
         changed = dataclasses.replace(self, inner=inner)

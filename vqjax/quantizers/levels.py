@@ -113,7 +113,7 @@ class Levels(Base):
         ]
         return stack_rows(rows)
 
-    def cut(self, x: jax.Array | None, axis: int) -> list:
+    def cut(self, x: jax.Array | None, axis: int) -> list[Any]:
         """The parts of each level along an axis of length L; of None, None."""
         if x is None:
             return [None] * len(self.sizes)

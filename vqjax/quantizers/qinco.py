@@ -133,7 +133,9 @@ class QINCo(Base):
         """Codes [..., n] of the first n stages with -1 for the others: [..., S]."""
         return completed_to(codes, self.num_stages)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """(QINCo, params, state) of the first `num` stages, at least 2: see `Base.first_stages`.
 
         Raises:

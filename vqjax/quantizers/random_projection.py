@@ -49,7 +49,7 @@ class RandomProjection(Base):
         check_count('num_codes', self.num_codes)
         check_count('dim', self.dim)
 
-    def shapes(self, dim: int) -> tuple[tuple, RandomProjectionState]:
+    def shapes(self, dim: int) -> tuple[tuple[()], RandomProjectionState]:
         """() and what is frozen."""
         projection, codes = array_shape(dim, self.dim), array_shape(self.num_codes, self.dim)
         return (), RandomProjectionState(projection, codes)

@@ -73,7 +73,7 @@ class SpaceFilling(Codebook):
         """The estimator."""
         return ops.DiVeQ(self.variance)
 
-    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple]:
+    def shapes(self, dim: int) -> tuple[jax.ShapeDtypeStruct, tuple[()]]:
         """The points and ()."""
         return array_shape(self.segments + 1, dim), ()
 

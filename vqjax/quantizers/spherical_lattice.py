@@ -113,7 +113,7 @@ class SphericalLattice(Base):
         """196,560 or 240."""
         return sum(self._sizes)
 
-    def shapes(self, dim: int) -> tuple[tuple, tuple]:
+    def shapes(self, dim: int) -> tuple[tuple[()], tuple[()]]:
         """() and ()."""
         return (), ()
 
@@ -124,7 +124,7 @@ class SphericalLattice(Base):
         z: jax.Array,
         mask: jax.Array | None = None,
         axis_name: AxisName = None,
-    ) -> tuple[tuple, tuple]:
+    ) -> tuple[tuple[()], tuple[()]]:
         """() and (): nothing is learned. z [..., dim]."""
         del key, mask, axis_name
         check_features(z, self.dim, f'dim={self.dim}')

@@ -123,7 +123,7 @@ class TurboQuant(Base):
         levels = lloyd_max(self.num_bits - self.residual) / math.sqrt(self.dim)
         return levels.astype(np.float32)
 
-    def shapes(self, dim: int) -> tuple[tuple, TurboQuantState]:
+    def shapes(self, dim: int) -> tuple[tuple[()], TurboQuantState]:
         """() and what is frozen."""
         square = array_shape(self.dim, self.dim)
         return (), TurboQuantState(square, square if self.residual else ())

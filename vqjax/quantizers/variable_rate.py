@@ -83,7 +83,9 @@ class VariableRate(Around):
             check(self.drawn[0] <= self.drawn[1], 'drawn', self.drawn, need)
         check_positive('sharpness', self.sharpness)
 
-    def first_stages(self, num: int, params, state) -> tuple[Quantizer, PyTree, PyTree]:
+    def first_stages(
+        self, num: int, params: PyTree, state: PyTree
+    ) -> tuple[Quantizer, PyTree, PyTree]:
         """At most the first `num` stages of each vector, see `Base.first_stages`."""
         inner, within, state = self.inner.first_stages(num, params.inner, state)
         level = self.inner.num_stages if self.level is None else self.level
