@@ -3,7 +3,7 @@
     python train.py --config configs/cifar10_scratch.py --config.data_dir=FOLDER_OF_PREPARED_SETS
 
 A ResNet-9 of width 8, 12 epochs, three seeds, one vector an image and a grid of 4 x 4: what two
-CPU cores can do.
+CPU cores can do. FSQ has the projector of the sources, a hidden layer of 256 with dropout.
 """
 
 import ml_collections
@@ -16,6 +16,9 @@ def get_config(bottleneck: str = 'both') -> ml_collections.ConfigDict:
     config = cifar10_codes.get_config(bottleneck)
     named = [method + end for end in ('', '-grid') for method in cifar10_finetune.METHODS]
     config.methods = ','.join(name for name in named if name in config.quantizers)
+    for name in ('fsq-16', 'fsq-16-grid'):
+        if name in config.quantizers:
+            config.quantizers[name].update({'hidden': 256, 'dropout': 0.1})
     config.width = 8
     config.init_from = ''
     config.frozen_epochs = 0.0

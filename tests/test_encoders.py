@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqjax import encoders, ops
+from vqjax import encoders, ops, trunks
 
 
 def images(*shape):
@@ -81,6 +82,18 @@ def test_encoder_gives_one_vector_or_a_grid_of_float32(shape, bottleneck, expect
     assert z.shape == (4, *expected, 24)
     assert z.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 6, 3), (2, 7, 5, 3)])
+def test_max_pool_and_its_gradient_are_those_of_flax(shape):
+    x, weights = images(*shape), jnp.cos(jnp.arange(3.0))
+    of_flax = lambda x: nn.max_pool(x, (2, 2), (2, 2), 'SAME')  # noqa: E731
+    np.testing.assert_array_equal(trunks.max_pool(x), of_flax(x))
+    ours, theirs = (
+        jax.grad(lambda x, pool=pool: jnp.sum(weights * pool(x)))(x)
+        for pool in (trunks.max_pool, of_flax)
+    )
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

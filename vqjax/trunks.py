@@ -24,6 +24,18 @@ def convolution(image_shape: Sequence[int]) -> Any:
     return ops.convolve if are_small(image_shape) else lax.conv_general_dilated
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """`nn.max_pool(x, (2, 2), (2, 2), 'SAME')`: float [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+
+    Its gradient is four to seven times faster on a CPU, where XLA scatters that of a window in one
+    thread. Equal maxima of a window share the gradient.
+    """
+    batch, height, width, channels = x.shape
+    odd = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    x = jnp.pad(x, odd, constant_values=-jnp.inf)
+    return x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).max((2, 4))
+
+
 class ConvTrunk(nn.Module):
     """Three 3x3 convolutions, the last two of stride 2: [B, H, W, C] -> [B, H/4, W/4, 4 * width].
 
@@ -72,7 +84,7 @@ class ResNet9(nn.Module):
         def block(x: jax.Array, features: int, pool: bool = False) -> jax.Array:
             x = _conv(features, 3, dtype=self.dtype)(x)
             if pool:
-                x = nn.max_pool(x, (2, 2), (2, 2), 'SAME')
+                x = max_pool(x)
             return nn.relu(_norm(train, self.axis_name, self.dtype)(x))
 
         x = block(x, self.width)
