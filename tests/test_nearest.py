@@ -187,23 +187,32 @@ def test_memory_beyond_inputs_and_output_is_below_64_mb(n, k):
         assert extra - (k * 128 * 4 if metric == 'cosine' else 0) < 16e6
 
 
-@pytest.mark.parametrize(
-    'size, scores', [('1024K\n', 2**20), ('2048K\n', 2**21), ('garbage', 2**20), (None, 2**20)]
-)
-def test_tiles_follow_the_second_level_cache(size, scores, tmp_path):
-    cache = tmp_path / 'size'
-    if size is not None:
-        cache.write_text(size)
-    assert nearest._scores_on_cpu(cache) == scores
-
-
-def test_codes_do_not_depend_on_the_tile(monkeypatch):
+def test_codes_do_not_depend_on_the_tile():
     z, codebook = _data(5000, 16, 3000)
     found = [
-        np.asarray(nearest._search(z, codebook, 'euclidean', 'highest', nearest._scores, sizes))
-        for sizes in [(1024, 2**13, 2**20), (1024, 2**13, 2**21), (256, 512, 2**16)]
+        np.asarray(nearest._search(z, codebook, 'euclidean', 'highest', way, tile))
+        for way, tile in [
+            (nearest._APART, nearest._TILE),
+            (nearest._FOLDED, nearest._TILE_CPU),
+            (nearest._FOLDED, nearest._Tile(256, lambda codes, n: 250, 2**16)),
+        ]
     ]
     assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
+@pytest.mark.parametrize('n', [1, 700, 1500, 3000])
+@pytest.mark.parametrize('k', [nearest._MANY, 1000, 2049])
+def test_the_least_of_groups_is_the_least_with_ties_and_rows_that_are_not_finite(n, k):
+    """Integers, so that scores are exact and half of the rows have ties."""
+    rng = np.random.default_rng(0)
+    z = rng.integers(-4, 5, (n, 3)).astype(np.float32)
+    codebook = rng.integers(-4, 5, (k, 3)).astype(np.float32)
+    codebook[::7] = np.nan
+    z[::5, 0] = np.nan
+    expected = np.nan_to_num(((z[:, None] - codebook) ** 2).sum(-1), nan=np.inf).argmin(-1)
+    expected[::5] = -1
+    np.testing.assert_array_equal(nearest_codes(z, codebook), expected)
+    np.testing.assert_array_equal(nearest_codes(z, np.full_like(codebook, np.inf)), -1)
 
 
 def test_peak_memory_of_a_process_is_below_64_mb_beyond_its_arrays():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,36 @@ from vqjax.ops.tiles import code_lanes, cut, in_lanes, join_tiles, row_lanes, st
 
 PRECISIONS = ('highest', 'default', 'bfloat16')
 
-# A tile: at most so many codes, rows and scores. CPU, measured on idle cores: four times the
-# second-level cache. AMD EPYC (1 MB): 1,024 codes x 1,024 rows; 512 x 2,048 costs up to a tenth
-# more, half or twice the scores up to a tenth, whole rows of 8,192 scores a third, and with 16
-# codes 65,536 rows three times 8,192. Intel Xeon with AMX (2 MB): 1,024 x 2,048 is a tenth faster
-# than 1,024 x 1,024. GPU and TPU, not measured: 16 MB, so that a tile is some 10^9 operations at
-# D = 128, tens of microseconds, against a launch's few.
-_TILE_CPU = (1024, 2**13)
-_SECOND_LEVEL_CACHE = Path('/sys/devices/system/cpu/cpu0/cache/index2/size')
-_TILE = (2048, 2**22, 2**22)
 _LEAST_ROWS = 128
+# On a CPU, where the minimum of a few codes costs more than their product: see `_least_of_groups`.
+_MANY, _GROUP = 768, 32
+
+
+class _Tile(NamedTuple):
+    """The size of a tile."""
+
+    codes: int  # at most, unless rows are few
+    rows: Callable[[int, Any], Any]  # at most, against so many codes, of so many rows in all
+    scores: int  # at most, where rows are few
+
+
+def _rows_on_cpu(codes: int, n: Any) -> Any:
+    """Rows of a tile; benchmarks/README.md has the sizes that were tried.
+
+    Rows that are no multiple of 48 (24 without AVX-512), the height of the panels of Eigen's
+    product, cost up to a half more.
+    """
+    if codes < _MANY:
+        return min(2**20 // codes, 2**13)
+    if export.is_symbolic_dim(n) or n > 2048:
+        return 384
+    return -(-n // max(n // 384, 1) // 48) * 48  # few tiles would overlap by much
+
+
+_TILE_CPU = _Tile(2048, _rows_on_cpu, 2**20)
+# GPU and TPU, not measured: 16 MB, so that a tile is some 10^9 operations at D = 128, tens of
+# microseconds, against a launch's few.
+_TILE = _Tile(2048, lambda codes, _: 2**22 // codes, 2**22)
 
 
 @automatic(lambda z, *_: rows_spec(z))
@@ -77,13 +97,13 @@ def nearest_codes(
 def _searcher(metric, precision, fused):
     """The search of each platform, compiled once a shape: [N, D], [K, D] -> int32 [N]."""
 
-    def tiled(scores, sizes):
-        return lambda rows, codes: _search(rows, codes, metric, precision, scores, sizes)
+    def tiled(way, tile):
+        return lambda rows, codes: _search(rows, codes, metric, precision, way, tile)
 
-    default = tiled(_scores, _TILE)
+    default = tiled(_APART, _TILE)
     # Folded, the bias would be rounded to bfloat16 with the rest.
-    scores = _scores if precision == 'bfloat16' else _folded_scores
-    branches = {'cpu': tiled(scores, (*_TILE_CPU, _scores_on_cpu(_SECOND_LEVEL_CACHE)))}
+    way = _APART if precision == 'bfloat16' else _FOLDED
+    branches = {'cpu': tiled(way._replace(least=_least_of_groups, group=_GROUP), _TILE_CPU)}
 
     @custom_vmap
     def search(rows, codebook):
@@ -114,16 +134,7 @@ def _searcher(metric, precision, fused):
     return jax.jit(search)
 
 
-def _scores_on_cpu(cache: Path) -> int:
-    """Float32 scores of a tile: 4 or 8 MB by the size that `cache` holds ('2048K'), else 4."""
-    try:
-        kilobytes = int(cache.read_text().strip().removesuffix('K'))
-    except (OSError, ValueError):
-        return 2**20
-    return 2**21 if kilobytes >= 2048 else 2**20
-
-
-def _search(rows, codebook, metric, precision, scores, sizes):
+def _search(rows, codebook, metric, precision, way, tile):
     """Tiles of rows against tiles of codes: [N, D], [K, D] -> int32 [N].
 
     Both are cut into lanes, so that each device searches its own rows among its own codes; the
@@ -132,31 +143,44 @@ def _search(rows, codebook, metric, precision, scores, sizes):
     bias, codebook = bias_and_codes(codebook, metric)
     n: Any = rows.shape[0]
     num_codes: Any = codebook.shape[0]
-    most_codes, most_rows, most_scores = sizes
-    lanes, whole = row_lanes(n, rows, codebook)
     parts = code_lanes(num_codes, rows, codebook)
-    few_codes = not export.is_symbolic_dim(num_codes) and num_codes < most_codes
-    size = num_codes if few_codes else most_codes
-    most = max(min(most_scores // size, most_rows) * whole // lanes, _LEAST_ROWS)
+    if parts == 1 and not export.is_symbolic_dim(num_codes) and num_codes >= _MANY:
+        filling = -num_codes % way.group  # with codes that are never chosen
+        codebook = jnp.pad(codebook, ((0, filling), (0, 0)))
+        bias = jnp.pad(bias, (0, filling), constant_values=jnp.inf)
+        num_codes += filling
+    lanes, whole = row_lanes(n, rows, codebook)
+    few_codes = not export.is_symbolic_dim(num_codes) and num_codes < tile.codes
+    size = num_codes if few_codes else tile.codes
+    most = max(tile.rows(size, n) * whole // lanes, _LEAST_ROWS)
     row_size, row_starts = starts(n // lanes, most)
+    once = False
     if not export.is_symbolic_dim(n):  # few rows: longer tiles of codes instead
-        size = max(most_scores * whole // (row_size * lanes), size)
+        size = max(tile.scores * whole // (row_size * lanes), size)
+        small = not export.is_symbolic_dim(num_codes) and codebook.size <= 2**21
+        once = small and len(row_starts) > 3
     code_size, code_starts = starts(num_codes // parts, size // parts)
-    rows, codebook, bias = in_lanes(rows, lanes), in_lanes(codebook, parts), in_lanes(bias, parts)
+    rows = in_lanes(rows, lanes)
+
+    def factors(codes, bias):
+        return way.codes(usable_codes(bias[..., 0], codes), bias)
+
+    codes = (in_lanes(codebook, parts), in_lanes(bias[:, None], parts))
+    # A copy of a small codebook, once, is cheaper than one of each tile for each tile of rows.
+    before, within = (factors, _same) if once else (_same, factors)
+    codes = before(*codes)
     part_starts = jnp.arange(parts, dtype=jnp.int32)[:, None] * (num_codes // parts)
 
     def row_tile(row_start):
-        tile = cut(rows, row_start, row_size).astype(jnp.float32)
-        if metric == 'cosine':
-            tile = normalize(tile)
+        some = cut(rows, row_start, row_size).astype(jnp.float32)
+        some = way.rows(normalize(some) if metric == 'cosine' else some)
 
         def code_tile(code_start):
-            codes = cut(codebook, code_start, code_size)
-            offset = cut(bias, code_start, code_size)
             # Codes first: the minimum then runs over rows of the matrix, which vectorises.
-            score = scores(usable_codes(offset, codes), offset[:, None], tile, precision)
+            against = within(*[cut(x, code_start, code_size) for x in codes])
+            score = way.scores(*against, some, precision)
             if parts == 1:
-                best, first = _least(score)
+                best, first = way.least(score)
                 return best, code_start + first
             best, first = jax.vmap(_least)(in_lanes(score, parts))
             return best, part_starts + code_start + first
@@ -173,12 +197,36 @@ def _search(rows, codebook, metric, precision, scores, sizes):
 
 def _least(score):
     """Of scores [k, n] the least of each column and its first row: float32 [n], int32 [n]."""
+    best = jnp.min(score, axis=0)
+    return best, _first(score, best)
+
+
+def _first(score, best):
+    """The first row of each column of [k, n] that is `best` [n], k where none is: int32 [n]."""
     # Exact as float32 (a tile has fewer than 2^24 codes), whose minimum is the faster one on CPU.
     index = jnp.arange(score.shape[0], dtype=jnp.float32)[:, None]
-    best = jnp.min(score, axis=0)
     # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
-    first = jnp.min(jnp.where(score == best, index, score.shape[0]), axis=0)
-    return best, first.astype(jnp.int32)
+    return jnp.min(jnp.where(score == best, index, score.shape[0]), axis=0).astype(jnp.int32)
+
+
+def _least_of_groups(score):
+    """`_least` for a CPU, where it is two to five times faster.
+
+    There XLA vectorises a minimum over rows, but not a comparison in front of it. So the minimum
+    of each group of codes comes first, and only the group that has the least is compared.
+    """
+    k, n = score.shape
+    if export.is_symbolic_dim(k) or k % _GROUP or k < _MANY:
+        return _least(score)
+    groups = score.reshape(k // _GROUP, _GROUP, n)
+    # Without a barrier the two minima and the comparison become one loop again.
+    least = lax.optimization_barrier(jnp.min(groups, axis=1))
+    best = jnp.min(least, axis=0)
+    group = _first(least, best)
+    # No group holds a least that is NaN: any will do.
+    group = jnp.minimum(group, k // _GROUP - 1)
+    in_group = jnp.take_along_axis(groups, group[None, None], axis=0, mode='promise_in_bounds')[0]
+    return best, group * _GROUP + _first(in_group, best)
 
 
 def _scores(codes, bias, rows, precision):
@@ -188,14 +236,28 @@ def _scores(codes, bias, rows, precision):
     return bias - _dots(codes, rows, precision)
 
 
-def _folded_scores(codes, bias, rows, precision):
-    """`_scores` with the bias as one more feature: on CPU that saves a pass over the tile.
+def _same(*arrays):
+    return arrays
 
-    On GPU and TPU the odd number of features would cost more than it saves.
-    """
-    codes = jnp.concatenate([-codes, bias], axis=1)
-    rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
-    return _dots(codes, rows, precision)
+
+class _Way(NamedTuple):
+    """How a platform computes a tile of scores, and the least of each row."""
+
+    codes: Callable  # of codes [..., D] and bias [..., 1]: what is multiplied, arrays
+    rows: Callable  # of rows [n, D]: what they are multiplied with
+    scores: Callable  # of a tile of those arrays, such rows and a precision: float32 [k, n]
+    least: Callable = _least
+    group: int = 1  # many codes are filled up to a multiple of it
+
+
+_APART = _Way(_same, lambda rows: rows, _scores)
+# On CPU the bias is one more feature, once for all tiles: that saves a pass over each. On GPU and
+# TPU the odd number of features would cost more than it saves.
+_FOLDED = _Way(
+    lambda codes, bias: (jnp.concatenate([-codes, bias], axis=-1),),
+    lambda rows: jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1),
+    lambda codes, rows, precision: _dots(codes, rows, precision),
+)
 
 
 def _dots(a, b, precision):

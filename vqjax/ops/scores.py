@@ -38,5 +38,5 @@ def bias_and_codes(codebook: jax.Array, metric: str) -> tuple[jax.Array, jax.Arr
 
 
 def usable_codes(bias: jax.Array, codes: jax.Array) -> jax.Array:
-    """Codes [K, D] with zeros where the bias [K] is infinite: inf - NaN would spoil the others."""
-    return jnp.where(jnp.isfinite(bias)[:, None], codes, 0.0)
+    """Codes [..., D], zeros where the bias [...] is infinite: inf - NaN would spoil the others."""
+    return jnp.where(jnp.isfinite(bias)[..., None], codes, 0.0)
