@@ -96,7 +96,7 @@ def plot(path, rows):
 
 def main(argv=None):
     """Fit each method that is not in the JSON yet, write codebook_size.json and its plot."""
-    parser = common.parser(__doc__)
+    parser = common.parser(__doc__, timed=False)
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
     parser.add_argument('--steps', type=int, default=400)
     parser.add_argument('--batch', type=int, default=1024)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine, JSON and plots."""
+"""What the benchmarks share: interleaved timing, floors, the machine, JSON and plots."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
+from jax import lax
 from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / 'results'
@@ -24,16 +29,20 @@ PACKAGES = (
 )  # fmt: skip
 # Okabe and Ito, told apart by colour-blind readers; a marker each, for print.
 STYLES = [('#0072B2', 'o'), ('#D55E00', 's'), ('#009E73', '^'), ('#CC79A7', 'D'), ('#999999', 'v')]
-# Thread pools of the peers spin for some milliseconds after a call; nobody pays for another's.
-_REST_S = 0.01
+# Thread pools of the peers and of NumPy spin for a while after a call; nobody pays for another's.
+_REST_S = 0.05
 _CLOCK = [time.perf_counter]
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """--quick (small shapes, torch left out: seconds), --cpu-time and --out (JSON and plots)."""
+def parser(doc: str, timed: bool = True) -> argparse.ArgumentParser:
+    """--quick (small shapes, torch left out: seconds), --cpu-time and --out (JSON and plots).
+
+    timed: figures are those of one machine, in a folder of its own.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument('--quick', action='store_true', help='small shapes, without torch')
-    parser.add_argument('--out', type=Path, default=RESULTS, help='folder for JSON and plots')
+    folder = RESULTS / machine() if timed else RESULTS
+    parser.add_argument('--out', type=Path, default=folder, help='folder for JSON and plots')
     parser.add_argument(
         '--cpu-time',
         action='store_true',
@@ -139,15 +148,165 @@ def geometric_mean(values: Sequence[float | None]) -> float | None:
     return round(math.exp(statistics.fmean(math.log(value) for value in values)), 3)
 
 
+# Floors ----------------------------------------------------------------------------------------
+
+BLAS, XLA, TRAFFIC = 'products, NumPy', 'products, XLA', 'memory traffic'
+_TILES_BLAS, _TILES_XLA = ((1024, 256), (4096, 256), (4096, 1024)), ((384, 2048), (1024, 1024))
+
+
+class Products(NamedTuple):
+    """Matrix products [n, d] x [d, k] that a computation cannot avoid, and how many of them."""
+
+    n: int
+    d: int
+    k: int
+    number: float = 1.0
+
+
+def _blas_products(z: np.ndarray, c: np.ndarray, rows: int, codes: int) -> Callable[[], object]:
+    """All products of z [n, d] and c [k, d] in tiles that stay in the cache, by NumPy's BLAS."""
+    transposed = np.ascontiguousarray(c.T)
+    out = np.empty((min(rows, len(z)), min(codes, len(c))), np.float32)
+
+    def run() -> None:
+        for j in range(0, len(c), codes):
+            right = transposed[:, j : j + codes]
+            for i in range(0, len(z), rows):
+                left = z[i : i + rows]
+                np.matmul(left, right, out=out[: len(left), : right.shape[1]])
+
+    return run
+
+
+def _xla_products(z: np.ndarray, c: np.ndarray, rows: int, codes: int) -> Callable[[], object]:
+    """The same by XLA's dot; each tile replaces the one before."""
+    (n, _), k = z.shape, len(c)
+    rows, codes = min(rows, n), min(codes, k)
+    row_tiles, code_tiles = -(-n // rows), -(-k // codes)
+
+    @jax.jit
+    def products(z: jax.Array, c: jax.Array) -> jax.Array:
+        def tile(i: jax.Array, _: jax.Array) -> jax.Array:
+            left = lax.dynamic_slice_in_dim(z, i // code_tiles * rows, rows)
+            right = lax.dynamic_slice_in_dim(c, i % code_tiles * codes, codes)
+            return lax.dot_general(right, left, (((1,), (1,)), ((), ())))
+
+        return lax.fori_loop(0, row_tiles * code_tiles, tile, jnp.zeros((codes, rows)))
+
+    z, c = jax.device_put((z, c))
+    return lambda: jax.block_until_ready(products(z, c))
+
+
+def _fastest(runs: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    times = measure(dict(enumerate(runs)), 2)
+    return runs[min(times, key=lambda i: min(times[i]))]
+
+
+def floor_runs(products: Sequence[Products]) -> dict[str, list[Callable[[], object]]]:
+    """For BLAS and XLA a run of each of these products once, in the faster of some tiles."""
+    rng = np.random.default_rng(0)
+    runs: dict[str, list[Callable[[], object]]] = {BLAS: [], XLA: []}
+    for n, d, k, _ in products:
+        z, c = rng.standard_normal((n, d), np.float32), rng.standard_normal((k, d), np.float32)
+        runs[BLAS].append(_fastest([_blas_products(z, c, *tile) for tile in _TILES_BLAS]))
+        runs[XLA].append(_fastest([_xla_products(z, c, *tile) for tile in _TILES_XLA]))
+    return runs
+
+
+def traffic_run(z: np.ndarray) -> Callable[[], object]:
+    """Two arrays like z are read and one is written: what a quantizer on a grid cannot avoid."""
+    z = jax.device_put(z)
+    function = jax.jit(lambda a, b: a * b)
+    return lambda: jax.block_until_ready(function(z, z))
+
+
+def measure_with_floor(
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    ours: str,
+    products: Sequence[Products] = (),
+    traffic: np.ndarray | None = None,
+) -> tuple[dict[str, list[float]], dict]:
+    """`measure`, and the fields `floor_ms`, `floor_by` and `ratio_to_floor` of a row.
+
+    The floor is the time of the products (the faster of NumPy and XLA) or of the memory traffic,
+    in the same rounds as the runs. Empty fields where neither is given.
+    """
+    of = floor_runs(products) if products else {}
+    if traffic is not None:
+        of = {TRAFFIC: [traffic_run(traffic)]}
+    parts = {(name, i): run for name, some in of.items() for i, run in enumerate(some)}
+    times = measure({**runs, **parts}, repeats)  # type: ignore[dict-item]
+    numbers = [p.number for p in products] or [1.0]
+    floors = {
+        name: [
+            sum(number * times[name, i][r] for i, number in enumerate(numbers))  # type: ignore[index]
+            for r in range(repeats)
+        ]
+        for name in of
+    }
+    found = {name: times[name] for name in runs}
+    if not floors:
+        return found, {}
+    by = min(floors, key=lambda name: statistics.median(floors[name]))
+    each = [a / b for a, b in zip(found[ours], floors[by], strict=True)]
+    return found, {
+        'floor_ms': round(statistics.median(floors[by]), 3),
+        'floor_by': by,
+        'ratio_to_floor': round(statistics.median(each), 3),
+    }
+
+
+# The machine ------------------------------------------------------------------------------------
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's fields of /proc/cpuinfo, {} where there is none."""
+    path = Path('/proc/cpuinfo')
+    lines = path.read_text().split('\n\n')[0].splitlines() if path.exists() else []
+    return {key.strip(): value.strip() for key, _, value in (x.partition(':') for x in lines)}
+
+
+def _model() -> str:
+    return _cpuinfo().get('model name') or platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """A name for the kind of processor, the folder of its results: 'amd-epyc-family-25-model-17'.
+
+    Virtual machines hide the model's name, but not its family.
+    """
+    info = _cpuinfo()
+    name = re.sub(r'\(.*?\)|@.*', '', _model())
+    if 'cpu family' in info:
+        name += f' family {info["cpu family"]} model {info["model"]}'
+    return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
+
+
+def _instructions() -> str | None:
+    """The widest instructions of the processor that matter to products."""
+    flags = _cpuinfo().get('flags', _cpuinfo().get('Features', '')).split()
+    known = {'amx_tile': 'AMX', 'avx512f': 'AVX-512', 'avx2': 'AVX2', 'sve': 'SVE', 'asimd': 'NEON'}
+    return next((name for flag, name in known.items() if flag in flags), None)
+
+
+def _caches() -> dict[str, int]:
+    """Kilobytes of each cache of the first core: {'L1': 32, 'L2': 1024, 'L3': 32768}."""
+    found = {}
+    for folder in sorted(Path('/sys/devices/system/cpu/cpu0/cache').glob('index*')):
+        level, kind, size = ((folder / x).read_text().strip() for x in ('level', 'type', 'size'))
+        if kind != 'Instruction' and size.endswith('K'):
+            found[f'L{level}'] = int(size[:-1])
+    return found
+
+
 def environment() -> dict:
-    """Machine, device, load and versions, for the JSON."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
-        model = names[0].split(':')[1].strip() if names else model
+    """Machine, device, load, versions and date, for the JSON."""
     return {
-        'cpu': model,
+        'cpu': _model(),
+        'machine': machine(),
+        'instructions': _instructions(),
+        'caches_kb': _caches(),
         'cores': os.cpu_count(),
         # Those this process may use: fewer under `taskset`.
         'cores_used': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else None,
@@ -158,7 +317,11 @@ def environment() -> dict:
         'platform': jax.default_backend(),
         'python': platform.python_version(),
         'versions': {package: version(package) for package in PACKAGES},
+        'date': date.today().isoformat(),
     }
+
+
+# Files and plots --------------------------------------------------------------------------------
 
 
 def write(out: Path, name: str, results: dict) -> None:

@@ -472,7 +472,7 @@ def measure(options, name, results):
 
 def main(argv=None):
     """Measure what is missing, write distortion.json and a plot for each set."""
-    parser = common.parser(__doc__)
+    parser = common.parser(__doc__, timed=False)
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
     parser.add_argument('--set', choices=SETS, help='one of the sets, default: all')
     parser.add_argument('--families', help='separated by ;, default: all')

@@ -95,16 +95,27 @@ def faiss_residual(dim, parts, beam):
     return quantizer
 
 
+def products(quantizer, n, dim):
+    """Those of the k-means iterations: a search of all vectors each."""
+    if isinstance(quantizer, Product):
+        groups = quantizer.num_groups
+        return [common.Products(n, dim // groups, 256, groups * PRODUCT_ITERATIONS)]
+    return [common.Products(n, dim, 256, quantizer.num_stages * RESIDUAL_ITERATIONS)]
+
+
 def compare(name, quantizer, make, train, test, repeats, peers):
     """One row: time and error of both."""
     pairs = {OURS: our_fit(quantizer, train, test)}
     if peers:
         pairs[FAISS] = faiss_fit(make, train, test)
-    times = common.measure({key: pair[0] for key, pair in pairs.items()}, repeats)
+    runs = {key: pair[0] for key, pair in pairs.items()}
+    searches = products(quantizer, *train.shape)
+    times, floor = common.measure_with_floor(runs, repeats, OURS, searches)
     errors = {key: round(pair[1](), 5) for key, pair in pairs.items()}
     row = {'quantizer': repr(quantizer), 'bits': quantizer.bits, 'runs': common.summary(times)}
-    row |= {'error': errors, 'speedup': common.ratio(times, FAISS, OURS)}
-    print(f'{name:20} {row["speedup"]} x', errors, row['runs'])
+    row |= {'error': errors, 'speedup': common.ratio(times, FAISS, OURS), **floor}
+    shown = f'{row["speedup"]} x faiss, {row["ratio_to_floor"]} of the floor'
+    print(f'{name:20} {shown}', errors, row['runs'])
     return row
 
 

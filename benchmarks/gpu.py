@@ -111,7 +111,7 @@ def _finished(options, part: str) -> bool:
 
 
 def _arguments(argv):
-    parser = common.parser(__doc__)
+    parser = common.parser(__doc__, timed=False)
     parser.add_argument('--parts', default=','.join(PARTS), help='which, comma-separated')
     parser.add_argument('--again', action='store_true', help='run finished parts again')
     parser.add_argument('--minutes', type=float, default=7.0, help='of the part train')

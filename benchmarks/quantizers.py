@@ -2,7 +2,9 @@
 
 A step is what a training loop pays for the quantizer: codes and vectors, the gradient to its
 input (and parameters), and the update of the statistics, revival included. Same data, bits and
-gradient estimator on both sides, float32. About three minutes on two cores; --quick takes seconds.
+gradient estimator on both sides, float32. The floor of a step is the matrix products that it cannot
+avoid, or for grids the memory traffic, in the same rounds. About four minutes on two cores; --quick
+takes seconds.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ _BATCH = 16  # grids or sequences that the N vectors come in
 class Case(NamedTuple):
     """A quantizer, its features, and a function that makes the peer's (None: it has none).
 
+    products: those a step cannot avoid; none: its floor is the memory traffic.
     side: of the square grids that z holds, for quantizers of pictures.
     """
 
     quantizer: vqjax.quantizers.Quantizer
     dim: int
     peer: Callable | None
+    products: tuple[common.Products, ...] = ()
     side: int | None = None
 
 
@@ -48,6 +52,15 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     scales = tuple(2**i for i in range(side.bit_length()))
     sizes = n // _BATCH // 4, n // _BATCH * 3 // 4
 
+    search = common.Products(n, dim, k)
+
+    def several(number):
+        return (search._replace(number=number),)
+
+    tokens = sum(scale**2 for scale in scales) * _BATCH
+    # A kernel of 3 x 3 a scale: forward, to its input and to the kernel.
+    convolutions = common.Products(n, 9 * dim, dim, 3 * len(scales))
+
     def residual(lib):
         return lib.ResidualVQ(num_quantizers=stages, **ema)
 
@@ -63,33 +76,52 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
         return lib.RandomProjectionQuantizer(dim=dim, codebook_size=k, codebook_dim=16)
 
     return {
-        'VQ-EMA': Case(ours.VQEMA(k), dim, lambda lib: lib.VectorQuantize(**ema)),
+        'VQ-EMA': Case(ours.VQEMA(k), dim, lambda lib: lib.VectorQuantize(**ema), (search,)),
         'VQ-EMA, cosine': Case(
             ours.VQEMA(k, metric='cosine'),
             dim,
             lambda lib: lib.VectorQuantize(**ema, use_cosine_sim=True),
+            (search,),
         ),
-        'VQ': Case(ours.VQ(k), dim, lambda lib: lib.VectorQuantize(**gradient)),
-        f'Residual {stages} x VQ-EMA': Case(ours.Residual(ours.VQEMA(k), stages), dim, residual),
-        f'Product {stages} x VQ-EMA': Case(ours.Product(ours.VQEMA(k), stages), dim, product),
+        'VQ': Case(ours.VQ(k), dim, lambda lib: lib.VectorQuantize(**gradient), (search,)),
+        f'Residual {stages} x VQ-EMA': Case(
+            ours.Residual(ours.VQEMA(k), stages), dim, residual, several(stages)
+        ),
+        f'Product {stages} x VQ-EMA': Case(
+            ours.Product(ours.VQEMA(k), stages),
+            dim,
+            product,
+            (common.Products(n, dim // stages, k, stages),),
+        ),
         'MultiScale': Case(
-            ours.MultiScale(ours.VQEMA(k), scales, phi=(0.5,)), dim, hierarchical, side
+            ours.MultiScale(ours.VQEMA(k), scales, phi=(0.5,)),
+            dim,
+            hierarchical,
+            (common.Products(tokens, dim, k), convolutions),
+            side,
         ),
-        'Levels, two': Case(ours.Levels((ours.VQEMA(k),) * 2, sizes), dim, None),
+        'Levels, two': Case(ours.Levels((ours.VQEMA(k),) * 2, sizes), dim, None, (search,)),
         'SimVQ': Case(
             ours.SimVQ(k),
             dim,
             lambda lib: lib.SimVQ(dim=dim, codebook_size=k, rotation_trick=False),
+            (search, common.Products(k, dim, dim, 3)),  # the map of the codes and its gradients
         ),
-        'Bridged, VQBridge': Case(ours.Bridged(k), dim, None),
-        'VQ-EMA, Sinkhorn': Case(ours.VQEMA(k, assignment=ops.Sinkhorn()), dim, None),
-        'IBQ': Case(ours.IBQ(k), dim, None),
+        'Bridged, VQBridge': Case(ours.Bridged(k), dim, None, (search,)),
+        'VQ-EMA, Sinkhorn': Case(ours.VQEMA(k, assignment=ops.Sinkhorn()), dim, None, (search,)),
+        'IBQ': Case(ours.IBQ(k), dim, None, several(3)),  # scores, and their gradients to both
         'LFQ': Case(ours.LFQ(bits), bits, lambda lib: lib.LFQ(dim=bits, codebook_size=2**bits)),
         'FSQ': Case(ours.FSQ(levels), len(levels), lambda lib: lib.FSQ(list(levels))),
         # Its peer's values get no gradient: not the same step.
         'LatentQuantization': Case(ours.LatentQuantization(levels), len(levels), None),
-        'RandomProjection': Case(ours.RandomProjection(k, 16), dim, projection),
-        'GumbelSoftmax': Case(ours.GumbelSoftmax(k), dim, None),
+        'RandomProjection': Case(
+            ours.RandomProjection(k, 16),
+            dim,
+            projection,
+            (common.Products(n, dim, 16), common.Products(n, 16, k)),
+        ),
+        # Scores and the mixture of codes, and two gradients of the one and two of the other.
+        'GumbelSoftmax': Case(ours.GumbelSoftmax(k), dim, None, several(6)),
     }
 
 
@@ -162,13 +194,13 @@ def compare(name, case, n, repeats, peers):
     runs = {OURS: run}
     if case.peer is not None and peers:
         runs[PEER] = peer_step(case.peer, z, cotangent, targets_only)
-    times = common.measure(runs, repeats)
+    traffic = None if case.products else z
+    times, floor = common.measure_with_floor(runs, repeats, OURS, case.products, traffic)
     speedup = common.ratio(times, PEER, OURS)
     row = {'quantizer': repr(case.quantizer), 'N': n, 'D': case.dim, 'runs': common.summary(times)}
-    row |= {'compile_s': round(seconds, 2), 'speedup': speedup}
-    print(
-        f'{name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {speedup} x  compile {seconds:.2f} s'
-    )
+    row |= {'compile_s': round(seconds, 2), 'speedup': speedup, **floor}
+    shown = f'{speedup} x the peer, {row["ratio_to_floor"]} of the floor, compile {seconds:.2f} s'
+    print(f'{name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {shown}')
     return row
 
 

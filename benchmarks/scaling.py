@@ -158,7 +158,7 @@ def projection():
 
 def main(argv=None):
     """Read the programs and write scaling.json, in a process that has 8 CPU devices."""
-    options = common.arguments(common.parser(__doc__), argv)
+    options = common.arguments(common.parser(__doc__, timed=False), argv)
     if jax.device_count() < DEVICES or jax.default_backend() != 'cpu':
         flags = os.environ.get('XLA_FLAGS', '')
         flags += f' --xla_force_host_platform_device_count={DEVICES}'

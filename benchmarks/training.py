@@ -117,6 +117,20 @@ def cases(dim, k, stages):
     }
 
 
+def products(quantizer, n, dim):
+    """Those of a step: three a dense layer (two in the first) and the searches of the quantizer."""
+    found = [
+        common.Products(n, PATCH, HIDDEN, 2 + 3),
+        common.Products(n, HIDDEN, dim, 3 + 3),
+    ]
+    leaf, number = (quantizer, 1)
+    if isinstance(quantizer, Residual):
+        leaf, number = quantizer.inner, quantizer.num_stages
+    if isinstance(leaf, VQEMA):
+        found.append(common.Products(n, dim, leaf.num_codes, number))
+    return found
+
+
 def compare(name, case, n, repeats, peers):
     """One row: times of a step, and how many times faster ours is."""
     quantizer, dim, make = case
@@ -125,11 +139,13 @@ def compare(name, case, n, repeats, peers):
     runs = {OURS: run}
     if peers:
         runs[PEER] = peer_run(make, dim, x)
-    times = common.measure(runs, repeats)
+    floor_of = products(quantizer, n, dim)
+    times, floor = common.measure_with_floor(runs, repeats, OURS, floor_of)
     speedup = common.ratio(times, PEER, OURS)
-    print(f'{name:24} {min(times[OURS]):9.2f} ms  {speedup} x  compile {seconds:.2f} s')
+    shown = f'{speedup} x the peer, {floor["ratio_to_floor"]} of the floor'
+    print(f'{name:24} {min(times[OURS]):9.2f} ms  {shown}, compile {seconds:.2f} s')
     row = {'N': n, 'D': dim, 'quantizer': repr(quantizer), 'runs': common.summary(times)}
-    return row | {'compile_s': round(seconds, 2), 'speedup': speedup}
+    return row | {'compile_s': round(seconds, 2), 'speedup': speedup, **floor}
 
 
 def main(argv=None):

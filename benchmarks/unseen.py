@@ -192,7 +192,7 @@ def summary(results, folder, method):
 
 def main(argv=None):
     """Train each method on each set that is not in the JSON yet, write unseen.json."""
-    parser = common.parser(__doc__)
+    parser = common.parser(__doc__, timed=False)
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for MNIST')
     parser.add_argument('--sets', type=Path, help='folder to keep the sets in, for train.py')
     parser.add_argument('--epochs', type=int, default=20, help='of 12 steps')

@@ -118,7 +118,7 @@ def plot(path, rows, even):
 
 def main(argv=None):
     """Train each method that is not in the JSON yet, write usage_K.json and usage_K.png."""
-    parser = common.parser(__doc__)
+    parser = common.parser(__doc__, timed=False)
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
     parser.add_argument('--codes', type=int, default=16_384)
     parser.add_argument('--steps', type=int, default=1000)

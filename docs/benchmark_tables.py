@@ -25,16 +25,79 @@ def _shape(row):
     return f'{row["N"]:,} x {row["D"]} x {row["K"]:,}'
 
 
+def _machines(*benchmarks):
+    """The machines of these benchmarks' files, the newest first, and a title for each."""
+    newest = {}
+    for found in benchmarks:
+        for name, results in found.items():
+            e = results['environment']
+            if e.get('date', '') >= newest.get(name, {}).get('date', ''):
+                newest[name] = e
+    order = sorted(newest, key=lambda name: newest[name].get('date', ''), reverse=True)
+
+    def title(e):
+        known = [e['cpu'], e.get('instructions')]
+        if 'L2' in e.get('caches_kb', {}):
+            known.append(f'{e["caches_kb"]["L2"] / 1024:g} MB L2')
+        return ', '.join(filter(None, known))
+
+    return {name: title(newest[name]) for name in order}
+
+
+def _lines(results):
+    """(row, milliseconds, times faster than the peer, ratio to the floor) of a benchmark's file."""
+    if 'search' in results:
+        rows = {f'search, {_shape(r)}': r for r in results['search']['rows']}
+    elif 'fits' in results:
+        rows = {f'fit, {name}': r for name, r in results['fits'].items()}
+    else:
+        model = 'vqjax + Flax' in next(iter(results['steps'].values()))['runs']
+        kind = 'model' if model else 'step'
+        rows = {f'{kind}, {name}': r for name, r in results['steps'].items()}
+    found = {}
+    for name, row in rows.items():
+        ours = next(iter(row['runs'].values()))['median_ms']
+        faster = row.get('speedup')
+        if row.get('ratio_to_faiss'):
+            faster = 1 / row['ratio_to_faiss']
+        found[name] = [f'{ours:,.1f}', _factor(faster), _floor(row)]
+    return found
+
+
+def _floor(row):
+    return f'{row["ratio_to_floor"]:.2f}' if 'ratio_to_floor' in row else ''
+
+
+def overview(*benchmarks):
+    """Every row on every machine: milliseconds, times faster than the peer, ratio to the floor."""
+    machines = _machines(*benchmarks)
+    rows = []
+    for found in benchmarks:
+        each = {name: _lines(results) for name, results in found.items()}
+        for row in dict.fromkeys(row for lines in each.values() for row in lines):
+            cells = [each.get(name, {}).get(row, [''] * 3) for name in machines]
+            rows.append([row, *(cell for three in cells for cell in three)])
+    header = [
+        f'{what}, {title}'
+        for title in machines.values()
+        for what in ('ms', 'times faster', 'of the floor')
+    ]
+    return table(['', *header], rows)
+
+
+OF_EVERY_MACHINE = (overview,)
+
+
 def nearest(results):
     """Milliseconds of the search, one row a shape."""
     names = list(results['search']['rows'][0]['runs'])
     rows = [
-        [_shape(r), *[_ms(r, name) for name in names], r['ratio_to_faiss']]
+        [_shape(r), *[_ms(r, name) for name in names], r['ratio_to_faiss'], _floor(r)]
         for r in results['search']['rows']
     ]
     mean = results['search']['geometric_mean_ratio_to_faiss']
-    rows.append(['geometric mean', *[''] * len(names), f'**{mean}**'])
-    return table(['N x D x K', *names, 'vqjax / faiss'], rows)
+    rows.append(['geometric mean', *[''] * len(names), f'**{mean}**', ''])
+    return table(['N x D x K', *names, 'vqjax / faiss', 'vqjax / floor'], rows)
 
 
 def codebooks(results):
@@ -51,16 +114,16 @@ def steps(results):
     """Milliseconds of a training step, one row a quantizer."""
     names = list(next(iter(results['steps'].values()))['runs'])
     rows = [
-        [name, *[_ms(r, n) for n in names], _factor(r['speedup']), r['compile_s']]
+        [name, *[_ms(r, n) for n in names], _factor(r['speedup']), _floor(r), r['compile_s']]
         for name, r in results['steps'].items()
     ]
-    return table(['', *names, 'times faster', 'compile, s'], rows)
+    return table(['', *names, 'times faster', 'vqjax / floor', 'compile, s'], rows)
 
 
 def fits(results):
     """Milliseconds and error of a fit."""
     rows = [
-        [name, r['bits'], *[_ms(r, n) for n in r['runs']], *r['error'].values()]
+        [name, r['bits'], *[_ms(r, n) for n in r['runs']], _floor(r), *r['error'].values()]
         for name, r in results['fits'].items()
     ]
     row = next(iter(results['fits'].values()))
@@ -68,6 +131,7 @@ def fits(results):
         '',
         'bits',
         *[f'{n}, ms' for n in row['runs']],
+        'vqjax / floor',
         *[f'{n}, error' for n in row['error']],
     ]
     return table(header, rows)
@@ -369,4 +433,7 @@ def machine(results):
     versions = ', '.join(f'{name} {version}' for name, version in e['versions'].items() if version)
     clock = 'processor time' if e['clock'] == 'process_time' else 'wall time'
     cores = f'{e["cores_used"]} of {e["cores"]} cores'
-    return f'{e["cpu"]}, {cores}, {clock}, load average {e["load_average"][0]}; {versions}.'
+    known = [e['cpu'], e.get('instructions')]
+    known += [f'{name} {kb:,} KB' for name, kb in e.get('caches_kb', {}).items()]
+    cpu = ', '.join(filter(None, known))
+    return f'{cpu}, {cores}, {clock}, load average {e["load_average"][0]}; {versions}.'

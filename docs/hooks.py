@@ -13,8 +13,9 @@ _PAGE = re.compile(r'`docs/([\w/]+\.md)`')
 def on_files(files: Files, config) -> Files:
     """Adds them where `performance.md`, which is the benchmarks' README, looks for them."""
     results = Path(config.config_file_path).parent / 'benchmarks' / 'results'
-    for path in sorted(results.glob('*.png')):
-        files.append(File.generated(config, f'results/{path.name}', abs_src_path=str(path)))
+    for path in sorted(results.rglob('*.png')):
+        name = f'results/{path.relative_to(results).as_posix()}'
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 

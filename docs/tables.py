@@ -229,12 +229,23 @@ def enough_bits(results):
 # Pages -----------------------------------------------------------------------------------------
 
 
-def _read(name):
-    """Results or an excerpt of them; of a benchmark, without a path, its plain data."""
-    if '/' not in name:
-        return json.loads((ROOT / f'benchmarks/results/{name}.json').read_text())
-    kind = Excerpt if name in EXCERPTS else Results
-    return kind.load(ROOT / f'{name}.json')
+_BENCHMARKS = ROOT / 'benchmarks/results'
+
+
+def _read(name, every=False):
+    """Results or an excerpt of them; of a benchmark, without a path, its plain data.
+
+    every: of a benchmark that has a file for each machine, machine -> data, not the newest alone.
+    """
+    if '/' in name:
+        kind = Excerpt if name in EXCERPTS else Results
+        return kind.load(ROOT / f'{name}.json')
+    path = _BENCHMARKS / f'{name}.json'
+    if path.exists():
+        return json.loads(path.read_text())
+    files = sorted(_BENCHMARKS.glob(f'*/{name}.json'))
+    found = {path.parent.name: json.loads(path.read_text()) for path in files}
+    return found if every else max(found.values(), key=lambda x: x['environment'].get('date', ''))
 
 
 def render(text: str) -> str:
@@ -243,7 +254,8 @@ def render(text: str) -> str:
     def fill(match):
         make = globals().get(match[2]) or getattr(benchmark_tables, match[2])
         files = [] if match[1] == '-' else match[1].split(',')
-        found = make(*map(_read, files))
+        every = make in benchmark_tables.OF_EVERY_MACHINE
+        found = make(*[_read(name, every) for name in files])
         return f'{match[0].splitlines()[0]}\n{found}\n<!-- end -->'
 
     return re.sub(r'<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.S)
