@@ -68,24 +68,24 @@ def _floor(row):
     return f'{row["ratio_to_floor"]:.2f}' if 'ratio_to_floor' in row else ''
 
 
-def overview(*benchmarks):
+def machines(*benchmarks):
     """Every row on every machine: milliseconds, times faster than the peer, ratio to the floor."""
-    machines = _machines(*benchmarks)
+    titles = _machines(*benchmarks)
     rows = []
     for found in benchmarks:
         each = {name: _lines(results) for name, results in found.items()}
         for row in dict.fromkeys(row for lines in each.values() for row in lines):
-            cells = [each.get(name, {}).get(row, [''] * 3) for name in machines]
+            cells = [each.get(name, {}).get(row, [''] * 3) for name in titles]
             rows.append([row, *(cell for three in cells for cell in three)])
     header = [
         f'{what}, {title}'
-        for title in machines.values()
+        for title in titles.values()
         for what in ('ms', 'times faster', 'of the floor')
     ]
     return table(['', *header], rows)
 
 
-OF_EVERY_MACHINE = (overview,)
+OF_EVERY_MACHINE = (machines,)
 
 
 def nearest(results):
