@@ -114,9 +114,7 @@ def bare_step(task: Task) -> Callable:
                 mutable=list(stats),
                 rngs={'quantizer': jax.random.fold_in(key, number)},
             )
-            entropy = optax.softmax_cross_entropy_with_integer_labels(
-                output.logits, batch['label']
-            )
+            entropy = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch['label'])
             loss = jnp.mean(entropy)
             if output.quantized is not None:
                 loss += output.quantized.loss
