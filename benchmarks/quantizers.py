@@ -93,8 +93,8 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     }
 
 
-def our_step(quantizer, z, cotangent):
-    """(a function that trains for one step, seconds to the end of the first step)."""
+def training_step(quantizer):
+    """The step (params, state, z, cotangent, key) -> (gradients and codes, new state)."""
 
     # z is an argument, not a constant: XLA folds what it knows at compile time.
     def step(params, state, z, cotangent, key):
@@ -109,6 +109,12 @@ def our_step(quantizer, z, cotangent):
             gradients, codes = jax.grad(loss, (0, 1), has_aux=True)(params, z)
         return (gradients, codes), quantizer.update(params, state, z, codes, key)
 
+    return step
+
+
+def our_step(quantizer, z, cotangent):
+    """(a function that trains for one step, seconds to the end of the first step)."""
+    step = training_step(quantizer)
     key = jax.random.key(0)
     params, state = jax.jit(quantizer.init)(key, z)
     jax.block_until_ready((params, state))
