@@ -155,7 +155,7 @@ def _case(shape, dtype, precision, names, quick, interpret):
 
 
 def recommend(rows: list[dict], timed: bool = True) -> dict:
-    """Which search should be the default on this device, None where that cannot be told, and why."""
+    """Which search should be the default here, None where that cannot be told, and why."""
     for row in rows:
         where = f'{row["inputs"]} inputs, precision {row["precision"]}'
         checks, failed = row['checks'], row['failed']

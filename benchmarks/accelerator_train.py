@@ -1,4 +1,4 @@
-"""The part `train` of accelerator.py: configs/cifar10.py for as many epochs as fit into some minutes."""
+"""The part `train` of accelerator.py: configs/cifar10.py for as many epochs as fit."""
 
 from __future__ import annotations
 
