@@ -157,12 +157,17 @@ def peer_step(make, z, cotangent, targets_only):
     return run
 
 
-def compare(name, case, n, repeats, peers):
-    """One row of the table."""
+def inputs(case, n):
+    """n vectors as the quantizer takes them, and what their gradient starts from."""
     rng = np.random.default_rng(0)
     places = (case.side, case.side) if case.side else (n // _BATCH,)
     z = rng.standard_normal((_BATCH, *places, case.dim), np.float32)
-    cotangent = rng.standard_normal(z.shape, np.float32) / z.size
+    return z, rng.standard_normal(z.shape, np.float32) / z.size
+
+
+def compare(name, case, n, repeats, peers):
+    """One row of the table."""
+    z, cotangent = inputs(case, n)
     targets_only = case.quantizer.targets_only
     run, seconds = our_step(case.quantizer, z, cotangent)
     runs = {OURS: run}
