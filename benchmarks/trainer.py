@@ -60,7 +60,7 @@ class Case(NamedTuple):
 _COMPARED = ('none', 'vq_ema', 'rvq', 'fsq')
 _SCRATCH = ('none', 'vq_ema-8', 'rvq-16', 'fsq-16')
 CASES = {
-    'digits': Case('digits', _COMPARED, 195),  # three times the steps between evaluations
+    'digits': Case('digits', _COMPARED, 128),
     'recordings': Case('recordings', _COMPARED, 160),
     'cifar10': Case('cifar10_scratch', _SCRATCH, 10),
     'cifar10, decoded': Case('cifar10_scratch', _SCRATCH, 10, decoded=True),
@@ -165,7 +165,8 @@ def compare(context: Context, method: str, steps: int, repeats: int) -> dict:
     held = {'state': state}
 
     def trainer(number: int) -> None:
-        run.take(number)
+        if run.take(number):
+            sys.exit('error: asked to stop, nothing is written')
         jax.block_until_ready(run.state)
 
     def bare(number: int) -> None:

@@ -52,6 +52,8 @@ def run(monkeypatch, tmp_path):
         'pipeline',
         'scaling',
         'hsmm',
+        'trainer',
+        'memory',
     ):
         sys.modules.pop(name, None)
 
@@ -252,6 +254,48 @@ def test_the_bound_of_independent_features_is_that_of_one(monkeypatch):
     assert distortion.gaussian_bound(z, 8) == pytest.approx(2 ** (-2 * 8 / 4), rel=0.02)
     for name in ('common', 'distortion'):
         sys.modules.pop(name)
+
+
+@pytest.mark.slow
+def test_trainer(run):
+    results, _ = run('trainer')
+    assert results['rows']['digits'].keys() == {'none', 'VQ-EMA', 'RVQ', 'FSQ'}
+    for row in results['rows']['digits'].values():
+        assert row['runs'].keys() == {'trainer', 'bare loop', 'input alone'}
+        low, high = row['range']
+        assert 0 < low <= row['ratio'] <= high and min(row['images_per_s'].values()) > 0
+
+
+def test_the_bare_loop_of_the_trainers_benchmark_is_the_same_training(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    trainer = importlib.import_module('trainer')
+    from vqjax.trainer import experiment
+    from vqjax.trainer.run.runs import Run
+
+    with trainer.opened(trainer.CASES['digits'], '', quick=True) as context:
+        run = Run.start(context, 'vq_ema', 0, experiment.stages(context, 'vq_ema'))
+        step, state, batch = trainer.start_bare(run)
+        state, _ = step(state, batch)  # the first batch of the run
+        run.take(1)
+        taken = run.form.read(run.state)
+        run.recorder.close()
+        run.checkpoints.close()
+    # A warm-up begins at a rate of 0, so gradients are compared by the moments of the optimizer.
+    for bare, ours in ((state[1], taken.stats), (state[2], taken.opt_state)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), bare, ours
+        )
+    for name in ('common', 'trainer'):
+        sys.modules.pop(name)
+
+
+@pytest.mark.slow
+def test_memory(run):
+    results, _ = run('memory')
+    for row in results['rows'].values():
+        ours = row['runs']['vqjax']
+        # What XLA says, and pages of its threads' stacks.
+        assert ours['peak'] < ours['temporary'] + ours['output'] + 2**20
 
 
 @pytest.mark.slow
