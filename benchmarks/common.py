@@ -328,7 +328,7 @@ def write(out: Path, name: str, results: dict) -> None:
     """`results` and the environment as NAME.json."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**results, 'environment': environment()}, indent=1)
-    # Whole or not at all: a part of gpu.py whose file is there is not run again.
+    # Whole or not at all: a part of accelerator.py whose file is there is not run again.
     temporary = out / f'.{name}.json'
     temporary.write_text(text + '\n')
     temporary.replace(out / f'{name}.json')

@@ -125,8 +125,8 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     }
 
 
-def our_step(quantizer, z, cotangent):
-    """(a function that trains for one step, seconds to the end of the first step)."""
+def training_step(quantizer):
+    """The step (params, state, z, cotangent, key) -> (gradients and codes, new state)."""
 
     # z is an argument, not a constant: XLA folds what it knows at compile time.
     def step(params, state, z, cotangent, key):
@@ -141,6 +141,12 @@ def our_step(quantizer, z, cotangent):
             gradients, codes = jax.grad(loss, (0, 1), has_aux=True)(params, z)
         return (gradients, codes), quantizer.update(params, state, z, codes, key)
 
+    return step
+
+
+def our_step(quantizer, z, cotangent):
+    """(a function that trains for one step, seconds to the end of the first step)."""
+    step = training_step(quantizer)
     key = jax.random.key(0)
     params, state = jax.jit(quantizer.init)(key, z)
     jax.block_until_ready((params, state))
@@ -183,12 +189,17 @@ def peer_step(make, z, cotangent, targets_only):
     return run
 
 
-def compare(name, case, n, repeats, peers):
-    """One row of the table."""
+def inputs(case, n):
+    """n vectors as the quantizer takes them, and what their gradient starts from."""
     rng = np.random.default_rng(0)
     places = (case.side, case.side) if case.side else (n // _BATCH,)
     z = rng.standard_normal((_BATCH, *places, case.dim), np.float32)
-    cotangent = rng.standard_normal(z.shape, np.float32) / z.size
+    return z, rng.standard_normal(z.shape, np.float32) / z.size
+
+
+def compare(name, case, n, repeats, peers):
+    """One row of the table."""
+    z, cotangent = inputs(case, n)
     targets_only = case.quantizer.targets_only
     run, seconds = our_step(case.quantizer, z, cotangent)
     runs = {OURS: run}

@@ -329,6 +329,33 @@ def pipeline(results):
     return table(['', 'batch', *names, 'pipeline / resident'], rows)
 
 
+def trainer(results):
+    """Images a second of the trainer and of a bare loop, and the ratio of their times."""
+    rows = []
+    for name, methods in results['rows'].items():
+        for method, r in methods.items():
+            images, (low, high) = r['images_per_s'], r['range']
+            ratio = f'{r["ratio"]:.3f} ({low:.2f} to {high:.2f})'
+            batch = f'{r["runs"]["input alone"]["median_ms"]:.2f}'
+            step = f'{r["runs"]["trainer"]["median_ms"]:.1f}'
+            rows.append([name, method, *[f'{x:,}' for x in images.values()], ratio, step, batch])
+    head = ['images per second, trainer', 'bare loop', 'time, trainer / bare loop (range)']
+    return table(['', 'method', *head, 'step, ms', 'batch alone, ms'], rows)
+
+
+def memory(results):
+    """Megabytes of a training step, one row a quantizer."""
+    rows = []
+    for name, r in results['rows'].items():
+        peaks = [f'{run["peak"] / 1e6:,.1f}' for run in r['runs'].values()]
+        ours = r['runs']['vqjax']
+        held = [ours['temporary'], ours['output']]
+        cells = [*peaks, *[''] * (2 - len(peaks)), *[f'{x / 1e6:,.1f}' for x in held]]
+        rows.append([name, f'{r["inputs"] / 1e6:,.1f}', *cells])
+    head = ['inputs', 'vqjax', 'vector-quantize-pytorch']
+    return table(['', *head, 'XLA, temporary', 'XLA, returned'], rows)
+
+
 def comparing(results):
     """Time and programs of `make compare`, one row for each way to run it."""
     names = {'other checkout': 'commit 57f6da1'}

@@ -39,6 +39,20 @@ def shared(*parts: str) -> pathlib.Path:
     return path
 
 
+@contextlib.contextmanager
+def cuda_device():
+    """Kernels lowered for CUDA in here are for an H200: later versions of JAX ask for which GPU."""
+    import jax
+
+    if jax.__version_info__ < (0, 12):
+        yield
+        return
+    device = jax.sharding.AbstractDevice('NVIDIA H200', None, platform='gpu')
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield
+
+
 def read_results(plain):
     """`Results` of plain data; what a test leaves out of them is filled in."""
     from vqjax.results.records import Results

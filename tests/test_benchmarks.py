@@ -52,6 +52,8 @@ def run(monkeypatch, tmp_path):
         'pipeline',
         'scaling',
         'hsmm',
+        'trainer',
+        'memory',
     ):
         sys.modules.pop(name, None)
 
@@ -255,6 +257,48 @@ def test_the_bound_of_independent_features_is_that_of_one(monkeypatch):
 
 
 @pytest.mark.slow
+def test_trainer(run):
+    results, _ = run('trainer')
+    assert results['rows']['digits'].keys() == {'none', 'VQ-EMA', 'RVQ', 'FSQ'}
+    for row in results['rows']['digits'].values():
+        assert row['runs'].keys() == {'trainer', 'bare loop', 'input alone'}
+        low, high = row['range']
+        assert 0 < low <= row['ratio'] <= high and min(row['images_per_s'].values()) > 0
+
+
+def test_the_bare_loop_of_the_trainers_benchmark_is_the_same_training(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    trainer = importlib.import_module('trainer')
+    from vqjax.trainer import experiment
+    from vqjax.trainer.run.runs import Run
+
+    with trainer.opened(trainer.CASES['digits'], '', quick=True) as context:
+        run = Run.start(context, 'vq_ema', 0, experiment.stages(context, 'vq_ema'))
+        step, state, batch = trainer.start_bare(run)
+        state, _ = step(state, batch)  # the first batch of the run
+        run.take(1)
+        taken = run.form.read(run.state)
+        run.recorder.close()
+        run.checkpoints.close()
+    # A warm-up begins at a rate of 0, so gradients are compared by the moments of the optimizer.
+    for bare, ours in ((state[1], taken.stats), (state[2], taken.opt_state)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), bare, ours
+        )
+    for name in ('common', 'trainer'):
+        sys.modules.pop(name)
+
+
+@pytest.mark.slow
+def test_memory(run):
+    results, _ = run('memory')
+    for row in results['rows'].values():
+        ours = row['runs']['vqjax']
+        # What XLA says, and pages of its threads' stacks.
+        assert ours['peak'] < ours['temporary'] + ours['output'] + 2**20
+
+
+@pytest.mark.slow
 def test_pipeline(run):
     results, _ = run('pipeline')
     assert results['rows'].keys() == {'mnist', 'cifar10'}
@@ -302,28 +346,30 @@ def test_scaling(run, monkeypatch):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """The modules gpu, gpu_search and gpu_train."""
+def accelerator(monkeypatch):
+    """The modules accelerator, accelerator_search and accelerator_train."""
     monkeypatch.syspath_prepend(FOLDER)
-    names = ('gpu', 'gpu_search', 'gpu_train')
+    names = ('accelerator', 'accelerator_search', 'accelerator_train')
     yield [importlib.import_module(name) for name in names]
     for name in (*names, 'common', 'quantizers', 'pipeline'):
         sys.modules.pop(name, None)
 
 
 @pytest.fixture
-def no_gpu():
-    if jax.default_backend() == 'gpu':
+def no_accelerator():
+    if jax.default_backend() != 'cpu':
         pytest.skip('it would run')
 
 
-def test_gpu_says_what_it_would_do_without_one(gpu, no_gpu, tmp_path, capsys):
+def test_accelerator_says_what_it_would_do_without_one(
+    accelerator, no_accelerator, tmp_path, capsys
+):
     out = tmp_path / 'results'
-    gpu[0].main(['--out', str(out), '--minutes', '3'])
+    accelerator[0].main(['--out', str(out), '--minutes', '3'])
     said = capsys.readouterr().out
-    assert said.startswith('No GPU here') and '3 minutes' in said and not out.exists()
+    assert said.startswith('No GPU or TPU here') and '3 minutes' in said and not out.exists()
     assert all(f'\n{part}: ' in said for part in ('search', 'steps', 'train'))
-    gpu[0].main(['--parts', 'steps'])
+    accelerator[0].main(['--parts', 'steps'])
     assert 'configs/cifar10.py' not in capsys.readouterr().out
 
 
@@ -334,22 +380,22 @@ def test_gpu_says_what_it_would_do_without_one(gpu, no_gpu, tmp_path, capsys):
         (['--minutes', '0'], '--minutes is 0.0: give more than 0'),
         (['--minutes', 'nan'], '--minutes is nan'),
         (['--minutes', 'many'], "invalid float value: 'many'"),
-        (['--cpu-time'], '--cpu-time leaves out what the GPU does'),
+        (['--cpu-time'], '--cpu-time leaves out what the accelerator does'),
         (['--part-time'], 'unrecognized arguments: --part-time'),
     ],
 )
-def test_gpu_mistakes_are_one_line(gpu, flags, said, capsys):
+def test_accelerator_mistakes_are_one_line(accelerator, flags, said, capsys):
     with pytest.raises(SystemExit) as stopped:
-        gpu[0].main(flags)
+        accelerator[0].main(flags)
     assert said in stopped.value.code and '\n' not in stopped.value.code
     assert capsys.readouterr() == ('', '')
 
 
 @pytest.mark.slow
-def test_gpu_search_and_steps(gpu, tmp_path, capsys):
+def test_accelerator_search_and_steps(accelerator, tmp_path, capsys):
     command = ['--quick', '--parts', 'search,steps', '--out', str(tmp_path)]
-    gpu[0].main(command)
-    files = [tmp_path / f'gpu_{part}.json' for part in ('search', 'steps')]
+    accelerator[0].main(command)
+    files = [tmp_path / f'cpu_{part}.json' for part in ('search', 'steps')]
     search, steps = (json.loads(file.read_text()) for file in files)
     cases = [(row['inputs'], row['precision']) for row in search['rows']]
     assert cases == [('float32', 'highest'), ('bfloat16', 'highest'), ('bfloat16', 'bfloat16')]
@@ -366,39 +412,43 @@ def test_gpu_search_and_steps(gpu, tmp_path, capsys):
     # Done before: nothing is measured again, and a full run's figures are not replaced.
     capsys.readouterr()
     before = [file.stat().st_mtime_ns for file in files]
-    gpu[0].main(command)
+    accelerator[0].main(command)
     assert capsys.readouterr().out.count('done before') == 2
     files[1].write_text(json.dumps(steps | {'quick': False}))
     with pytest.raises(SystemExit):
-        gpu[0].main(command)
+        accelerator[0].main(command)
     assert 'holds a full run' in capsys.readouterr().err
     assert json.loads(files[1].read_text())['quick'] is False
     assert files[0].stat().st_mtime_ns == before[0]
 
 
-def test_gpu_search_without_its_kernel_keeps_the_rest(gpu, monkeypatch):
-    search, compile_ = gpu[1], gpu[1]._compile
+def test_accelerator_search_without_its_kernel_keeps_the_rest(accelerator, monkeypatch):
+    search, lower = accelerator[1], accelerator[1].lower
 
     def broken(name, *rest):
         if name == search.FUSED:
             raise RuntimeError('out of\nshared memory')
-        return compile_(name, *rest)
+        return lower(name, *rest)
 
-    monkeypatch.setattr(search, '_compile', broken)
+    monkeypatch.setattr(search, 'lower', broken)
     monkeypatch.setattr(search, 'CASES', search.CASES[:1])
-    found = search.search(gpu[0]._arguments(['--quick']))
+    found = search.search(accelerator[0]._arguments(['--quick']))
     (row,) = found['rows']
     assert row['failed'] == {'fused': 'RuntimeError: out of shared memory'}
     assert row['runs'].keys() == {search.TILES, search.PRODUCT, search.ARGMIN}
     assert found['recommendation']['default'] == 'tiles'
 
 
-def test_gpu_search_tells_ties_from_wrong_codes(gpu):
+def test_accelerator_search_tells_ties_from_wrong_codes(accelerator):
     z, codebook = np.float32([[1.0, 0.0], [0.0, 2.0]]), np.float32([[1, 1], [1, -1], [9, 9]])
     # Codes 0 and 1 are as near to the first row; the second row has one nearest.
-    checks = gpu[1]._checks(z, codebook, {'tiles': np.array([0, 0]), 'fused': np.array([1, 0])})
+    checks = accelerator[1]._checks(
+        z, codebook, {'tiles': np.array([0, 0]), 'fused': np.array([1, 0])}
+    )
     assert checks['fused_differs'] == 1 and checks['fused_differs_beyond_ties'] == 0
-    checks = gpu[1]._checks(z, codebook, {'tiles': np.array([0, 0]), 'fused': np.array([0, 1])})
+    checks = accelerator[1]._checks(
+        z, codebook, {'tiles': np.array([0, 0]), 'fused': np.array([0, 1])}
+    )
     assert checks['fused_differs_beyond_ties'] == 1
     # 0.5 |c|^2 - z.c is -1 for code 0 and 3 for code 1; |z||c| is at most 2 * 9 sqrt(2).
     excess = 4 / (18 * 2**0.5) * 2**24
@@ -409,30 +459,35 @@ def test_gpu_search_tells_ties_from_wrong_codes(gpu):
     'ratios, wrong, default',
     [((0.5, 0.9), 0, 'fused'), ((0.5, 1.1), 0, 'tiles'), ((0.5, 0.9), 1, 'tiles')],
 )
-def test_gpu_default_is_the_kernel_where_it_is_right_and_faster_everywhere(
-    gpu, ratios, wrong, default
+def test_accelerator_default_is_the_kernel_where_it_is_right_and_faster_everywhere(
+    accelerator, ratios, wrong, default
 ):
     excess = {'fused': 1.0, 'tiles': 0.5}
     checks = {'fused_differs_beyond_ties': wrong, 'largest_excess_in_roundings': excess}
     row = {'inputs': 'float32', 'precision': 'highest', 'checks': checks, 'failed': {}}
     rows = [row | {'fused_to_tiles': ratio} for ratio in ratios]
-    assert gpu[1].recommend(rows)['default'] == default
-    assert gpu[1].recommend(rows[:1] + [row | {'failed': {'tiles': 'x'}}])['default'] in (
+    assert accelerator[1].recommend(rows)['default'] == default
+    assert accelerator[1].recommend(rows[:1] + [row | {'failed': {'tiles': 'x'}}])['default'] in (
         (None,) if not wrong else ('tiles',)
     )
+    # On a TPU there are tiles alone.
+    alone = row | {'checks': {'largest_excess_in_roundings': {'tiles': 0.5}}}
+    assert accelerator[1].recommend([alone])['default'] == 'tiles'
 
 
 @pytest.mark.slow
-def test_gpu_train(gpu, tmp_path):
-    gpu[0].main(['--quick', '--parts', 'train', '--out', str(tmp_path)])
-    results = json.loads((tmp_path / 'gpu_train.json').read_text())
+def test_accelerator_train(accelerator, tmp_path):
+    accelerator[0].main(['--quick', '--parts', 'train', '--out', str(tmp_path)])
+    results = json.loads((tmp_path / 'cpu_train.json').read_text())
     assert 1 <= results['plan']['epochs'] <= 2 and results['plan']['epoch_s'] > 0
     assert results['config']['epochs'] == results['plan']['epochs']
     assert 0 <= results['methods']['vq_ema']['accuracy'] <= 1
     assert results['methods']['vq_ema']['perplexity'] >= 1
 
 
-def test_gpu_train_is_stopped_at_its_minutes_and_goes_on_as_planned(gpu, monkeypatch, tmp_path):
+def test_accelerator_train_is_stopped_at_its_minutes_and_goes_on_as_planned(
+    accelerator, monkeypatch, tmp_path
+):
     from vqjax.trainer import errors, experiment
     from vqjax.trainer.run import stopping
 
@@ -444,12 +499,12 @@ def test_gpu_train_is_stopped_at_its_minutes_and_goes_on_as_planned(gpu, monkeyp
                 time.sleep(0.01)
 
     plans = iter([{'epochs': 7, 'warmup_epochs': 1.5}])
-    monkeypatch.setattr(gpu[2], '_short_run', lambda *_: next(plans))
+    monkeypatch.setattr(accelerator[2], '_short_run', lambda *_: next(plans))
     monkeypatch.setattr(experiment, 'run', until_asked)
     command = ['--quick', '--parts', 'train', '--out', str(tmp_path)]
     with pytest.raises(SystemExit, match='the same command goes on'):
-        gpu[0].main([*command, '--minutes', '1e-6'])
-    assert not (tmp_path / 'gpu_train.json').exists()
+        accelerator[0].main([*command, '--minutes', '1e-6'])
+    assert not (tmp_path / 'cpu_train.json').exists()
     asked = []
 
     def whole(config, workdir):
@@ -457,12 +512,12 @@ def test_gpu_train_is_stopped_at_its_minutes_and_goes_on_as_planned(gpu, monkeyp
         return {'methods': {}}
 
     monkeypatch.setattr(experiment, 'run', whole)
-    gpu[0].main(command)
-    assert asked == [(7, 1.5)] and (tmp_path / 'gpu_train.json').exists()
+    accelerator[0].main(command)
+    assert asked == [(7, 1.5)] and (tmp_path / 'cpu_train.json').exists()
 
 
-def test_gpu_epochs_that_fit(gpu):
+def test_accelerator_epochs_that_fit(accelerator):
     # (400 / 4 - 1.5 * 20) / (1.25 * 5) = 11.2
-    assert gpu[2].epochs_that_fit(400, 4, 20, 5, 60) == 11
-    assert gpu[2].epochs_that_fit(4000, 4, 20, 5, 60) == 60
-    assert gpu[2].epochs_that_fit(40, 4, 20, 5, 60) == 1
+    assert accelerator[2].epochs_that_fit(400, 4, 20, 5, 60) == 11
+    assert accelerator[2].epochs_that_fit(4000, 4, 20, 5, 60) == 60
+    assert accelerator[2].epochs_that_fit(40, 4, 20, 5, 60) == 1

@@ -83,6 +83,20 @@ def test_training_images_are_standardised():
 # Training batches.
 
 
+@pytest.mark.parametrize('shape, dtype', [((4, 4, 3), 'uint8'), ((1, 6, 2), 'float64')])
+def test_a_batch_is_scaled_channel_by_channel_to_the_bit(shape, dtype):
+    rng = np.random.default_rng(0)
+    # Channels first in memory, as a source may have them.
+    images = np.moveaxis(rng.integers(0, 256, (5, shape[2], *shape[:2])).astype(dtype), 1, -1)
+    before, dataset = images.copy(), dataset_of(shape=shape)
+    mean, std = rng.random((2, shape[2])).astype(np.float32)
+    found = Dataset(dataset.info, dataset.splits, mean, std).batch(images, np.arange(5))['image']
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, (images.astype(np.float32) - mean) / std)
+    np.testing.assert_array_equal(images, before)
+    assert dataset.batch(images[:0], np.arange(0))['image'].shape == (0, *shape)
+
+
 def test_an_epoch_holds_every_example_once_in_a_new_order():
     dataset = dataset_of(100)
     batches = take(train_batches(dataset, 25, seed=1), 8)

@@ -303,22 +303,23 @@ def run_method(context: Context, method: str, seeds: list[int]) -> None:
         own = context.of(seed)
         schedule = plan(own.settings.methods[method], own.dataset)
         if schedule not in compiled:
-            compiled[schedule] = _stages(own, method, schedule.switch > 0)
+            compiled[schedule] = stages(own, method, schedule.switch > 0)
         Run.start(own, method, seed=seed, stages=compiled[schedule]).finish()
     starts.forget_programs()
 
 
-def _stages(context: Context, method: str, two: bool) -> dict[bool, Stage]:
+def stages(context: Context, method: str, two: bool = False) -> dict[bool, Stage]:
+    """What a method trains and evaluates with; with `two`, also before its codes start."""
     whole = make_task(context.settings, method, context.dataset, form=context.form)
     own = context.settings.methods[method]
     whole = encoded.reading(whole, encoded.may_stand_in(own, context.dataset))
-    stages = {}
+    found = {}
     for continuous in {False, two}:
         task = dataclasses.replace(whole, continuous=continuous)
         train_fn = context.form.compile(functools.partial(steps.train_steps, task), donate=True)
         eval_fn = context.form.compile(functools.partial(evaluation.eval_step, task))
-        stages[continuous] = Stage(task, train_fn, eval_fn)
-    return stages
+        found[continuous] = Stage(task, train_fn, eval_fn)
+    return found
 
 
 def collect(

@@ -82,7 +82,11 @@ class Dataset:
 
     def batch(self, images: np.ndarray, labels: np.ndarray) -> Batch:
         """Raw images [b, H, W, C] and labels -> float32 of zero mean and unit scale, int32."""
-        scaled = (images.astype(np.float32) - self.mean) / self.std
+        scaled = images.astype(np.float32, order='C')
+        # A row an image, in place: broadcast over three channels, NumPy takes ten times as long.
+        rows, places = scaled.reshape(len(images), scaled[:1].size), scaled[:1, ..., 0].size
+        rows -= np.tile(self.mean, places)
+        rows /= np.tile(self.std, places)
         return {'image': scaled, 'label': labels.astype(np.int32)}
 
 

@@ -73,6 +73,8 @@ def fit(
 
 def stack(batches: list[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
     """Batches along a new leading axis of `size`, which repeats the last one where they end."""
+    if size == 1:
+        return {name: x[None] for name, x in batches[0].items()}
     batches = batches + batches[-1:] * (size - len(batches))
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -229,29 +231,39 @@ class Run:
             reliability=Reliability.read(tables['reliability']),
         )
 
+    def take(self, num_steps: int) -> bool:
+        """Takes so many steps of one stage: whether some process is asked to stop, see `fit`.
+
+        Raises:
+          DivergedRun: a step was not finite; the state before it is saved.
+          RunError: no image of a batch can be read.
+        """
+        try:
+            self.state, stopping = fit(
+                self.stage.train_fn,
+                self.state,
+                self.batches,
+                num_steps,
+                self._on_step,
+                self.context.stop,
+                self.plan.steps_per_call,
+                self.form,
+            )
+        except errors.Diverged as error:
+            # The batches read ahead come again, so that the same command fails the same way.
+            self.state = error.state
+            self.batches.set_state({'next_index': self.step})
+            self._save(None)
+            reason = f'{error}; the state after step {self.step}'
+            raise DivergedRun(self.method, self.seed, reason) from error
+        except errors.Unreadable as error:
+            raise RunError(f'{self.method} seed {self.seed}: {error}') from error
+        return stopping
+
     def _train(self) -> None:
         while self.step < self.plan.num_steps:
             until = self.plan.next_stop(self.step)
-            try:
-                self.state, stopping = fit(
-                    self.stage.train_fn,
-                    self.state,
-                    self.batches,
-                    until - self.step,
-                    self._on_step,
-                    self.context.stop,
-                    self.plan.steps_per_call,
-                    self.form,
-                )
-            except errors.Diverged as error:
-                # The batches read ahead come again, so that the same command fails the same way.
-                self.state = error.state
-                self.batches.set_state({'next_index': self.step})
-                self._save(None)
-                reason = f'{error}; the state after step {self.step}'
-                raise DivergedRun(self.method, self.seed, reason) from error
-            except errors.Unreadable as error:
-                raise RunError(f'{self.method} seed {self.seed}: {error}') from error
+            stopping = self.take(until - self.step)
             if self.step < until:
                 self._save(None)
                 raise Stopped(self.context.stop.number)

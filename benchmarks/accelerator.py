@@ -1,9 +1,10 @@
-"""What only a GPU can tell, in one command: python benchmarks/gpu.py --data-dir FOLDER
+"""What only a GPU or TPU can tell: python benchmarks/accelerator.py --data-dir FOLDER
 
-Parts, each with a JSON of its own, written when it is done, after which it is not run again:
-`search`, fused kernel, tiles and bare product, choices checked, and which of the first two should
-be the default; `steps`, training steps; `train`, configs/cifar10.py for as many epochs as fit.
-Without a GPU it says what it would do. --quick runs all of it, small, on any machine.
+It takes the platform that JAX finds. Parts, each with a JSON of its own, written when it is done,
+after which it is not run again: `search`, tiles, bare product and on CUDA the fused kernel, choices
+checked, and which should be the default; `steps`, training steps; `train`, configs/cifar10.py for
+as many epochs as fit. On a machine without an accelerator it says what it would do. --quick runs
+all of it, small, on any machine.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import accelerator_search
+import accelerator_train
 import common
-import gpu_search
-import gpu_train
 import jax
 import numpy as np
 
 
 class Part(NamedTuple):
-    """`run(options)` measures it; the rest is said where there is no GPU."""
+    """`run(options)` measures it; the rest is said where there is no accelerator."""
 
     run: Callable
     does: str
@@ -32,13 +34,10 @@ class Part(NamedTuple):
     needs: str
 
 
-def steps(options) -> dict:
-    """Training steps at 65,536 x 128: quantize, gradient, statistics and revival."""
-    import quantizers as peers
-
+def step_cases(quick: bool) -> tuple[dict, tuple[int, int]]:
+    """The quantizers of the part `steps`, and the shape of their vectors."""
     import vqjax.quantizers as ours
 
-    quick = options.quick
     n, dim, k, per_stage, bits = (64, 16, 16, 8, 4) if quick else (65_536, 128, 8_192, 1_024, 13)
     levels = (8, 5, 5, 5)
     cases = {
@@ -50,13 +49,22 @@ def steps(options) -> dict:
     }
     if quick:
         cases = dict(list(cases.items())[:1] + list(cases.items())[-1:])
+    return cases, (n, dim)
+
+
+def steps(options) -> dict:
+    """Training steps at 65,536 x 128: quantize, gradient, statistics and revival."""
+    import quantizers as peers
+
+    quick = options.quick
+    cases, (n, dim) = step_cases(quick)
     rng = np.random.default_rng(0)
     z = rng.standard_normal((n, dim), np.float32)
     cotangent = rng.standard_normal(z.shape, np.float32) / z.size
     made = {name: peers.our_step(quantizer, z, cotangent) for name, quantizer in cases.items()}
     runs = {name: run for name, (run, _) in made.items()}
-    rounds = (1, 1) if quick else gpu_search.ROUNDS
-    times = common.measure_for(runs, gpu_search.SECONDS, *rounds)
+    rounds = (1, 1) if quick else accelerator_search.ROUNDS
+    times = common.measure_for(runs, accelerator_search.SECONDS, *rounds)
     rows = {}
     for name, row in common.summary(times).items():
         rows[name] = {'quantizer': repr(cases[name]), 'N': n, 'D': dim} | row
@@ -66,17 +74,17 @@ def steps(options) -> dict:
         }
         print(f'  {name:32} {row["median_ms"]:9.3f} ms  {rows[name]["vectors_per_s"]:,} vectors/s')
     fused = os.environ.get('VQJAX_FUSED_SEARCH') == '1'
-    return {'rows': rows, 'search': gpu_search.FUSED if fused else gpu_search.TILES}
+    return {'rows': rows, 'search': accelerator_search.FUSED if fused else accelerator_search.TILES}
 
 
 PARTS = {
     'search': Part(
-        gpu_search.search,
-        'nearest_codes at 262,144 x 128 x 8,192, float32 and bfloat16: fused kernel, tiles, bare '
-        "product and XLA's argmin in turns, choices checked, memory, and which should be the "
+        accelerator_search.search,
+        'nearest_codes at 262,144 x 128 x 8,192, float32 and bfloat16: fused kernel (CUDA), tiles, '
+        "bare product and XLA's argmin in turns, choices checked, memory, and which should be the "
         'default',
         'at most 2 minutes of rounds, and compiling',
-        'CUDA and 192 KB of shared memory (Hopper) for the kernel, 12 GB of GPU memory for the '
+        'CUDA and 192 KB of shared memory (Hopper) for the kernel, 12 GB of memory for the '
         'products; what fails is left out and named',
     ),
     'steps': Part(
@@ -86,7 +94,7 @@ PARTS = {
         'nothing more',
     ),
     'train': Part(
-        gpu_train.train,
+        accelerator_train.train,
         'configs/cifar10.py with one seed, for as many epochs as a short first run says will fit',
         '{minutes:g} minutes (--minutes), then it is stopped, and the same command goes on',
         "pip install 'vqjax[train]' and --data-dir with TFDS's cifar10 as array_record",
@@ -94,19 +102,24 @@ PARTS = {
 }
 
 
+def _path(options, part: str) -> Path:
+    """The part's JSON, called after the platform that JAX finds: gpu, tpu or (--quick) cpu."""
+    return options.out / f'{jax.default_backend()}_{part}.json'
+
+
 def _finished(options, part: str) -> bool:
     """Whether the part's JSON is there and whole.
 
     Raises:
-      gpu_train.Unfinished: --quick would take the place of a real result.
+      accelerator_train.Unfinished: --quick would take the place of a real result.
     """
-    path = options.out / f'gpu_{part}.json'
+    path = _path(options, part)
     try:
         results = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
     if options.quick and not results.get('quick'):
-        raise gpu_train.Unfinished(f'{path} holds a full run: give --quick another --out')
+        raise accelerator_train.Unfinished(f'{path} holds a full run: give --quick another --out')
     return results.get('quick') == options.quick and not options.again
 
 
@@ -125,7 +138,7 @@ def _arguments(argv):
     if not (math.isfinite(options.minutes) and options.minutes > 0):
         parser.error(f'--minutes is {options.minutes}: give more than 0')
     if options.cpu_time:
-        parser.error('--cpu-time leaves out what the GPU does: do without it')
+        parser.error('--cpu-time leaves out what the accelerator does: do without it')
     return options
 
 
@@ -139,27 +152,29 @@ def main(argv=None):
     options = _arguments(argv)
     sys.path.insert(0, str(common.RESULTS.parents[1]))  # configs
     here = jax.devices()[0].device_kind
-    if jax.default_backend() != 'gpu' and not options.quick:
-        print(f'No GPU here ({here}): nothing is run or written. With one, this command does:')
+    if jax.default_backend() == 'cpu' and not options.quick:
+        print(
+            f'No GPU or TPU here ({here}): nothing is run or written. With one, this command does:'
+        )
         for name in options.parts:
             part = PARTS[name]
             lasts = part.lasts.format(minutes=options.minutes)
             print(f'{name}: {part.does}\n  lasts: {lasts}\n  needs: {part.needs}')
-            print(f'  writes: {options.out / f"gpu_{name}.json"}, once; --again repeats it')
+            print(f'  writes: {options.out}/(gpu or tpu)_{name}.json, once; --again repeats it')
         return
     failed = False
     for name in options.parts:
         try:
             if _finished(options, name):
-                print(f'{name}: done before, in {options.out / f"gpu_{name}.json"}')
+                print(f'{name}: done before, in {_path(options, name)}')
                 continue
             print(f'{name}: on {here}')
             results = PARTS[name].run(options)
-            common.write(options.out, f'gpu_{name}', {'quick': options.quick} | results)
-        except gpu_train.Unfinished as error:
+            common.write(options.out, _path(options, name).stem, {'quick': options.quick} | results)
+        except accelerator_train.Unfinished as error:
             failed = _fails(name, str(error))
         except (OSError, jax.errors.JaxRuntimeError) as error:
-            failed = _fails(name, gpu_search.one_line(error))
+            failed = _fails(name, accelerator_search.one_line(error))
     if failed:
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""The part `train` of gpu.py: configs/cifar10.py for as many epochs as fit into some minutes."""
+"""The part `train` of accelerator.py: configs/cifar10.py for as many epochs as fit."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def train(options) -> dict:
     from vqjax.trainer import errors, experiment
 
     begun, seconds = time.perf_counter(), options.minutes * 60
-    folder = options.out / ('gpu_train_quick' if options.quick else 'gpu_train')
+    folder = options.out / f'{jax.default_backend()}_train{"_quick" * options.quick}'
     if options.again:
         shutil.rmtree(folder, ignore_errors=True)
     config, chosen = _configuration(options), folder / 'plan.json'

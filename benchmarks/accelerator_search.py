@@ -1,4 +1,4 @@
-"""The part `search` of gpu.py: the fused kernel, tiles and bare products, choices checked."""
+"""The part `search` of accelerator.py: fused kernel, tiles, bare products, choices checked."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _argmin(z, codebook):
     return jnp.argmin(0.5 * squares - _product(z, codebook, jnp.float32), -1)
 
 
-def _compile(name, z, codebook, precision, interpret):
-    """The compiled search of this name.
+def lower(name, z, codebook, precision, interpret=False, platform=None):
+    """The search of this name, lowered for a platform, None for that of this machine.
 
     Raises whatever a compiler raises, and ValueError where no kernel came of `FUSED`.
     """
@@ -71,10 +71,11 @@ def _compile(name, z, codebook, precision, interpret):
 
         function = functools.partial(fused_search, precision=precision, interpret=True)
     with _fused(name == FUSED):
-        lowered = jax.jit(function).lower(z, codebook)
+        platforms = None if platform is None else (platform,)
+        lowered = jax.jit(function).trace(z, codebook).lower(lowering_platforms=platforms)
     if name == FUSED and not interpret and 'triton' not in lowered.as_text():
         raise ValueError(f'no kernel for {jax.devices()[0].device_kind}: it is for CUDA')
-    return lowered.compile()
+    return lowered
 
 
 def _excess(z, codebook, codes):
@@ -123,7 +124,7 @@ def _case(shape, dtype, precision, names, quick, interpret):
         # A kernel that never ran may fail in any way, the product for want of memory: what the
         # others tell is kept.
         try:
-            search = _compile(name, z, codebook, precision, interpret)
+            search = lower(name, z, codebook, precision, interpret).compile()
             found = jax.block_until_ready(search(z, codebook))
             if name != PRODUCT:
                 codes[name] = np.asarray(found)
@@ -154,7 +155,7 @@ def _case(shape, dtype, precision, names, quick, interpret):
 
 
 def recommend(rows: list[dict], timed: bool = True) -> dict:
-    """Which search should be the default on this GPU, None where that cannot be told, and why."""
+    """Which search should be the default here, None where that cannot be told, and why."""
     for row in rows:
         where = f'{row["inputs"]} inputs, precision {row["precision"]}'
         checks, failed = row['checks'], row['failed']
@@ -165,8 +166,10 @@ def recommend(rows: list[dict], timed: bool = True) -> dict:
             return {'default': TILES, 'why': f'fused failed ({where}): {failed[FUSED]}'}
         if excess[TILES] > _ROUNDINGS:
             return {'default': None, 'why': f'tiles choose other codes than float64 ({where})'}
-        if checks['fused_differs_beyond_ties'] or excess[FUSED] > _ROUNDINGS:
+        if FUSED in excess and (checks['fused_differs_beyond_ties'] or excess[FUSED] > _ROUNDINGS):
             return {'default': TILES, 'why': f'fused chooses other codes ({where})'}
+    if any(FUSED not in row['checks']['largest_excess_in_roundings'] for row in rows):
+        return {'default': TILES, 'why': 'the fused kernel is for CUDA'}
     if not timed:
         return {
             'default': None,
@@ -181,7 +184,7 @@ def recommend(rows: list[dict], timed: bool = True) -> dict:
 def search(options) -> dict:
     """Fused kernel, tiles, bare product and XLA's argmin."""
     quick = options.quick
-    interpret = jax.default_backend() != 'gpu'
+    interpret = jax.default_backend() == 'cpu'
     shape = QUICK_SHAPE if quick else SHAPE
     rest = [TILES, PRODUCT, ARGMIN]
     # The kernel second: one that upset the device would take the others' figures with it.
@@ -189,7 +192,8 @@ def search(options) -> dict:
     rows = [measure(*case, names=rest) for case in CASES]
     for i, case in enumerate(CASES):
         try:
-            rows[i] = measure(*case, names=[*rest, FUSED])
+            if jax.default_backend() != 'tpu':
+                rows[i] = measure(*case, names=[*rest, FUSED])
         except Exception as error:
             rows[i]['failed'][FUSED] = one_line(error)
         print(f'  {case}:', {n: r['median_ms'] for n, r in rows[i]['runs'].items()}, 'ms')
