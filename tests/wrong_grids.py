@@ -135,8 +135,8 @@ class AddsTheBiasOfAnEmptyScale(MultiScale):
 
     def _grown(self, params, k, vectors, grid):
         p = phis.at_scale(k, len(self.scales), len(self.phi))
-        grown = ops.bicubic(vectors, self.grid)
-        return phis.mix(grown, params.kernels[p], params.biases[p], self.phi[p])
+        kernel, bias = params.kernels[p], params.biases[p]
+        return phis.mix(ops.bicubic, vectors, kernel, bias, self.phi[p], self.grid)
 
 
 class LeavesPhiOut(MultiScale):

@@ -314,8 +314,8 @@ class MultiScale(Base):
         grids: list[jax.Array] = []
         loss: Any = 0.0
         losses: Any = []
-        # The same sum as a function of phi and of the inner's params: an estimator hands the
-        # codebook no gradient.
+        # The same sum as a function of the inner's params, too: an estimator hands the codebook no
+        # gradient.
         trained = jnp.zeros_like(clean)
         for k, size in enumerate(self.sizes):
             inner, own, held = self._scale(k, params, state)
@@ -323,14 +323,15 @@ class MultiScale(Base):
             means, some = ops.area_means(sums.residual, here, size)
             rows = inner.unbound(means)
             out = quantize_detached(inner, own, held, rows, keys[k], some, axis_name)
+            vectors = inner.decode(own, held, out.codes)
+            value = self._grown(params, k, lax.stop_gradient(vectors), out.codes)
             added = vectors_of(estimator, inner, own, held, out)
-            sums = sums.with_stage(self._grown(params, k, added, out.codes), None)
+            sums = sums.with_stage(self._learning(params, k, value, added, out.codes), None)
             grids.append(out.codes)
             losses.append(out.losses)
             loss += out.loss
             if self.phi or self.commitment:
-                vectors = inner.decode(own, held, out.codes)
-                trained += self._grown(params, k, vectors, out.codes)
+                trained += self._learning(params, k, value, vectors, out.codes)
                 goal = lax.stop_gradient(clean)
                 terms = {'phi': ops.squared_error(trained, goal, here, axis_name)}
                 loss += terms['phi']
@@ -477,8 +478,11 @@ class MultiScale(Base):
 
     def _enlarged(self, vectors):
         """Vectors [..., *size, D] of a scale at full size: [..., *grid, D]."""
-        enlarge = ops.bicubic if self._axes == 2 else ops.multilinear
-        return enlarge(vectors, self.grid)
+        return self._enlarge(vectors, self.grid)
+
+    @property
+    def _enlarge(self):
+        return ops.bicubic if self._axes == 2 else ops.multilinear
 
     def _cut(self, codes):
         """Grids as the inner has them: [..., *inner, L] -> S arrays [..., h, w, *inner]."""
@@ -510,13 +514,26 @@ class MultiScale(Base):
 
     def _grown(self, params, k, vectors, grid):
         """Vectors [..., h, w, D] of scale k at full size, through phi: [..., H, W, D]."""
-        vectors = self._enlarged(vectors)
         if self.phi:
             p = phis.at_scale(k, len(self.scales), len(self.phi))
-            vectors = phis.mix(vectors, params.kernels[p], params.biases[p], self.phi[p])
+            kernel, bias, ratio = params.kernels[p], params.biases[p], self.phi[p]
+            vectors = phis.mix(self._enlarge, vectors, kernel, bias, ratio, self.grid)
+        else:
+            vectors = self._enlarged(vectors)
         axes = tuple(range(-self._axes, 0))
         used = jnp.any(with_codes(grid, self._inner_axes), axis=axes, keepdims=True)
         return jnp.where(used[..., None], vectors, 0.0)
+
+    def _learning(self, params, k, value, vectors, grid):
+        """`value`, which scale k adds, with the gradient that phi and these vectors give it.
+
+        To phi it has one already. Made of the same codes twice, it would cost phi's convolution
+        twice, and its gradients; of an inner without params vectors have none to hand on.
+        """
+        if not jax.tree.leaves(self._scale(k, params, ())[1]):
+            return value
+        carrier = self._grown(lax.stop_gradient(params), k, vectors, grid)
+        return ops.graft(value, value + carrier)
 
     def _sums(self, params, state, grids):
         """The sum after each scale, S arrays float32 [..., H, W, D]."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from vqjax import ops
 from vqjax.quantizers.base import check
@@ -47,13 +47,21 @@ def at_scale(k: int, num_scales: int, number: int) -> int:
     return int(np.argmin(np.abs(places - k / max(num_scales - 1, 1))))
 
 
-def mix(h: jax.Array, kernel: jax.Array, bias: jax.Array, ratio: float) -> jax.Array:
-    """(1 - ratio) h + ratio (h * kernel + bias): float32 [..., *grid, D] -> the same.
+def mix(
+    enlarge: Callable[[jax.Array, Any], jax.Array],
+    h: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    ratio: float,
+    size: tuple[int, ...],
+) -> jax.Array:
+    """(1 - ratio) g + ratio (g * kernel + bias), g = enlarge(h, size) -> float32 [..., *size, D].
 
-    The same bits in any program: every product is rounded by itself.
+    h float32 [..., *grid, D]. The same bits in any program.
     """
-    share, axes = np.float32(ratio), kernel.ndim - 2
-    flat = h.reshape(-1, *h.shape[-axes - 1 :])
-    moved = ops.convolve(flat, kernel, (1,) * axes, 'SAME', precision=lax.Precision.HIGHEST)
-    moved = (ops.rounded(moved) + bias).reshape(h.shape)
-    return ops.rounded((1 - share) * h) + ops.rounded(share * moved)
+    share, axes = np.float32(ratio), len(size)
+    # One convolution: g itself is that with the identity.
+    identity = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
+    same = jnp.pad(identity[(None,) * axes], [(1, 1)] * axes + [(0, 0)] * 2)
+    both = ops.rounded(share * kernel) + (1 - share) * same
+    return ops.convolve_enlarged(enlarge, h, both, size) + ops.rounded(share * bias)
