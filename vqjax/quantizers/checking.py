@@ -9,10 +9,10 @@ anything is traced: what is wrong with an argument is one sentence. Calls that q
 each other are not checked again. Shapes and dtypes are known then, values mostly are not: all that
 the checks add to a compiled program is the selection that puts zeros where a mask hides z.
 
-Outside jit a call is compiled as a whole, once for each quantizer and each set of shapes. The checks
-of shapes and dtypes are part of what is traced for that, so a later call with the same quantizer and
-with arrays of the same shapes costs little more than a call of the jitted function. Params and
-state must have the form that the quantizer tells by `shapes`; no start is traced to find out.
+Outside jit a call is compiled as a whole, once for each quantizer and each set of shapes. The
+checks of shapes and dtypes are part of what is traced for that, so a later call with the same
+quantizer and arrays of the same shapes costs little more than a call of the jitted function. Params
+and state must have the form that the quantizer tells by `shapes`; no start is traced to find out.
 """
 
 from __future__ import annotations

@@ -379,6 +379,7 @@ class MultiScale(Base):
         self._check_grid(z)
         left = lax.stop_gradient(z).astype(jnp.float32)
         real = real_vectors(left, mask)
+        left = jnp.where(real[..., None], left, 0.0)
         means_of, some_of, heavy = [], [], []
         cut = self._cut(codes)
         for k, grid in enumerate(cut):
@@ -516,8 +517,10 @@ class MultiScale(Base):
         """Vectors [..., h, w, D] of scale k at full size, through phi: [..., H, W, D]."""
         if self.phi:
             p = phis.at_scale(k, len(self.scales), len(self.phi))
-            kernel, bias, ratio = params.kernels[p], params.biases[p], self.phi[p]
-            vectors = phis.mix(self._enlarge, vectors, kernel, bias, ratio, self.grid)
+            # All of them first, then one: XLA so sees that quantize and update do the same.
+            kernels, biases = phis.mixed(params.kernels, params.biases, self.phi)
+            vectors = ops.convolve_enlarged(self._enlarge, vectors, kernels[p], self.grid)
+            vectors += ops.rounded(biases)[p]
         else:
             vectors = self._enlarged(vectors)
         axes = tuple(range(-self._axes, 0))

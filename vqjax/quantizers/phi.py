@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,21 +46,16 @@ def at_scale(k: int, num_scales: int, number: int) -> int:
     return int(np.argmin(np.abs(places - k / max(num_scales - 1, 1))))
 
 
-def mix(
-    enlarge: Callable[[jax.Array, Any], jax.Array],
-    h: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    ratio: float,
-    size: tuple[int, ...],
-) -> jax.Array:
-    """(1 - ratio) g + ratio (g * kernel + bias), g = enlarge(h, size) -> float32 [..., *size, D].
+def mixed(
+    kernels: jax.Array, biases: jax.Array, ratios: Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+    """Kernels and biases of (1 - ratio) h + ratio (h * kernel + bias), a convolution itself.
 
-    h float32 [..., *grid, D]. The same bits in any program.
+    kernels float32 [P, 3, ..., D, D], biases [P, D] -> the same shapes, and the same bits in any
+    program.
     """
-    share, axes = np.float32(ratio), len(size)
-    # One convolution: g itself is that with the identity.
-    identity = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
+    axes = kernels.ndim - 3
+    share = np.reshape(np.float32(ratios), (-1, *(1,) * (axes + 2)))
+    identity = jnp.eye(kernels.shape[-1], dtype=jnp.float32)
     same = jnp.pad(identity[(None,) * axes], [(1, 1)] * axes + [(0, 0)] * 2)
-    both = ops.rounded(share * kernel) + (1 - share) * same
-    return ops.convolve_enlarged(enlarge, h, both, size) + ops.rounded(share * bias)
+    return ops.rounded(share * kernels) + (1 - share) * same, share.reshape(-1, 1) * biases
