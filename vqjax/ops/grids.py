@@ -216,7 +216,7 @@ def convolve_enlarged(
     rows = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
     x = _product('nc,cf->nf', z.reshape(-1, channels), rows)
     x = x.reshape(-1, *sides, *(3,) * axes, features)
-    # Axis by axis, the last first: a small place and the neighbour it is taken for make a large one.
+    # Axis by axis, the last first: a place and the neighbour it is taken for make a large one.
     small, near, large = 'abc'[:axes], 'ijk'[:axes], 'ABC'[:axes]
     for axis in reversed(range(axes)):
         weights = _moved(weights_of, sides[axis], size[axis])

@@ -314,9 +314,10 @@ class MultiScale(Base):
         grids: list[jax.Array] = []
         loss: Any = 0.0
         losses: Any = []
-        # The same sum as a function of the inner's params, too: an estimator hands the codebook no
-        # gradient.
-        trained = jnp.zeros_like(clean)
+        # What each scale adds as a function of the inner's params, too: an estimator hands the
+        # codebook no gradient.
+        trained: list[jax.Array] = []
+        places: list[jax.Array] = []
         for k, size in enumerate(self.sizes):
             inner, own, held = self._scale(k, params, state)
             here = real if used is None else real & used[k][(..., *(None,) * self._axes)]
@@ -331,22 +332,40 @@ class MultiScale(Base):
             losses.append(out.losses)
             loss += out.loss
             if self.phi or self.commitment:
-                trained += self._learning(params, k, value, vectors, out.codes)
-                goal = lax.stop_gradient(clean)
-                terms = {'phi': ops.squared_error(trained, goal, here, axis_name)}
-                loss += terms['phi']
-                if self.commitment:
-                    error = ops.squared_error(clean, sums.total, here, axis_name)
-                    terms['sum_commitment'] = error
-                    loss += self.commitment * error
-                losses[-1] = losses[-1] | terms
+                trained.append(self._learning(params, k, value, vectors, out.codes))
+                places.append(here)
+        terms = merge_losses(losses)
+        if trained:
+            errors = self._errors_of_sums(clean, trained, places, axis_name)
+            loss += jnp.sum(errors['phi'])
+            if self.commitment:
+                loss += self.commitment * jnp.sum(errors['sum_commitment'])
+            terms |= errors
         # As a leaf's, the loss is not finite where z is not.
         bad = ~real if mask is None else ~real & mask
         loss = loss / len(self.scales) + jnp.where(jnp.any(bad), jnp.nan, 0.0)
         z_q = sums.z_q(x, estimator, noise_key(key, len(self.scales)), mask, axis_name)
         alive = real & self._alive(grids)
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
-        return Quantized(z_q, self._joined(grids), loss, merge_losses(losses))
+        return Quantized(z_q, self._joined(grids), loss, terms)
+
+    def _errors_of_sums(self, clean, trained, places, axis_name):
+        """The terms `phi` and `sum_commitment` of every scale, [S] each.
+
+        trained: what each scale adds, S arrays [..., H, W, D]; places: which vectors count there.
+        """
+        # Summed by one product, whose gradient is one: XLA would compute sums of sums anew for
+        # every scale.
+        until = np.tri(len(trained), dtype=np.float32)
+        sums = jnp.tensordot(until, jnp.stack(trained), 1, precision=lax.Precision.HIGHEST)
+        goal = lax.stop_gradient(clean)
+        error = jax.vmap(lambda total, here: ops.squared_error(total, goal, here, axis_name))
+        terms = {'phi': error(sums, jnp.stack(places))}
+        if self.commitment:
+            pairs = zip(lax.stop_gradient(sums), places, strict=True)
+            each = [ops.squared_error(clean, total, here, axis_name) for total, here in pairs]
+            terms['sum_commitment'] = jnp.stack(each)
+        return terms
 
     def _used(self, key, x, mask, axis_name):
         """Which scales each grid of x uses, bool [S, ...], or None where all do."""
