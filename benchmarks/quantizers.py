@@ -54,10 +54,13 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     def product(lib):
         return lib.GroupedResidualVQ(groups=stages, num_quantizers=1, **ema)
 
-    def hierarchical(lib):
+    def hierarchical(lib, scales=scales, **other):
         grids = {'scales': scales, 'channel_first': False, 'accept_image_fmap': True}
         shared = {name: value for name, value in ema.items() if name != 'rotation_trick'}
-        return lib.HierarchicalVQ(**shared, **grids)
+        return lib.HierarchicalVQ(**shared | other, **grids)
+
+    # arXiv:2404.02905: 680 tokens an image.
+    of_var, var_k, var_dim = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4_096, 32
 
     def projection(lib):
         return lib.RandomProjectionQuantizer(dim=dim, codebook_size=k, codebook_dim=16)
@@ -74,6 +77,12 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
         f'Product {stages} x VQ-EMA': Case(ours.Product(ours.VQEMA(k), stages), dim, product),
         'MultiScale': Case(
             ours.MultiScale(ours.VQEMA(k), scales, phi=(0.5,)), dim, hierarchical, side
+        ),
+        'MultiScale, grids of VAR': Case(
+            ours.MultiScale(ours.VQEMA(var_k), of_var, phi=(0.5,)),
+            var_dim,
+            lambda lib: hierarchical(lib, of_var, dim=var_dim, codebook_size=var_k),
+            of_var[-1],
         ),
         'Levels, two': Case(ours.Levels((ours.VQEMA(k),) * 2, sizes), dim, None),
         'SimVQ': Case(
@@ -164,7 +173,8 @@ def compare(name, case, n, repeats, peers):
         runs[PEER] = peer_step(case.peer, z, cotangent, targets_only)
     times = common.measure(runs, repeats)
     speedup = common.ratio(times, PEER, OURS)
-    row = {'quantizer': repr(case.quantizer), 'N': n, 'D': case.dim, 'runs': common.summary(times)}
+    row = {'quantizer': repr(case.quantizer), 'N': z.size // case.dim, 'D': case.dim}
+    row |= {'runs': common.summary(times)}
     row |= {'compile_s': round(seconds, 2), 'speedup': speedup}
     print(
         f'{name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {speedup} x  compile {seconds:.2f} s'
