@@ -10,9 +10,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from support import golden, golden_case
 
-from vqjax import FSQ, LFQ, VQEMA, GumbelSoftmax, MultiScale, Product, Projected, Residual, SimVQ
+from vqjax import (
+    FSQ,
+    LFQ,
+    VQEMA,
+    GumbelSoftmax,
+    MultiScale,
+    Product,
+    Projected,
+    Residual,
+    SimVQ,
+    ops,
+)
 from vqjax import nnx as vq_nnx
-from vqjax import ops
 from vqjax.quantizers import MultiScaleParams, RandomProjection, VQEMAState, shardings
 
 SCALES = (1, (2, 3), (3, 4), (5, 5), (6, 8))
