@@ -4,11 +4,12 @@ A robot, or a service that codes one item per request, calls `quantize`, `decode
 few vectors, so what Python does before the program starts is a large part of the time. "Unchecked"
 is the same method under `jax.jit`, whose arguments are checked only when it is traced. Quantizers
 are those of the contract's table in `tests/support.py` (which needs pytest), the first of each
-kind; --every takes the whole table. About three minutes on two cores; --quick takes seconds.
+kind; --every takes the whole table. About a minute on two cores; --quick takes seconds.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -21,20 +22,23 @@ sys.path.append(str(Path(__file__).parent.parent / 'tests'))
 CALL, UNCHECKED = 'call', 'unchecked'
 _DIM = 8
 _VECTORS = (1, 8)
-_CALLS = 50  # in one measurement: one call is too short for the clock
+_WARM = 20  # turns before those that count
 
 
-def repeated(function, *args):
-    """A run of many calls, the result of each awaited."""
+def measure(function, args, turns):
+    """Microseconds of each call and of each unchecked call, which take turns."""
+    runs = {CALL: function, UNCHECKED: jax.jit(function)}
+    times = {name: [] for name in runs}
+    for round_ in range(turns + _WARM):
+        for name, run in runs.items():
+            start = common.clock()
+            jax.block_until_ready(run(*args))
+            if round_ >= _WARM:
+                times[name].append(1e6 * (common.clock() - start))
+    return times
 
-    def run():
-        for _ in range(_CALLS):
-            jax.block_until_ready(function(*args))
 
-    return run
-
-
-def compare(name, quantizer, number, repeats):
+def compare(name, quantizer, number, turns):
     """A row for each method: microseconds of a call, and the ratio to the unchecked call."""
     z = jax.random.normal(jax.random.key(0), (64, *quantizer.grid, _DIM))
     params, state = quantizer.init(jax.random.key(1), z)
@@ -49,13 +53,10 @@ def compare(name, quantizer, number, repeats):
     }
     rows = []
     for method, (function, args) in calls.items():
-        unchecked = jax.jit(function)
-        runs = {CALL: repeated(function, *args), UNCHECKED: repeated(unchecked, *args)}
-        times = common.measure(runs, repeats)
+        times = measure(function, args, turns)
         row = {'quantizer': name, 'vectors': number, 'method': method}
-        # Programs that use all cores take either of two times, so that medians jump.
-        row['us'] = {k: round(1e3 * min(t) / _CALLS, 2) for k, t in times.items()}
-        row['ratio'] = round(min(times[CALL]) / min(times[UNCHECKED]), 3)
+        row['us'] = {k: round(statistics.median(t), 2) for k, t in times.items()}
+        row['ratio'] = common.ratio(times, CALL, UNCHECKED)
         rows.append(row)
     return rows
 
@@ -73,7 +74,7 @@ def main(argv=None):
     rows = []
     for name, quantizer in entries.items():
         for number in _VECTORS:
-            found = compare(name, quantizer, number, 1 if options.quick else 5)
+            found = compare(name, quantizer, number, 3 if options.quick else 300)
             ratios = ', '.join(f'{row["method"]} {row["ratio"]}' for row in found)
             print(f'{name:60.60} {number} vectors: {ratios}', flush=True)
             rows += found
