@@ -212,7 +212,8 @@ def convolve_enlarged(
         flat = z.reshape(-1, *size, channels)
         moved = convolve(flat, kernel, (1,) * axes, 'SAME', precision=lax.Precision.HIGHEST)
         return rounded(moved).reshape(*lead, *size, features)
-    weights_of = {bicubic: _cubic, multilinear: _linear}[enlarge]
+    known: dict[Any, Any] = {bicubic: _cubic, multilinear: _linear}
+    weights_of = known[enlarge]
     rows = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
     x = _product('nc,cf->nf', z.reshape(-1, channels), rows)
     x = x.reshape(-1, *sides, *(3,) * axes, features)

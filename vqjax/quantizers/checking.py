@@ -23,7 +23,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +155,7 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         return program(quantizer, tuple(static.items()))(*arrays)
 
     call.is_checked = True  # type: ignore[attr-defined]
-    return call
+    return cast(Callable[Arguments, Result], call)
 
 
 # The types of JAX's arrays that hold values, found as they come: tracers are of other types.

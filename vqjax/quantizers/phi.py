@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def mixed(
     program.
     """
     axes = kernels.ndim - 3
-    share = np.reshape(np.float32(ratios), (-1, *(1,) * (axes + 2)))
+    share: Any = np.asarray(ratios, np.float32).reshape(-1, *(1,) * (axes + 2))
     identity = jnp.eye(kernels.shape[-1], dtype=jnp.float32)
     same = jnp.pad(identity[(None,) * axes], [(1, 1)] * axes + [(0, 0)] * 2)
     return ops.rounded(share * kernels) + (1 - share) * same, share.reshape(-1, 1) * biases
