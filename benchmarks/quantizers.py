@@ -57,9 +57,10 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     def several(number):
         return (search._replace(number=number),)
 
-    tokens = sum(scale**2 for scale in scales) * _BATCH
-    # A kernel of 3 x 3 a scale: forward, to its input and to the kernel.
-    convolutions = common.Products(n, 9 * dim, dim, 3 * len(scales))
+    def multi_scale(scales, dim, k):
+        """The searches, and the convolutions with their two gradients, on the grid of each scale."""
+        tokens = sum(scale**2 for scale in scales) * _BATCH
+        return common.Products(tokens, dim, k), common.Products(tokens, 9 * dim, dim, 3)
 
     def residual(lib):
         return lib.ResidualVQ(num_quantizers=stages, **ema)
@@ -67,10 +68,13 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
     def product(lib):
         return lib.GroupedResidualVQ(groups=stages, num_quantizers=1, **ema)
 
-    def hierarchical(lib):
+    def hierarchical(lib, scales=scales, **other):
         grids = {'scales': scales, 'channel_first': False, 'accept_image_fmap': True}
         shared = {name: value for name, value in ema.items() if name != 'rotation_trick'}
-        return lib.HierarchicalVQ(**shared, **grids)
+        return lib.HierarchicalVQ(**shared | other, **grids)
+
+    # arXiv:2404.02905: 680 tokens an image.
+    of_var, var_k, var_dim = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4_096, 32
 
     def projection(lib):
         return lib.RandomProjectionQuantizer(dim=dim, codebook_size=k, codebook_dim=16)
@@ -97,8 +101,15 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
             ours.MultiScale(ours.VQEMA(k), scales, phi=(0.5,)),
             dim,
             hierarchical,
-            (common.Products(tokens, dim, k), convolutions),
+            multi_scale(scales, dim, k),
             side,
+        ),
+        'MultiScale, grids of VAR': Case(
+            ours.MultiScale(ours.VQEMA(var_k), of_var, phi=(0.5,)),
+            var_dim,
+            lambda lib: hierarchical(lib, of_var, dim=var_dim, codebook_size=var_k),
+            multi_scale(of_var, var_dim, var_k),
+            of_var[-1],
         ),
         'Levels, two': Case(ours.Levels((ours.VQEMA(k),) * 2, sizes), dim, None, (search,)),
         'SimVQ': Case(
@@ -208,8 +219,9 @@ def compare(name, case, n, repeats, peers):
     traffic = None if case.products else z
     times, floor = common.measure_with_floor(runs, repeats, OURS, case.products, traffic)
     speedup = common.ratio(times, PEER, OURS)
-    row = {'quantizer': repr(case.quantizer), 'N': n, 'D': case.dim, 'runs': common.summary(times)}
-    row |= {'compile_s': round(seconds, 2), 'speedup': speedup, **floor}
+    row = {'quantizer': repr(case.quantizer), 'N': z.size // case.dim, 'D': case.dim}
+    row |= {'runs': common.summary(times), 'compile_s': round(seconds, 2), 'speedup': speedup}
+    row |= floor
     shown = f'{speedup} x the peer, {row["ratio_to_floor"]} of the floor, compile {seconds:.2f} s'
     print(f'{name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {shown}')
     return row

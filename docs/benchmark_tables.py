@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 
 
@@ -118,6 +119,19 @@ def steps(results):
         for name, r in results['steps'].items()
     ]
     return table(['', *names, 'times faster', 'vqjax / floor', 'compile, s'], rows)
+
+
+def calls(results):
+    """Microseconds of a call with one vector and its ratio to the unchecked call, by quantizer."""
+    methods = dict.fromkeys(row['method'] for row in results['rows'])
+    one = {(r['quantizer'], r['method']): r for r in results['rows'] if r['vectors'] == 1}
+    rows = []
+    for name in dict.fromkeys(quantizer for quantizer, _ in one):
+        found = [one[name, method] for method in methods]
+        kinds = dict.fromkeys(re.findall(r'(?<![\w=])(?:inner=)?\(?([A-Z]\w+)\(', name))
+        cells = [f'{r["us"]["call"]:.0f} ({r["ratio"]:.2f})' for r in found]
+        rows.append([', '.join(kind for kind in kinds if kind != 'Revival'), *cells])
+    return table(['', *methods], rows)
 
 
 def fits(results):

@@ -39,6 +39,7 @@ def run(monkeypatch, tmp_path):
     yield run
     # Their names are common ones: no later test should import these instead.
     for name in (
+        'calls',
         'common',
         'nearest',
         'quantizers',
@@ -73,6 +74,15 @@ def test_nearest(run):
     assert results['memory']['bytes'] < 64e6
     assert [row['K'] for row in results['against_K']] == [64, 256]
     assert _is_png(plot)
+
+
+@pytest.mark.slow
+def test_calls_of_single_vectors(run):
+    results, _ = run('calls')
+    assert {row['method'] for row in results['rows']} > {'quantize', 'decode', 'update'}
+    for row in results['rows']:
+        assert min(row['us'].values()) > 0 and row['ratio'] > 0
+    assert results['worst'] == max(results['rows'], key=lambda row: row['ratio'])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from support import every_entry
 
 from vqjax import FSQ, LFQ, VQ, VQEMA, GumbelSoftmax, Product, Projected, Residual, SimVQ, ops
 from vqjax.quantizers import REGISTRY, checking
+from vqjax.testing import tools
 
 KEY = jax.random.key(0)
 Z = jax.random.normal(KEY, (64, 8))
@@ -210,3 +211,69 @@ def test_a_quantizer_of_one_s_own_is_checked_as_the_library_s():
         q.quantize(params, state, Z, mask=jnp.ones((64, 1), bool))
     with pytest.raises(ValueError, match='weights must be None'):
         q.update(params, state, Z, out.codes, weights=jnp.ones(64))
+
+
+def test_a_call_is_refused_after_a_good_one_of_the_same_quantizer():
+    """Later calls are checked where their program is found: every wrong one is still named."""
+    q = VQEMA(16, init=ops.batch_rows)
+    state = q.init(KEY, Z)[1]
+    for _ in range(2):
+        codes = q.quantize((), state, Z).codes
+        q.update((), state, Z, codes)
+        q.decode((), state, codes)
+    refused = {
+        'got dtype int32': lambda: q.quantize((), state, CODES[:, None]),
+        'z must be an array': lambda: q.quantize((), state, [['a'] * 8]),
+        'masked array': lambda: q.quantize((), state, np.ma.masked_array(Z)),
+        'mask must be bool': lambda: q.quantize((), state, Z, mask=CODES),
+        'key must be one random key': lambda: q.quantize((), state, Z, 3),
+        'is no mapped axis': lambda: q.quantize((), state, Z, axis_name='i'),
+        'do not fit': lambda: q.quantize((), STATE, Z),
+        r'codes must have shape \(64,\)': lambda: q.update((), state, Z, codes[:1]),
+        'weights must be finite': lambda: q.update(
+            (), state, Z, codes, weights=np.full(64, -1, np.float32)
+        ),
+    }
+    for message, wrong in refused.items():
+        with pytest.raises(ValueError, match=message):
+            wrong()
+    for wrong in (
+        lambda: q.quantize((), state),
+        lambda: q.quantize((), state, Z, None, None, None, Z),
+        lambda: q.quantize((), state, Z, z=Z),
+        lambda: q.quantize((), state, Z, other=Z),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+    # 64 bits that 32 would wrap into a code.
+    assert not np.asarray(q.decode((), state, np.array([2**33 + 3]))).any()
+
+
+def test_every_way_to_give_an_argument_has_one_program():
+    """By position or by name, arrays of JAX or of NumPy, and equal quantizers made anew."""
+    state = VQEMA(8, init=ops.batch_rows).init(KEY, Z)[1]
+    mask = jnp.arange(64) < 9
+
+    def call(*args, **kwargs):
+        return VQEMA(8, init=ops.batch_rows).quantize(*args, **kwargs)
+
+    plain, masked = call((), state, Z), call((), state, Z, None, mask)
+    # JAX compiles how it takes arrays of NumPy, once for each shape.
+    call((), jax.tree.map(np.asarray, state), np.asarray(Z), None, np.asarray(mask))
+    before = tools.compilations()
+    held = VQEMA(8, init=ops.batch_rows)
+    for _ in range(2):
+        for q in (call, held.quantize):
+            for out in (
+                q((), state, Z),
+                q((), state, z=Z),
+                q(z=Z, state=state, params=()),
+                q((), state, np.asarray(Z)),
+                q((), jax.tree.map(np.asarray, state), Z),
+                q((), state, Z.tolist()),
+            ):
+                assert isinstance(out.z_q, jax.Array)
+                np.testing.assert_array_equal(out.codes, plain.codes)
+            np.testing.assert_array_equal(q((), state, Z, mask=mask).codes, masked.codes)
+            np.testing.assert_array_equal(q((), state, Z, mask=np.asarray(mask)).z_q, masked.z_q)
+    assert tools.compilations() == before

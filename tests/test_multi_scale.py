@@ -10,7 +10,18 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from support import golden, golden_case
 
-from vqjax import FSQ, LFQ, VQEMA, GumbelSoftmax, MultiScale, Product, Projected, Residual, SimVQ
+from vqjax import (
+    FSQ,
+    LFQ,
+    VQEMA,
+    GumbelSoftmax,
+    MultiScale,
+    Product,
+    Projected,
+    Residual,
+    SimVQ,
+    ops,
+)
 from vqjax import nnx as vq_nnx
 from vqjax.quantizers import MultiScaleParams, RandomProjection, VQEMAState, shardings
 
@@ -36,6 +47,24 @@ def from_golden(g, scales, phi):
 
 
 # PyTorch's arrays.
+
+
+@pytest.mark.parametrize(
+    'enlarge, grid, size',
+    [
+        (ops.bicubic, (2, 3), (4, 6)),
+        (ops.bicubic, (5, 5), (7, 16)),
+        (ops.bicubic, (4, 6), (4, 6)),
+        (ops.multilinear, (1, 3, 2), (2, 3, 4)),
+    ],
+)
+def test_convolving_on_the_small_grid_is_convolving_what_was_made_larger(enlarge, grid, size):
+    z, kernel = normal(0, 2, 3, *grid, 5), normal(1, *(3,) * len(size), 5, 7)
+    large = enlarge(z, size).reshape(-1, *size, 5)
+    highest = jax.lax.Precision.HIGHEST
+    expected = ops.convolve(large, kernel, (1,) * len(size), 'SAME', precision=highest)
+    found = ops.convolve_enlarged(enlarge, z, kernel, size)
+    close(found, expected.reshape(found.shape))
 
 
 def test_codes_sums_and_gradients_are_those_of_var():

@@ -135,8 +135,8 @@ class AddsTheBiasOfAnEmptyScale(MultiScale):
 
     def _grown(self, params, k, vectors, grid):
         p = phis.at_scale(k, len(self.scales), len(self.phi))
-        grown = ops.bicubic(vectors, self.grid)
-        return phis.mix(grown, params.kernels[p], params.biases[p], self.phi[p])
+        kernels, biases = phis.mixed(params.kernels, params.biases, self.phi)
+        return ops.convolve_enlarged(ops.bicubic, vectors, kernels[p], self.grid) + biases[p]
 
 
 class LeavesPhiOut(MultiScale):

@@ -42,7 +42,14 @@ from vqjax.ops.gradients import (
     straight_through,
     trains_codes,
 )
-from vqjax.ops.grids import area_cover, area_means, bicubic, convolve, multilinear
+from vqjax.ops.grids import (
+    area_cover,
+    area_means,
+    bicubic,
+    convolve,
+    convolve_enlarged,
+    multilinear,
+)
 from vqjax.ops.index_gradient import soft_index
 from vqjax.ops.kmeans import (
     BLIND_STARTS,
@@ -157,6 +164,7 @@ __all__ = [
     'code_logits',
     'code_sums',
     'convolve',
+    'convolve_enlarged',
     'directional',
     'diversity',
     'entropy',

@@ -40,12 +40,17 @@ def run_compiled(
     function: Callable[..., Result], static: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> Result:
     """function(**static, **arrays) under jit; `arrays` are trees of them."""
-    return _run(function, tuple(static.items()), dict(arrays))
+    return compiled(_by_name, (function, tuple(static.items())))(**arrays)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(function, static, arrays):
+def _by_name(function, static, **arrays):
     return function(**dict(static), **arrays)
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(function: Callable[..., Result], static: tuple[Any, ...]) -> Callable[..., Result]:
+    """function(*static, *arrays) as a jitted function of the arrays, one for equal arguments."""
+    return jax.jit(functools.partial(function, *static))
 
 
 def is_staged(arrays: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,6 +86,8 @@ def area_means(z: jax.Array, real: jax.Array, size: Size) -> tuple[jax.Array, ja
       float32 [..., *size, D], and bool [..., *size], True where an area has a real vector; where
       none has, the mean is zero.
     """
+    if _sides(z, size) == tuple(size):
+        return jnp.where(real[..., None], z, 0.0), real
     areas = [_areas(*sides) for sides in zip(size, _sides(z, size), strict=True)]
     # Sums of ones and zeros are exact: what is real does not depend on rounding.
     number = _along(areas, real[..., None].astype(jnp.float32))
@@ -123,6 +125,20 @@ def _larger(weights_of, z, size):
         return z
     weights = [weights_of(*both) for both in zip(sides, size, strict=True)]
     return rounded(_along(weights, z))
+
+
+@functools.cache
+def _moved(weights_of: Any, coarse: int, fine: int) -> np.ndarray:
+    """The weights of each place's neighbours: before it, itself, after it; [3, fine, coarse].
+
+    Beyond the border there is nothing, as for padding with zeros.
+    """
+    padded = np.pad(weights_of(coarse, fine), ((1, 1), (0, 0)))
+    return np.stack([padded[first : first + fine] for first in range(3)])
+
+
+def _product(form, a, b):
+    return jnp.einsum(form, a, b, precision=lax.Precision.HIGHEST)
 
 
 def convolve(
@@ -169,3 +185,43 @@ def convolve(
     precision = options.get('precision')
     kernel = kernel.reshape(-1, features)
     return jnp.matmul(jnp.concatenate(patches, axis=-1), kernel, precision=precision)
+
+
+def convolve_enlarged(
+    enlarge: Callable[[jax.Array, Size], jax.Array], z: jax.Array, kernel: jax.Array, size: Size
+) -> jax.Array:
+    """A grid made larger and then convolved, `convolve(enlarge(z, size), kernel, ..., 'SAME')`.
+
+    Both are linear, and enlarging treats all features alike. So the products with the kernel are
+    taken on the small grid, and their results are made larger. On a CPU, with 32 features and a
+    grid of 16 x 16, that takes half of the time from 4 x 4 and a quarter from 1 x 1; the gradient
+    to the kernel takes a third and a seventh.
+
+    Args:
+      enlarge: `bicubic` or `multilinear`.
+      z: float32 [..., *grid, C].
+      kernel: float32 [3, ..., C, F], a 3 for each axis of the grid.
+      size: of the larger grid.
+
+    Returns:
+      float32 [..., *size, F]; the same bits in any program.
+    """
+    axes, (channels, features) = len(size), kernel.shape[-2:]
+    sides, lead = _sides(z, size), z.shape[: -1 - len(size)]
+    if sides == tuple(size):
+        flat = z.reshape(-1, *size, channels)
+        moved = convolve(flat, kernel, (1,) * axes, 'SAME', precision=lax.Precision.HIGHEST)
+        return rounded(moved).reshape(*lead, *size, features)
+    known: dict[Any, Any] = {bicubic: _cubic, multilinear: _linear}
+    weights_of = known[enlarge]
+    rows = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
+    x = _product('nc,cf->nf', z.reshape(-1, channels), rows)
+    x = x.reshape(-1, *sides, *(3,) * axes, features)
+    # Axis by axis, the last first: a place and the neighbour it is taken for make a large one.
+    small, near, large = 'abc'[:axes], 'ijk'[:axes], 'ABC'[:axes]
+    for axis in reversed(range(axes)):
+        weights = _moved(weights_of, sides[axis], size[axis])
+        before = f'n{small[: axis + 1]}{near[: axis + 1]}{large[axis + 1 :]}f'
+        after = f'n{small[:axis]}{near[:axis]}{large[axis:]}f'
+        x = _product(f'{before},{near[axis]}{large[axis]}{small[axis]}->{after}', x, weights)
+    return rounded(x).reshape(*lead, *size, features)

@@ -9,7 +9,9 @@ anything is traced: what is wrong with an argument is one sentence. Calls that q
 each other are not checked again. Shapes and dtypes are known then, values mostly are not: all that
 the checks add to a compiled program is the selection that puts zeros where a mask hides z.
 
-Outside jit a call is compiled as a whole, once for each quantizer and each set of shapes. Params
+Outside jit a call is compiled as a whole, once for each quantizer and each set of shapes. The
+checks of shapes and dtypes are part of what is traced for that, so a later call with the same
+quantizer and arrays of the same shapes costs little more than a call of the jitted function. Params
 and state must have the form that the quantizer tells by `shapes`; no start is traced to find out.
 """
 
@@ -18,9 +20,10 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +33,14 @@ from jax.sharding import PartitionSpec as P
 
 from vqjax import ops
 from vqjax.ops import AxisName
-from vqjax.ops.compiling import is_staged, run_compiled
+from vqjax.ops.compiling import compiled, is_staged
 from vqjax.ops.fields import check_key
 from vqjax.ops.serialization import export_all
 from vqjax.quantizers.protocol import PyTree, Quantized, Quantizer
 
 Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
+_REQUIRED = inspect.Parameter.empty
 # What the methods of the protocol take as arrays; anything else is static under jit.
 _ARRAYS = ('params', 'state', 'z', 'codes', 'key', 'mask', 'weights')
 
@@ -86,35 +90,100 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     run = ops.automatic(OUT_SPECS[name])(plain)
     outermost = ops.automatic(OUT_SPECS[name])(hiding[name](plain)) if name in hiding else run
 
-    def checked_run(quantizer, others, **arrays):
+    _, *parameters = signature.parameters.values()
+    names = [parameter.name for parameter in parameters]
+    required = sum(parameter.default is _REQUIRED for parameter in parameters)
+    weights_at = names.index('weights') if 'weights' in names else len(names)
+    # By the id of a quantizer that has been called: a reference to it, and its jitted function.
+    known: dict[int, tuple[weakref.ref[Any], Callable[..., Any]]] = {}
+
+    def checked_run(quantizer, given):
         """The call, once its arguments are arrays: the form of params and state is checked here."""
-        if 'params' in arrays and 'state' in arrays:
-            dim = arrays['z'].shape[-1] if 'z' in arrays else None
-            trees = fitting(quantizer, (arrays['params'], arrays['state']), dim)
-            arrays = arrays | dict(zip(('params', 'state'), trees, strict=True))
+        if 'params' in given and 'state' in given:
+            dim = given['z'].shape[-1] if 'z' in given else None
+            trees = fitting(quantizer, (given['params'], given['state']), dim)
+            given = given | dict(zip(('params', 'state'), trees, strict=True))
         with _inside.a_call():
-            return outermost(quantizer, **arrays, **dict(others))
+            return outermost(quantizer, **given)
+
+    def traced(quantizer, static, *arrays):
+        """What is compiled outside jit: all checks but those of values."""
+        given = dict(zip(names, arrays, strict=False)) | dict(static)
+        _check_arguments(quantizer, name, given)
+        return checked_run(quantizer, given)
+
+    def program(quantizer, static):
+        """The jitted function of the arrays, which equal quantizers share."""
+        made = compiled(traced, (quantizer, static))
+        if not static:
+            at = id(quantizer)
+            known[at] = weakref.ref(quantizer, lambda _: known.pop(at, None)), made
+        return made
+
+    def by_position(args, kwargs):
+        """The arguments in the order of the signature, up to the last that is given."""
+        rest = parameters[len(args) :]
+        values = [kwargs.get(parameter.name, parameter.default) for parameter in rest]
+        unknown = kwargs.keys() - {parameter.name for parameter in rest}
+        if unknown or len(args) > len(names) or any(value is _REQUIRED for value in values):
+            signature.bind(None, *args, **kwargs)  # which says what is wrong
+        while values and rest[len(values) - 1].name not in kwargs:
+            values.pop()
+        return (*args, *values)
 
     @functools.wraps(plain)
-    def call(*args, **kwargs):
+    def call(quantizer, /, *args, **kwargs):
         if _inside.call:
-            return run(*args, **kwargs)
-        given = dict(signature.bind(*args, **kwargs).arguments)
-        quantizer = given.pop(next(iter(signature.parameters)))
+            return run(quantizer, *args, **kwargs)
+        plainly = not kwargs and required <= len(args) <= len(names)
+        values = args if plainly else by_position(args, kwargs)
+        # Hashing and comparing a quantizer costs more than a small program: it is known by its id.
+        found = known.get(id(quantizer))
+        if found is not None and found[0]() is quantizer and _ready(values, weights_at):
+            return found[1](*values)
+        given = dict(zip(names, values, strict=False))
         _check_arguments(quantizer, name, given)
-        arrays = {k: v for k, v in given.items() if k in _ARRAYS or isinstance(v, jax.Array)}
-        others = tuple((k, v) for k, v in given.items() if k not in arrays)
         # A start may read values; and where jit is at work already, there is nothing to compile.
         if name == 'init':
-            made = unshared(checked_run(quantizer, others, **arrays), arrays)
+            made = unshared(checked_run(quantizer, given), given)
             export_all(made)
             return made
+        static = {k: v for k, v in given.items() if not _may_be_traced(k, v)}
+        arrays = [None if k in static else v for k, v in given.items()]
         if is_staged(arrays):
-            return checked_run(quantizer, others, **arrays)
-        return run_compiled(checked_run, {'quantizer': quantizer, 'others': others}, arrays)
+            return checked_run(quantizer, given)
+        return program(quantizer, tuple(static.items()))(*arrays)
 
     call.is_checked = True  # type: ignore[attr-defined]
-    return call
+    return cast(Callable[Arguments, Result], call)
+
+
+# The types of JAX's arrays that hold values, found as they come: tracers are of other types.
+_HELD: set[type] = set()
+# What jit takes of NumPy as `as_array` does.
+_TAKEN = frozenset(map(np.dtype, ('float32', 'int32', 'bool')))
+
+
+def _ready(values, weights_at):
+    """Whether these are arrays, all of them, that nothing but jit need look at before a call."""
+    leaves = jax.tree.leaves(values)
+    if _HELD.issuperset(map(type, leaves)):
+        return True
+    # Of weights in NumPy the values are checked.
+    weights = values[weights_at] if weights_at < len(values) else None
+    return not isinstance(weights, np.ndarray) and all(map(_is_ready, leaves))
+
+
+def _is_ready(leaf):
+    if type(leaf) is np.ndarray:
+        return leaf.dtype in _TAKEN
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, core.Tracer):
+        _HELD.add(type(leaf))
+    return type(leaf) in _HELD
+
+
+def _may_be_traced(name, value):
+    return name in _ARRAYS or value is None or isinstance(value, jax.Array)
 
 
 def is_checked(method: Callable[..., Any]) -> bool:

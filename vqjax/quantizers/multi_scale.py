@@ -314,38 +314,58 @@ class MultiScale(Base):
         grids: list[jax.Array] = []
         loss: Any = 0.0
         losses: Any = []
-        # The same sum as a function of phi and of the inner's params: an estimator hands the
+        # What each scale adds as a function of the inner's params, too: an estimator hands the
         # codebook no gradient.
-        trained = jnp.zeros_like(clean)
+        trained: list[jax.Array] = []
+        places: list[jax.Array] = []
         for k, size in enumerate(self.sizes):
             inner, own, held = self._scale(k, params, state)
             here = real if used is None else real & used[k][(..., *(None,) * self._axes)]
             means, some = ops.area_means(sums.residual, here, size)
             rows = inner.unbound(means)
             out = quantize_detached(inner, own, held, rows, keys[k], some, axis_name)
+            vectors = inner.decode(own, held, out.codes)
+            value = self._grown(params, k, lax.stop_gradient(vectors), out.codes)
             added = vectors_of(estimator, inner, own, held, out)
-            sums = sums.with_stage(self._grown(params, k, added, out.codes), None)
+            sums = sums.with_stage(self._learning(params, k, value, added, out.codes), None)
             grids.append(out.codes)
             losses.append(out.losses)
             loss += out.loss
             if self.phi or self.commitment:
-                vectors = inner.decode(own, held, out.codes)
-                trained += self._grown(params, k, vectors, out.codes)
-                goal = lax.stop_gradient(clean)
-                terms = {'phi': ops.squared_error(trained, goal, here, axis_name)}
-                loss += terms['phi']
-                if self.commitment:
-                    error = ops.squared_error(clean, sums.total, here, axis_name)
-                    terms['sum_commitment'] = error
-                    loss += self.commitment * error
-                losses[-1] = losses[-1] | terms
+                trained.append(self._learning(params, k, value, vectors, out.codes))
+                places.append(here)
+        terms = merge_losses(losses)
+        if trained:
+            errors = self._errors_of_sums(clean, trained, places, axis_name)
+            loss += jnp.sum(errors['phi'])
+            if self.commitment:
+                loss += self.commitment * jnp.sum(errors['sum_commitment'])
+            terms |= errors
         # As a leaf's, the loss is not finite where z is not.
         bad = ~real if mask is None else ~real & mask
         loss = loss / len(self.scales) + jnp.where(jnp.any(bad), jnp.nan, 0.0)
         z_q = sums.z_q(x, estimator, noise_key(key, len(self.scales)), mask, axis_name)
         alive = real & self._alive(grids)
         z_q = jnp.where(alive[..., None], z_q, 0).astype(z.dtype)
-        return Quantized(z_q, self._joined(grids), loss, merge_losses(losses))
+        return Quantized(z_q, self._joined(grids), loss, terms)
+
+    def _errors_of_sums(self, clean, trained, places, axis_name):
+        """The terms `phi` and `sum_commitment` of every scale, [S] each.
+
+        trained: what each scale adds, S arrays [..., H, W, D]; places: which vectors count there.
+        """
+        # Summed by one product, whose gradient is one: XLA would compute sums of sums anew for
+        # every scale.
+        until = np.tri(len(trained), dtype=np.float32)
+        sums = jnp.tensordot(until, jnp.stack(trained), 1, precision=lax.Precision.HIGHEST)
+        goal = lax.stop_gradient(clean)
+        error = jax.vmap(lambda total, here: ops.squared_error(total, goal, here, axis_name))
+        terms = {'phi': error(sums, jnp.stack(places))}
+        if self.commitment:
+            pairs = zip(lax.stop_gradient(sums), places, strict=True)
+            each = [ops.squared_error(clean, total, here, axis_name) for total, here in pairs]
+            terms['sum_commitment'] = jnp.stack(each)
+        return terms
 
     def _used(self, key, x, mask, axis_name):
         """Which scales each grid of x uses, bool [S, ...], or None where all do."""
@@ -378,6 +398,7 @@ class MultiScale(Base):
         self._check_grid(z)
         left = lax.stop_gradient(z).astype(jnp.float32)
         real = real_vectors(left, mask)
+        left = jnp.where(real[..., None], left, 0.0)
         means_of, some_of, heavy = [], [], []
         cut = self._cut(codes)
         for k, grid in enumerate(cut):
@@ -477,8 +498,11 @@ class MultiScale(Base):
 
     def _enlarged(self, vectors):
         """Vectors [..., *size, D] of a scale at full size: [..., *grid, D]."""
-        enlarge = ops.bicubic if self._axes == 2 else ops.multilinear
-        return enlarge(vectors, self.grid)
+        return self._enlarge(vectors, self.grid)
+
+    @property
+    def _enlarge(self):
+        return ops.bicubic if self._axes == 2 else ops.multilinear
 
     def _cut(self, codes):
         """Grids as the inner has them: [..., *inner, L] -> S arrays [..., h, w, *inner]."""
@@ -510,13 +534,28 @@ class MultiScale(Base):
 
     def _grown(self, params, k, vectors, grid):
         """Vectors [..., h, w, D] of scale k at full size, through phi: [..., H, W, D]."""
-        vectors = self._enlarged(vectors)
         if self.phi:
             p = phis.at_scale(k, len(self.scales), len(self.phi))
-            vectors = phis.mix(vectors, params.kernels[p], params.biases[p], self.phi[p])
+            # All of them first, then one: XLA so sees that quantize and update do the same.
+            kernels, biases = phis.mixed(params.kernels, params.biases, self.phi)
+            vectors = ops.convolve_enlarged(self._enlarge, vectors, kernels[p], self.grid)
+            vectors += ops.rounded(biases)[p]
+        else:
+            vectors = self._enlarged(vectors)
         axes = tuple(range(-self._axes, 0))
         used = jnp.any(with_codes(grid, self._inner_axes), axis=axes, keepdims=True)
         return jnp.where(used[..., None], vectors, 0.0)
+
+    def _learning(self, params, k, value, vectors, grid):
+        """`value`, which scale k adds, with the gradient that phi and these vectors give it.
+
+        To phi it has one already. Made of the same codes twice, it would cost phi's convolution
+        twice, and its gradients; of an inner without params vectors have none to hand on.
+        """
+        if not jax.tree.leaves(self._scale(k, params, ())[1]):
+            return value
+        carrier = self._grown(lax.stop_gradient(params), k, vectors, grid)
+        return ops.graft(value, value + carrier)
 
     def _sums(self, params, state, grids):
         """The sum after each scale, S arrays float32 [..., H, W, D]."""

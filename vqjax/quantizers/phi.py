@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from vqjax import ops
 from vqjax.quantizers.base import check
@@ -47,13 +47,16 @@ def at_scale(k: int, num_scales: int, number: int) -> int:
     return int(np.argmin(np.abs(places - k / max(num_scales - 1, 1))))
 
 
-def mix(h: jax.Array, kernel: jax.Array, bias: jax.Array, ratio: float) -> jax.Array:
-    """(1 - ratio) h + ratio (h * kernel + bias): float32 [..., *grid, D] -> the same.
+def mixed(
+    kernels: jax.Array, biases: jax.Array, ratios: Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+    """Kernels and biases of (1 - ratio) h + ratio (h * kernel + bias), a convolution itself.
 
-    The same bits in any program: every product is rounded by itself.
+    kernels float32 [P, 3, ..., D, D], biases [P, D] -> the same shapes, and the same bits in any
+    program.
     """
-    share, axes = np.float32(ratio), kernel.ndim - 2
-    flat = h.reshape(-1, *h.shape[-axes - 1 :])
-    moved = ops.convolve(flat, kernel, (1,) * axes, 'SAME', precision=lax.Precision.HIGHEST)
-    moved = (ops.rounded(moved) + bias).reshape(h.shape)
-    return ops.rounded((1 - share) * h) + ops.rounded(share * moved)
+    axes = kernels.ndim - 3
+    share: Any = np.asarray(ratios, np.float32).reshape(-1, *(1,) * (axes + 2))
+    identity = jnp.eye(kernels.shape[-1], dtype=jnp.float32)
+    same = jnp.pad(identity[(None,) * axes], [(1, 1)] * axes + [(0, 0)] * 2)
+    return ops.rounded(share * kernels) + (1 - share) * same, share.reshape(-1, 1) * biases
