@@ -58,7 +58,7 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
         return (search._replace(number=number),)
 
     def multi_scale(scales, dim, k):
-        """The searches, and the convolutions with their two gradients, on the grid of each scale."""
+        """Searches, and convolutions with their two gradients, on the grid of each scale."""
         tokens = sum(scale**2 for scale in scales) * _BATCH
         return common.Products(tokens, dim, k), common.Products(tokens, 9 * dim, dim, 3)
 
