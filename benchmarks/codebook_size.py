@@ -3,11 +3,12 @@
     python benchmarks/codebook_size.py --data-dir FOLDER_OF_PREPARED_SETS
 
 Patches of 8 x 8 grey pixels of CIFAR-10, 64 features, less their mean and in one unit. Every
-quantizer is inside an autoencoder that learns with it: two hidden layers (--hidden) each side, and
-between them 16 features for a codebook, one for each entry of FSQ's levels. The paper has a
-convolutional autoencoder of ImageNet images and reports FID. Used codes are counted on 524,288 test
-patches, 8 for each code of the largest codebook, the same for all. Rows that are already in the
-JSON are not measured again. --quick takes seconds, with patches of noise.
+quantizer is inside an autoencoder that learns with it: a hidden layer (--hidden) on each side, and
+between them 16 features for a codebook, one for each entry of FSQ's levels; `standardized` features
+have the mean 0 and the variance 1 in every batch. The paper has a convolutional autoencoder of
+ImageNet images and reports FID. Used codes are counted on 524,288 test patches, 32 for each of
+16,384 codes, and on the first 32,768 of them. Rows that are already in the JSON are not measured
+again. Minutes on two cores, most for 16,384 codes; --quick takes seconds, with patches of noise.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SIDE = 8  # of a patch, pixels
 RATE = 3e-3  # Adam's at first, falling to 0 along a cosine
 FEATURES = 16  # of the vectors that a codebook quantizes
 TESTS = 524_288
+FEW = 32_768  # of them, on which use is counted too
 # Number of codes -> levels; from 256 on those of table 1 of the paper, whose product is near it.
 LEVELS = {
     16: (4, 4), 64: (8, 8), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5),
@@ -41,13 +43,14 @@ LEVELS = {
 
 
 def methods(num_codes):
-    """Name -> (quantizer, features)."""
+    """Name -> (quantizer, features, whether they are standardized)."""
     levels = LEVELS[num_codes]
     return {
-        'VQ': (VQ(num_codes, init=ops.normal, revival=None), FEATURES),
-        'VQ-EMA': (VQEMA(num_codes, init=ops.batch_rows, revival=None), FEATURES),
-        'VQ-EMA, revival': (VQEMA(num_codes, init=ops.batch_rows), FEATURES),
-        'FSQ': (FSQ(levels), len(levels)),
+        'VQ': (VQ(num_codes, init=ops.normal, revival=None), FEATURES, False),
+        'VQ-EMA': (VQEMA(num_codes, init=ops.batch_rows, revival=None), FEATURES, False),
+        'VQ-EMA, revival': (VQEMA(num_codes, init=ops.batch_rows), FEATURES, False),
+        'FSQ': (FSQ(levels), len(levels), False),
+        'FSQ, standardized': (FSQ(levels), len(levels), True),
     }
 
 
@@ -63,7 +66,7 @@ class Layers(nn.Module):
         return nn.Dense(self.sizes[-1])(x)
 
 
-def fitted(quantizer, features, train, seed, options):
+def fitted(quantizer, features, standardized, train, seed, options):
     """A function from vectors to their codes and what is decoded of them."""
     encoder = Layers((*options.hidden, features))
     decoder = Layers((*options.hidden[::-1], train.shape[1]))
@@ -71,10 +74,17 @@ def fitted(quantizer, features, train, seed, options):
     rng = np.random.default_rng(seed)
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, options.steps))
 
+    def encode(before, rows, statistics=None):
+        z = encoder.apply(before, rows)
+        if not standardized:
+            return z
+        mean, variance = (z.mean(0), z.var(0)) if statistics is None else statistics
+        return (z - mean) * jax.lax.rsqrt(variance + 1e-5)
+
     @jax.jit
     def init(rows):
         before = encoder.init(first, rows)
-        inner, state = quantizer.init(third, encoder.apply(before, rows))
+        inner, state = quantizer.init(third, encode(before, rows))
         params = before, inner, decoder.init(second, jnp.zeros((1, features)))
         return params, state, optimizer.init(params)
 
@@ -84,7 +94,7 @@ def fitted(quantizer, features, train, seed, options):
 
         def loss(params):
             before, inner, after = params
-            z = encoder.apply(before, rows)
+            z = encode(before, rows)
             out = quantizer.quantize(inner, state, z, key)
             decoded = decoder.apply(after, out.z_q)
             return ((rows - decoded) ** 2).mean() + out.loss, (z, out.codes)
@@ -100,25 +110,29 @@ def fitted(quantizer, features, train, seed, options):
         rows = train[rng.integers(len(train), size=options.batch)]
         carry = step(carry, rows, jax.random.fold_in(last, number))
     (before, inner, after), state, _ = carry
+    z = encoder.apply(before, train)
+    statistics = z.mean(0), z.var(0)
 
     @jax.jit
     def apply(rows):
-        out = quantizer.quantize(inner, state, encoder.apply(before, rows))
+        out = quantizer.quantize(inner, state, encode(before, rows, statistics))
         return out.codes, decoder.apply(after, out.z_q)
 
     return apply
 
 
-def measured(quantizer, features, train, test, seed, options):
-    """Shares of the codes in use and of the variance in the error."""
-    apply = fitted(quantizer, features, train, seed, options)
-    used, error = np.zeros(quantizer.num_codes, bool), 0.0
+def measured(how, train, test, seed, options):
+    """Shares of the codes in use, of all test vectors and of few, and the relative error."""
+    apply, num_codes = fitted(*how, train, seed, options), how[0].num_codes
+    found, error = [], 0.0
     for rows in np.array_split(test, -(-len(test) // 65_536)):
         codes, decoded = apply(rows)
-        used[np.asarray(codes)] = True
+        found.append(np.asarray(codes))
         error += float(((rows - decoded) ** 2).sum())
+    found = np.concatenate(found)
+    used, few = (round(len(np.unique(codes)) / num_codes, 4) for codes in (found, found[:FEW]))
     variance = float(((test - test.mean(0)) ** 2).sum())
-    return round(float(used.mean()), 4), round(error / variance, 5)
+    return {'used': used, 'used_few': few, 'error': round(error / variance, 5)}
 
 
 def plot(path, rows):
@@ -153,9 +167,10 @@ def main(argv=None):
     parser.add_argument('--data-dir', help='folder of prepared TFDS sets, for CIFAR-10')
     parser.add_argument('--steps', type=int, default=2000)
     parser.add_argument('--batch', type=int, default=1024)
-    parser.add_argument('--hidden', type=int, nargs='*', default=[256, 256], help='widths')
+    parser.add_argument('--hidden', type=int, nargs='*', default=[64], help='widths')
     parser.add_argument('--seeds', type=int, default=1, help='those of a row that are missing')
-    parser.add_argument('--sizes', type=int, nargs='+', choices=LEVELS, default=list(LEVELS)[1:])
+    parser.add_argument('--sizes', type=int, nargs='+', choices=LEVELS, default=list(LEVELS)[1:-1])
+    parser.add_argument('--methods', help='separated by ;, default: all')
     options = common.arguments(parser, argv)
     if options.quick:
         options.steps, options.batch, options.sizes = 20, 256, [16, 256]
@@ -172,19 +187,21 @@ def main(argv=None):
     before = json.loads(path.read_text()) if path.exists() else {}
     rows = before['rows'] if all(before.get(k) == v for k, v in results.items()) else []
     for num_codes in options.sizes:
-        for method, (quantizer, features) in methods(num_codes).items():
-            place = {'method': method, 'K': num_codes, 'quantizer': repr(quantizer)}
+        for method, how in methods(num_codes).items():
+            if options.methods and method not in options.methods.split(';'):
+                continue
+            place = {'method': method, 'K': num_codes, 'quantizer': repr(how[0])}
             row = next((row for row in rows if place.items() <= row.items()), None)
             if row is None:
-                row = place | {'used': [], 'error': [], 'seconds': []}
+                row = place | {'used': [], 'used_few': [], 'error': [], 'seconds': []}
                 rows.append(row)
             for seed in range(len(row['used']), options.seeds):
                 begin = common.clock()
-                used, error = measured(quantizer, features, train, test, seed, options)
-                row['used'].append(used)
-                row['error'].append(error)
-                row['seconds'].append(round(common.clock() - begin, 1))
-                print(f'{method:16} {num_codes:6}  used {used:.1%}  error {error}', flush=True)
+                found = measured(how, train, test, seed, options)
+                found['seconds'] = round(common.clock() - begin, 1)
+                for name, value in found.items():
+                    row[name].append(value)
+                print(f'{method:18} {num_codes:6}  {found}', flush=True)
                 common.write(options.out, 'codebook_size', results | {'rows': rows})
     plot(options.out / 'codebook_size.png', rows)
 
