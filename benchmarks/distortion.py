@@ -388,7 +388,8 @@ KINDS = {
                      'Bridged, low rank'),
     'one grid': ('FSQ, projected', 'iFSQ, projected', 'LFQ, projected',
                  'Latent quantization, projected', 'FSP, projected'),
-    'residual grid, lattice': ('RFSQ, projected', 'E8, projected', 'FSQ, projected'),
+    'residual grid, lattice': ('RFSQ, projected', 'E8, projected', 'Leech, projected',
+                               'FSQ, projected'),
     'several codes per vector': ('Product', 'faiss PQ', 'Residual in Product', 'Residual',
                                  'Residual, beam 5', 'QINCo', 'faiss RQ', 'faiss LSQ'),
 }  # fmt: skip
