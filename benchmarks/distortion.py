@@ -3,15 +3,19 @@
     python benchmarks/distortion.py --data-dir FOLDER_OF_PREPARED_SETS
     python benchmarks/distortion.py --set normal      # or embeddings: nothing to download
 
-Three sets, each less its mean and in one unit. `patches`: 8 x 8 grey pixels of CIFAR-10, 64
-features, 40,000 of training images to fit to and 10,000 of test images to measure on. `normal`: 16
-independent normal features, whose bound is known exactly. `embeddings`: 128 features with the unit
-norm and the decaying spectrum of sentence embeddings; they are drawn at random, not made from text.
+Four sets, each less its mean and in one unit. `patches`: 8 x 8 grey pixels of CIFAR-10, 64
+features, 40,000 of training images to fit to and 10,000 of test images to measure on. `features`:
+the 64 pooled features of a ResNet-9 of width 8, of the same numbers of images; the network is
+trained here for two epochs, and its seed is the same in every run. `normal`: 16 independent normal
+features, whose bound is known exactly. `embeddings`: 128 features with the unit norm and the
+decaying spectrum of sentence embeddings; they are drawn at random, not made from text.
+
 Every quantizer is fitted by `vqjax.codec.fit` with three seeds: 200 steps after k-means where
-statistics are all that moves, 2,000 where gradients have something to learn (100 and 500 for the
-two drawn sets). The seconds stand beside. At most 12 bits go into one codebook. Rows that are
-already in the JSON are not measured again. The patches take about half an hour on two cores, the
-others some minutes each; --quick takes seconds, with some families and few vectors.
+statistics are all that moves, 2,000 where gradients have something to learn (100 and 500 for all
+sets but the patches, and 500 for the Leech lattice everywhere, whose steps take longest). The
+seconds stand beside. At most 12 bits go into one codebook. Rows that are already in the JSON are
+not measured again. The patches take about an hour on two cores, the others less; --quick takes
+seconds, with some families and few vectors.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import common
+import image_features
 import jax
 import matplotlib as mpl
 import numpy as np
@@ -51,6 +56,7 @@ from vqjax.quantizers import (
 )
 
 BITS = (4, 6, 8, 10, 12, 16, 20, 24, 32)
+LEECH_BITS = 18
 SIDE = 8  # of a patch, pixels
 # bits -> parts of equal bits, at most 8 each and, for groups, a divisor of the features.
 STAGES = {4: 2, 6: 2, 8: 2, 10: 2, 12: 2, 16: 2, 20: 4, 24: 3, 32: 4, 128: 16}
@@ -60,6 +66,7 @@ BATCH = 2048
 QUICK_BITS = (4, 8)
 QUICK = {
     'patches': ('VQ-EMA', 'FSQ, projected', 'Product', 'Residual', 'faiss PQ'),
+    'features': ('VQ-EMA', 'faiss PQ'),
     'normal': ('VQ-EMA', 'faiss PQ'),
     'embeddings': ('VQ-EMA', 'faiss PQ'),
 }
@@ -118,6 +125,11 @@ def lattice(bits):
     return Projected(Product(leaf, groups) if groups > 1 else leaf, 8 * groups)
 
 
+def leech(bits):
+    """The 196,560 shortest vectors of the Leech lattice, 17.6 bits, for 24 projected features."""
+    return Projected(SphericalLattice(24), 24) if bits == LEECH_BITS else None
+
+
 def values(bits):
     """4 learned values, 2 bits, for each projected feature."""
     return Projected(LatentQuantization((4,) * (bits // 2)), bits // 2)
@@ -148,6 +160,7 @@ FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
     'Latent quantization, projected': values,
     'RFSQ, projected': residual_grid,
     'E8, projected': lattice,
+    'Leech, projected': leech,
     # 15 bits for the length and whole bits a feature: far above the other rates.
     'TurboQuant': lambda bits: (
         TurboQuant(EMBEDDED, (bits - 15) // EMBEDDED) if bits >= 15 + EMBEDDED else None
@@ -162,6 +175,9 @@ FAMILIES: dict[str, Callable[[int], Quantizer | None]] = {
     ),
 }
 
+
+# Steps of a family whose steps take too long for those of the set.
+STEPS = {'Leech, projected': 500}
 
 # What tells a row from others.
 KEYS = ('set', 'family', 'bits', 'quantizer')
@@ -189,13 +205,36 @@ def faiss_families(dim):
     return {'faiss PQ': product, 'faiss RQ': residual, 'faiss LSQ': local_search}
 
 
-def patches(data_dir, split, number):
-    """[number, 64] float32 from 0 to 1: one patch of each of the first images, at random places."""
+def images(data_dir, split, number):
+    """The first images of a split of CIFAR-10, uint8 [number, 32, 32, 3], and their labels."""
     from vqjax.trainer.data import sets
 
-    images, _, _ = sets.load('cifar10', data_dir).splits[split].read(np.arange(number))
+    found, labels, _ = sets.load('cifar10', data_dir).splits[split].read(np.arange(number))
+    return found, labels
+
+
+def patches(data_dir, split, number):
+    """[number, 64] float32 from 0 to 1: one patch of each of the first images, at random places."""
     rng = np.random.default_rng(len(split))
-    return common.random_patches(images, np.arange(number), SIDE, rng)
+    return common.random_patches(images(data_dir, split, number)[0], np.arange(number), SIDE, rng)
+
+
+def features(seen, unseen, **settings):
+    """float32 features of (images, labels) that a network is trained on, and of others."""
+    fitted, tested, accuracy = image_features.learned(*seen, *unseen, **settings)
+    print(f'the network has an accuracy of {accuracy:.1%} on the test images', flush=True)
+    return fitted, tested
+
+
+def stripes(number, seed):
+    """Images of 8 x 8 and their labels, for --quick: noise with a stripe across or down."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, size=number)
+    found = rng.integers(128, size=(number, SIDE, SIDE, 3), dtype=np.uint8)
+    at = rng.integers(SIDE, size=number)
+    for image, label, place in zip(found, labels, at, strict=True):
+        (image[place] if label else image[:, place])[:] += 100
+    return found, labels
 
 
 def embeddings(number, seed):
@@ -256,9 +295,10 @@ def normal(number, seed):
 
 PEERS = ('faiss PQ', 'faiss RQ', 'faiss LSQ')
 # At fewer rates than all.
+LEECH = {'Leech, projected': (LEECH_BITS,)}
 PATCHES = dict.fromkeys(('FSP, projected', 'E8, projected'), (8, 16, 32))
-PATCHES |= {'RFSQ, projected': (16, 32), 'TurboQuant': ()}
-CODES = ('Product', 'Residual', 'Residual, beam 5', 'faiss PQ', 'faiss RQ')
+PATCHES |= {'RFSQ, projected': (16, 32), 'TurboQuant': ()} | LEECH
+CODES = ('Product', 'Residual', 'Residual, beam 5', *PEERS)
 DRAWN = {'VQ-EMA': (4, 8, 12)}
 DRAWN |= dict.fromkeys(
     ('FSQ, projected', 'FSP, projected', 'LFQ, projected', 'Latent quantization, projected'),
@@ -266,12 +306,19 @@ DRAWN |= dict.fromkeys(
 )
 DRAWN |= dict.fromkeys(('RFSQ, projected', 'E8, projected'), (8, 16, 32))
 DRAWN |= dict.fromkeys(CODES, (4, 8, 12, 16, 24, 32))
+LEARNED = dict.fromkeys(('VQ-EMA, Sinkhorn', 'VQ', 'SimVQ'), (4, 8, 12)) | LEECH
 SETS = {
     'patches': Vectors(
         lambda folder: (patches(folder, 'train', 40_000), patches(folder, 'test', 10_000)),
         lambda: (noise(2000, 0), noise(500, 1)),
         (200, 2000),
         {family: PATCHES.get(family, BITS) for family in (*FAMILIES, *PEERS)},
+    ),
+    'features': Vectors(
+        lambda folder: features(images(folder, 'train', 40_000), images(folder, 'test', 10_000)),
+        lambda: features(stripes(2000, 0), stripes(500, 1), width=2, epochs=1),
+        (100, 500),
+        {family: (DRAWN | LEARNED).get(family, ()) for family in (*FAMILIES, *PEERS)},
     ),
     'normal': Vectors(
         lambda _: (normal(20_000, 0), normal(5000, 1)),
@@ -285,6 +332,7 @@ SETS = {
         (100, 500),
         dict.fromkeys(DRAWN, (16, 32))
         | {'VQ-EMA': (8, 12), 'Product': (16, 32, 128), 'RFSQ, projected': (16,)}
+        | LEECH
         | {'TurboQuant': (15 + EMBEDDED, 15 + 2 * EMBEDDED)},
     ),
 }  # fmt: skip
@@ -340,7 +388,8 @@ KINDS = {
                      'Bridged, low rank'),
     'one grid': ('FSQ, projected', 'iFSQ, projected', 'LFQ, projected',
                  'Latent quantization, projected', 'FSP, projected'),
-    'residual grid, lattice': ('RFSQ, projected', 'E8, projected', 'FSQ, projected'),
+    'residual grid, lattice': ('RFSQ, projected', 'E8, projected', 'Leech, projected',
+                               'FSQ, projected'),
     'several codes per vector': ('Product', 'faiss PQ', 'Residual in Product', 'Residual',
                                  'Residual, beam 5', 'QINCo', 'faiss RQ', 'faiss LSQ'),
 }  # fmt: skip
@@ -424,6 +473,11 @@ def picture(name):
     return 'distortion' if name == 'patches' else f'distortion_{name}'
 
 
+def steps_of(family, steps):
+    """(statistics, gradients) steps of a family on a set of so many."""
+    return tuple(min(number, STEPS.get(family, number)) for number in steps)
+
+
 def measure(options, name, results):
     """Add to `results` what is missing of a set, and write after every row."""
     vectors = SETS[name]
@@ -439,7 +493,8 @@ def measure(options, name, results):
     before = results['sets'].get(name, {})
     if any(before.get(key) != value for key, value in header.items()):
         results['rows'] = [r for r in results['rows'] if r['set'] != name]
-    header['gaussian'] = [(bits, round(gaussian_bound(test, bits), 5)) for bits in BITS]
+    bound = {bits: round(gaussian_bound(test, bits), 5) for bits in sorted((*BITS, LEECH_BITS))}
+    header['gaussian'] = list(bound.items())
     results['sets'][name] = header
     families = dict(FAMILIES)
     if common.available(options.quick, 'faiss-cpu'):
@@ -460,7 +515,7 @@ def measure(options, name, results):
                 runs = (
                     theirs(make, bits, train, test, seeds)
                     if peer
-                    else ours(quantizer, steps, train, test, seeds)
+                    else ours(quantizer, steps_of(family, steps), train, test, seeds)
                 )
                 found[place] = row(place, runs)
                 if not peer and round(quantizer.bits, 1) != bits:

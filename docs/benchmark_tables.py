@@ -208,6 +208,11 @@ def rates(results):
     return _rates(results, 'patches')
 
 
+def rates_features(results):
+    """The same of features of images."""
+    return _rates(results, 'features')
+
+
 def rates_normal(results):
     """The same of normal vectors."""
     return _rates(results, 'normal')

@@ -125,6 +125,37 @@ def test_videos_and_a_codebook_a_scale_are_those_of_hierarchical_vq():
     assert [grid.shape[1:] for grid in q.to_grids(out.codes)] == list(scales)
 
 
+@pytest.mark.parametrize('inner', [LFQ(6, bits_per_code=1), (VQEMA(8), VQEMA(5), VQEMA(8))])
+def test_self_correction_hands_mistakes_to_the_finer_scales(inner):
+    """Codes to predict are those of what the mistaken codes of the coarser scales leave."""
+    q = MultiScale(inner, (1, 2, 4))
+    z = normal(0, 200, 4, 4, 6)
+    params, state = q.init(jax.random.key(1), z)
+    z = z.at[0, 0, 0].set(jnp.nan)
+    shares = jnp.linspace(0, 1, 200)
+    goals, given = q.self_correction(params, state, z, jax.random.key(2), shares)
+    codes = q.quantize(params, state, z).codes
+    assert (goals[0] == codes[0]).all() and (given[0] == codes[0]).all()
+    real = np.asarray(goals) >= 0
+    assert ((np.asarray(given) >= 0) == real).all() and (goals[-1] != given[-1]).all()
+    changed = np.asarray(goals != given)
+    # As many as were asked for: 4 deviations of a binomial of 200 grids with 21 places and more.
+    assert abs(changed.mean() - shares.mean()) < 4 * np.sqrt(0.25 / changed.size)
+    # The coarsest scale sees no mistake; a finer one the residual of the codes as given.
+    first, second, _ = (np.asarray(grid) for grid in q.to_grids(goals))
+    assert (first == q.to_grids(codes)[0]).all()
+    left = jnp.nan_to_num(z - q.decode_scales(params, state, given, 1))[1:]
+    alone = MultiScale(inner[1] if isinstance(inner, tuple) else inner, (2, 4))
+    own = (params[1], state[1]) if isinstance(inner, tuple) else (params, state)
+    assert (second[1:] == alone.to_grids(alone.quantize(*own, left).codes)[0]).all()
+
+
+def test_self_correction_refuses_what_is_no_share():
+    q = MultiScale(LFQ(6, bits_per_code=1), (1, 2, 4))
+    with pytest.raises(ValueError, match='share must be from 0 to 1, got 1.5'):
+        q.self_correction((), (), normal(0, 1, 4, 4, 6), jax.random.key(0), 1.5)
+
+
 def test_a_codebook_a_scale_starts_from_what_the_scales_before_left():
     """Stage by stage a smaller error than a shared codebook of as many codes a scale."""
     z = normal(0, 64, 6, 8, 5) + 2 * normal(1, 64, 1, 1, 5)

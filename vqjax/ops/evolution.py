@@ -64,11 +64,24 @@ def _evolve(key, codes, fitness, num_codes, mutation, contenders, elite):
     shape = (population - elite, *codes.shape[1:])
     first = jax.random.bernoulli(crossing, 0.5, shape)
     children = jnp.where(first, codes[parents[:, 0]], codes[parents[:, 1]])
-    # Any code but the one that is there, all with the same probability.
-    most = jnp.maximum(jnp.broadcast_to(jnp.asarray(num_codes, jnp.int32), shape), 2)
-    other = (children + jax.random.randint(replacing, shape, 1, most)) % most
-    changed = jax.random.bernoulli(choosing, mutation, shape) & (children >= 0)
-    changed &= jnp.broadcast_to(jnp.asarray(num_codes), shape) > 1
-    children = jnp.where(changed, other, children)
+    children = mutate((choosing, replacing), children, num_codes, mutation)
     order = jnp.argsort(-fitness, stable=True)
     return jnp.concatenate([codes[order[:elite]], children])
+
+
+def mutate(
+    keys: tuple[jax.Array, jax.Array],
+    codes: jax.Array,
+    num_codes: int | np.ndarray,
+    share: float | jax.Array,
+) -> jax.Array:
+    """int32 codes [...], a share of them replaced by any other one; entries of -1 stay -1.
+
+    num_codes: K, or the K of each code, which is broadcast. All others are equally probable.
+    """
+    choosing, replacing = keys
+    sizes = jnp.broadcast_to(jnp.asarray(num_codes, jnp.int32), codes.shape)
+    most = jnp.maximum(sizes, 2)
+    other = (codes + jax.random.randint(replacing, codes.shape, 1, most)) % most
+    changed = jax.random.bernoulli(choosing, share, codes.shape) & (codes >= 0) & (sizes > 1)
+    return jnp.where(changed, other, codes)

@@ -70,6 +70,7 @@ OUT_SPECS: dict[str, Any] = {
     'logits': lambda quantizer, params, state, z: ops.rows_spec(z, None),
     'stage_vectors': lambda *args: P(None, *_decoded_specs(*args)),
     'next_inputs': lambda quantizer, params, state, codes: ops.rows_spec(codes, None, None),
+    'self_correction': lambda *args: (_quantized_specs(*args).codes,) * 2,
 }
 
 

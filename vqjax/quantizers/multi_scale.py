@@ -14,6 +14,8 @@ from jax import lax
 
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
+from vqjax.ops.evolution import mutate
+from vqjax.ops.fields import is_number
 from vqjax.ops.serialization import exported
 from vqjax.quantizers import phi as phis
 from vqjax.quantizers.base import (
@@ -472,6 +474,54 @@ class MultiScale(Base):
             for total, size in zip(sums[:-1], self.sizes[1:], strict=True)
         ]
         return self._flat(means)
+
+    @checked
+    def self_correction(
+        self,
+        params: PyTree,
+        state: PyTree,
+        z: jax.Array,
+        key: jax.Array,
+        share: float | jax.Array,
+        mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Codes to predict and codes with mistakes, for a model that learns to correct its own.
+
+        A share of each scale's codes is replaced by any other one, and finer scales quantize what
+        these leave (bitwise self-correction, Infinity, arXiv:2412.04431, algorithm 2). The model
+        reads `next_inputs` of the codes with mistakes. Bits are the codes of
+        `LFQ(bits_per_code=1)`; Infinity draws the share for each image.
+
+        Args:
+          z: [..., H, W, D].
+          key: for the mistakes.
+          share: from 0 to 1, a number or one for each grid [...].
+          mask: bool [..., H, W].
+
+        Returns:
+          int32 [..., L] twice: the codes to predict, and those with mistakes.
+
+        Raises:
+          ValueError: for a number that is no share.
+        """
+        self._check_grid(z)
+        if not isinstance(share, jax.Array):
+            check(is_number(share) and 0 <= share <= 1, 'share', share, 'from 0 to 1')
+        left = z.astype(jnp.float32)
+        real = real_vectors(left, mask)
+        left = jnp.where(real[..., None], left, 0.0)
+        goals, given = [], []
+        for k, size in enumerate(self.sizes):
+            inner, own, held = self._scale(k, params, state)
+            means, some = ops.area_means(left, real, size)
+            codes = inner.quantize(own, held, inner.unbound(means), None, some).codes
+            first, second = jax.random.split(jax.random.fold_in(key, k))
+            shares = jnp.asarray(share)[(..., *(None,) * (self._axes + self._inner_axes))]
+            wrong = mutate((first, second), codes, inner.code_sizes, shares)
+            goals.append(codes)
+            given.append(wrong)
+            left -= self._vectors(params, state, k, wrong)
+        return self._joined(goals), self._joined(given)
 
     def _check_grid(self, z):
         axes = self._axes
