@@ -236,11 +236,11 @@ def measure_with_floor(
     if traffic is not None:
         of = {TRAFFIC: [traffic_run(traffic)]}
     parts = {(name, i): run for name, some in of.items() for i, run in enumerate(some)}
-    times = measure({**runs, **parts}, repeats)  # type: ignore[dict-item]
+    times = measure({**runs, **parts}, repeats)
     numbers = [p.number for p in products] or [1.0]
     floors = {
         name: [
-            sum(number * times[name, i][r] for i, number in enumerate(numbers))  # type: ignore[index]
+            sum(number * times[name, i][r] for i, number in enumerate(numbers))
             for r in range(repeats)
         ]
         for name in of
