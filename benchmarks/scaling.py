@@ -100,7 +100,7 @@ def weak_scaling(quick):
     for devices in (1, 8) if quick else (1, 2, 4, 8):
         row = {'devices': devices}
         # One tile of rows a device: the analysis counts the body of a loop once.
-        run = compiled_step(VQEMA(1024, revival=None), 1024 * devices, 64, (devices, 1))
+        run = compiled_step(VQEMA(1024, revival=None), 256 * devices, 64, (devices, 1))
         assert 'known_trip_count' not in run.as_text()
         row['operations'] = run.cost_analysis()['flops']
         # Many: operations of a tile, and how many tiles a device has.

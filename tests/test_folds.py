@@ -78,9 +78,9 @@ def test_seeds_go_through_folds_and_then_through_the_next_repetition():
 def test_a_comparison_over_folds_compiles_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     given = config(folds=3, seeds=3, writers='')
     compiled, finish = [], runs.Run.finish
-    stages = experiment._stages
+    stages = experiment.stages
     monkeypatch.setattr(
-        experiment, '_stages', lambda *args: compiled.append(args[1]) or stages(*args)
+        experiment, 'stages', lambda *args: compiled.append(args[1]) or stages(*args)
     )
 
     def stop_in_the_second_fold(run):

@@ -214,11 +214,10 @@ def convolve_enlarged(
         return rounded(moved).reshape(*lead, *size, features)
     known: dict[Any, Any] = {bicubic: _cubic, multilinear: _linear}
     weights_of = known[enlarge]
-    rows = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
-    x = _product('nc,cf->nf', z.reshape(-1, channels), rows)
-    x = x.reshape(-1, *sides, *(3,) * axes, features)
-    # Axis by axis, the last first: a place and the neighbour it is taken for make a large one.
     small, near, large = 'abc'[:axes], 'ijk'[:axes], 'ABC'[:axes]
+    flat, rows = z.reshape(-1, *sides, channels), jnp.moveaxis(kernel, -2, 0)
+    x = _product(f'n{small}d,d{near}f->n{small}{near}f', flat, rows)
+    # Axis by axis, the last first: a place and the neighbour it is taken for make a large one.
     for axis in reversed(range(axes)):
         weights = _moved(weights_of, sides[axis], size[axis])
         before = f'n{small[: axis + 1]}{near[: axis + 1]}{large[axis + 1 :]}f'

@@ -152,7 +152,7 @@ def _search(rows, codebook, metric, precision, way, tile):
     lanes, whole = row_lanes(n, rows, codebook)
     few_codes = not export.is_symbolic_dim(num_codes) and num_codes < tile.codes
     size = num_codes if few_codes else tile.codes
-    most = max(tile.rows(size, n) * whole // lanes, _LEAST_ROWS)
+    most = max(tile.rows(size, n // whole) * whole // lanes, _LEAST_ROWS)
     row_size, row_starts = starts(n // lanes, most)
     once = False
     if not export.is_symbolic_dim(n):  # few rows: longer tiles of codes instead
