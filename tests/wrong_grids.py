@@ -150,7 +150,7 @@ class LeavesPhiOutOfDecode(MultiScale):
     """As above, where codes are read."""
 
     def decode(self, params, state, codes):
-        kernels, biases = phis.start(len(self.phi), params.biases.shape[-1])
+        kernels, biases = phis.start(len(self.phi), self._axes, params.biases.shape[-1])
         return super().decode(params._replace(kernels=kernels, biases=biases), state, codes)
 
 
