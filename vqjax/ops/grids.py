@@ -205,14 +205,19 @@ def convolve_enlarged(
 
     Returns:
       float32 [..., *size, F]; the same bits in any program.
+
+    Raises:
+      ValueError: for another function as `enlarge`.
     """
+    known: dict[Any, Any] = {bicubic: _cubic, multilinear: _linear}
+    if enlarge not in known:
+        raise ValueError(f'enlarge={enlarge!r}: give ops.bicubic or ops.multilinear')
     axes, (channels, features) = len(size), kernel.shape[-2:]
     sides, lead = _sides(z, size), z.shape[: -1 - len(size)]
     if sides == tuple(size):
         flat = z.reshape(-1, *size, channels)
         moved = convolve(flat, kernel, (1,) * axes, 'SAME', precision=lax.Precision.HIGHEST)
         return rounded(moved).reshape(*lead, *size, features)
-    known: dict[Any, Any] = {bicubic: _cubic, multilinear: _linear}
     weights_of = known[enlarge]
     small, near, large = 'abc'[:axes], 'ijk'[:axes], 'ABC'[:axes]
     flat, rows = z.reshape(-1, *sides, channels), jnp.moveaxis(kernel, -2, 0)

@@ -210,7 +210,7 @@ def _first(score, best):
 
 
 def _least_of_groups(score):
-    """`_least` for a CPU, where it is two to five times faster.
+    """`_least` for a CPU, in a fifth to two thirds of its time.
 
     There XLA vectorises a minimum over rows, but not a comparison in front of it. So the minimum
     of each group of codes comes first, and only the group that has the least is compared.
