@@ -137,7 +137,7 @@ def measured(how, train, test, seed, options):
 
 def plot(path, rows):
     """Use and error against the number of codes, a line a method."""
-    with mpl.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+    with mpl.rc_context(common.PLAIN):
         figure = Figure(figsize=(9, 3.8), layout='constrained')
         use, error = figure.subplots(1, 2)
         for name, (colour, marker) in zip(

@@ -29,6 +29,8 @@ PACKAGES = (
 )  # fmt: skip
 # Okabe and Ito, told apart by colour-blind readers; a marker each, for print.
 STYLES = [('#0072B2', 'o'), ('#D55E00', 's'), ('#009E73', '^'), ('#CC79A7', 'D'), ('#999999', 'v')]
+# The style of every plot.
+PLAIN = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}
 # Thread pools of the peers and of NumPy spin for a while after a call; nobody pays for another's.
 _REST_S = 0.05
 _CLOCK = [time.perf_counter]
@@ -347,8 +349,7 @@ def plot_times(
     path: Path, panels: Sequence[tuple[str, str, Mapping[str, tuple[list, list]]]]
 ) -> None:
     """Log-log panels (title, x label, {name: (x, milliseconds)}) side by side, one legend."""
-    style = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}
-    with mpl.rc_context(style):
+    with mpl.rc_context(PLAIN):
         figure = Figure(figsize=(4.4 * len(panels), 3.6), layout='constrained')
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, (title, label, lines) in zip(axes, panels, strict=True):

@@ -421,7 +421,7 @@ def plot(path, rows, bound):
     families = list(dict.fromkeys(r['family'] for r in rows))
     kinds = {kind: [f for f in names if f in families] for kind, names in KINDS.items()}
     kinds = {kind: names for kind, names in kinds.items() if names}
-    with mpl.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+    with mpl.rc_context(common.PLAIN):
         lines = math.ceil(len(kinds) / 2)
         figure = Figure(figsize=(10.5, 4.6 * lines), layout='constrained')
         axes = figure.subplots(lines, 2, sharey=True, squeeze=False).ravel()

@@ -99,7 +99,7 @@ def curve(q, train, test, steps, batch, rate, evaluations):
 
 def plot(path, rows, even):
     """Use and error against steps, a line a method."""
-    with mpl.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+    with mpl.rc_context(common.PLAIN):
         figure = Figure(figsize=(9, 3.8), layout='constrained')
         use, error = figure.subplots(1, 2)
         for row, colour in zip(rows, mpl.colormaps['tab10'].colors, strict=False):
