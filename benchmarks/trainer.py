@@ -205,13 +205,17 @@ def main(argv=None):
     parser.add_argument('--repeats', type=int, default=7, help='rounds of turns')
     options = common.arguments(parser, argv)
     chosen = ['digits'] if options.quick else options.sets.split('/')
+    methods = options.methods.split(',')
+    for flag, given, known in (('--sets', chosen, CASES), ('--methods', methods, NAMES)):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f'{flag}: {unknown[0]!r} is none of {", ".join(known)}')
     path = options.out / 'trainer.json'
     rows = json.loads(path.read_text())['rows'] if path.exists() and not options.quick else {}
     for name in chosen:
         case = CASES[name]
         with opened(case, options.data_dir, options.quick) as context:
             for title, method in zip(NAMES, case.methods, strict=True):
-                if title not in options.methods.split(','):
+                if title not in methods:
                     continue
                 steps, repeats = (8, 1) if options.quick else (case.steps, options.repeats)
                 row = compare(context, method, steps, repeats)

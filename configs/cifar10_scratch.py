@@ -15,7 +15,9 @@ def get_config(bottleneck: str = 'both') -> ml_collections.ConfigDict:
     """For 'vector', 'grid' or 'both'."""
     config = cifar10_codes.get_config(bottleneck)
     named = [method + end for end in ('', '-grid') for method in cifar10_finetune.METHODS]
-    config.methods = ','.join(name for name in named if name in config.quantizers)
+    # Without a quantizer both bottlenecks are one network: `none` is enough.
+    alike = 'none-grid' if 'none' in config.quantizers else ''
+    config.methods = ','.join(n for n in named if n in config.quantizers and n != alike)
     for name in ('fsq-16', 'fsq-16-grid'):
         if name in config.quantizers:
             config.quantizers[name].update({'hidden': 256, 'dropout': 0.1})

@@ -241,12 +241,19 @@ def test_files_by_path_and_no_pickles(tmp_path):
         archive.writestr('archive/data.pkl', b'\x80\x02}q\x00.')
     np.savez(tmp_path / 'objects.npz', a=np.array([{}], object))
     (tmp_path / 'cut.safetensors').write_bytes(path.read_bytes()[:200])
+    whole_npz = (tmp_path / 'model.npz').read_bytes()
+    (tmp_path / 'cut.npz').write_bytes(whole_npz[: len(whole_npz) // 2])
+    flipped = bytearray(whole_npz)
+    flipped[len(flipped) // 3] ^= 1
+    (tmp_path / 'flipped.npz').write_bytes(flipped)
     for name, message in (
         ('model.pt', 'is a pickle, which runs code'),
         ('model.bin', 'is a pickle'),
         ('x.pkl', 'is a pickle'),
         ('objects.npz', 'no plain array'),
         ('cut.safetensors', 'cut short or damaged'),
+        ('cut.npz', r'cut\.npz is cut short or damaged'),
+        ('flipped.npz', r'flipped\.npz is damaged'),
     ):
         with pytest.raises(ValueError, match=message):
             read(tmp_path / name)

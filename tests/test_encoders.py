@@ -172,6 +172,18 @@ def test_unknown_names_are_errors_that_list_the_known_ones(field, value):
         encoder.init(jax.random.key(0), images(2, 8, 8, 1), train=True)
 
 
+@pytest.mark.parametrize(
+    'padding, options, message',
+    [
+        ('SAME', {'batch_group_count': 2}, 'batch_group_count=2'),
+        ([(-1, 0), (0, 0)], {}, 'give sides from 0'),
+    ],
+)
+def test_options_that_patches_do_not_know_are_refused(padding, options, message):
+    with pytest.raises(ValueError, match=message):
+        ops.convolve(images(1, 8, 8, 3), jnp.zeros((3, 3, 3, 6)), (1, 1), padding, **options)
+
+
 @pytest.mark.parametrize('options', [{'rhs_dilation': (2, 2)}, {'feature_group_count': 3}])
 def test_patches_of_other_convolutions_are_refused(options):
     with pytest.raises(ValueError, match='use lax.conv_general_dilated'):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vqjax import LFQ, ops
+from vqjax.ops import compiling
 
 KEY = jax.random.key(0)
 
@@ -64,6 +65,15 @@ def test_it_finds_the_code_of_a_vector():
     start = jax.random.randint(KEY, (64, 24), 0, 2)
     codes = jax.lax.scan(generation, start, jax.random.split(jax.random.key(2), 60))[0]
     np.testing.assert_array_equal(codes[jnp.argmax(score(codes))], target > 0)
+
+
+def test_another_share_and_other_sizes_need_no_other_program():
+    codes, programs = jnp.zeros((6, 3), int), set()
+    for mutation, sizes in ((0.1, [4, 5, 6]), (0.2, [4, 5, 7]), (0.3, np.array([2, 2, 2]))):
+        after = ops.evolve(KEY, codes, jnp.arange(6.0), sizes, mutation=mutation)
+        assert (np.asarray(after) < np.asarray(sizes)).all()
+        programs.add(compiling.compiled.cache_info().currsize)
+    assert len(programs) == 1
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ def test_convolving_on_the_small_grid_is_convolving_what_was_made_larger(enlarge
     close(found, expected.reshape(found.shape))
 
 
+@pytest.mark.parametrize('kernel', [(1, 1, 5, 7), (5, 5, 5, 7), (3, 3, 4, 7), (3, 5, 7)])
+@pytest.mark.parametrize('size', [(2, 3), (4, 6)])
+def test_convolving_refuses_kernels_of_another_shape(kernel, size):
+    with pytest.raises(ValueError, match=r'kernel must be \[3, 3, 5, F\]'):
+        ops.convolve_enlarged(ops.bicubic, normal(0, 2, 2, 3, 5), jnp.zeros(kernel), size)
+
+
 def test_codes_sums_and_gradients_are_those_of_var():
     """PyTorch 2.13's interpolate and conv2d in the order of FoundationVision/VAR models/quant.py.
 
@@ -150,10 +157,34 @@ def test_self_correction_hands_mistakes_to_the_finer_scales(inner):
     assert (second[1:] == alone.to_grids(alone.quantize(*own, left).codes)[0]).all()
 
 
-def test_self_correction_refuses_what_is_no_share():
+@pytest.mark.parametrize(
+    'share, message',
+    [
+        (1.5, 'share must be from 0 to 1, got 1.5'),
+        (True, 'share must be from 0 to 1, got True'),
+        (np.array([0.5, -0.1], np.float32), 'share must be from 0 to 1, got array'),
+        (jnp.full(3, 0.3), r'one for each grid of z, \(2,\), got'),
+        (jnp.array(1), 'share must be floating point'),
+    ],
+)
+def test_self_correction_refuses_what_is_no_share(share, message):
     q = MultiScale(LFQ(6, bits_per_code=1), (1, 2, 4))
-    with pytest.raises(ValueError, match='share must be from 0 to 1, got 1.5'):
-        q.self_correction((), (), normal(0, 1, 4, 4, 6), jax.random.key(0), 1.5)
+    with pytest.raises(ValueError, match=message):
+        q.self_correction((), (), normal(0, 2, 4, 4, 6), jax.random.key(0), share)
+    with pytest.raises(ValueError, match='key'):
+        q.self_correction((), (), normal(0, 2, 4, 4, 6), None, 0.3)
+
+
+def test_shares_of_numpy_lists_and_numbers_are_those_of_jax():
+    q, z, key = (
+        MultiScale(LFQ(6, bits_per_code=1), (1, 2, 4)),
+        normal(0, 2, 4, 4, 6),
+        jax.random.key(0),
+    )
+    for share in ([0.2, 0.4], np.array([0.2, 0.4]), 0.3):
+        found = q.self_correction((), (), z, key, share)
+        expected = q.self_correction((), (), z, key, jnp.asarray(share))
+        assert all((a == b).all() for a, b in zip(found, expected, strict=True))
 
 
 def test_a_codebook_a_scale_starts_from_what_the_scales_before_left():

@@ -215,6 +215,13 @@ def test_the_least_of_groups_is_the_least_with_ties_and_rows_that_are_not_finite
     np.testing.assert_array_equal(nearest_codes(z, np.full_like(codebook, np.inf)), -1)
 
 
+@pytest.mark.parametrize('n, k', [(1024, 16384), (2048, 16384), (800, 12000), (4096, 262144)])
+def test_tiles_of_many_codes_are_whole_groups(n, k):
+    """Else the minimum of groups, and what it saves, would be left out without a word."""
+    shapes = [jax.ShapeDtypeStruct((rows, 8), jnp.float32) for rows in (n, k)]
+    assert 'optimization_barrier' in str(jax.make_jaxpr(nearest_codes)(*shapes))
+
+
 def test_peak_memory_of_a_process_is_below_64_mb_beyond_its_arrays():
     code = """
 import resource, jax, jax.numpy as jnp
@@ -268,6 +275,7 @@ def test_lowers_to_a_reduced_product_with_float32_sums_where_asked():
     [
         ((np.zeros((3, 4)), np.zeros((5, 3))), r'agree in D.*\(3, 4\) and \(5, 3\)'),
         ((np.zeros((3, 4)), np.zeros((0, 4))), r'\(0, 4\)'),
+        ((np.zeros((3, 0)), np.zeros((5, 0))), r'at least 1.*\(3, 0\) and \(5, 0\)'),
         ((np.zeros((3, 4)), np.zeros((5, 4)), 'manhattan'), 'metric.*manhattan'),
         ((np.zeros((3, 4)), np.zeros((5, 4)), 'cosine', 'fp8'), 'precision.*fp8'),
     ],

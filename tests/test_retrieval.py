@@ -144,6 +144,7 @@ def test_distances_are_those_of_faiss_with_the_same_codebooks(few, monkeypatch):
 def test_recall_counts_the_true_neighbours_that_were_found():
     assert recall([[1, 2, 3], [4, 5, 6]], [[3, 9, 1], [7, 8, 9]]) == pytest.approx(1 / 3)
     assert recall([[1, 2]], [[2]]) == 1
+    assert recall([[-1, -1]], [[-1, 3]]) == 0  # what was not found
     with pytest.raises(ValueError, match=r'for the same queries, got shapes \(2,\) and \(1, 2\)'):
         recall([1, 2], [[1, 2]])
 

@@ -113,7 +113,7 @@ def recall(ids: np.ndarray, true_ids: np.ndarray) -> float:
     """Share of the true neighbours that were found, averaged over queries: recall@k.
 
     Args:
-      ids: integers [Q, k], the items found for each query.
+      ids: integers [Q, k], the items found for each query; -1, for none, counts as not found.
       true_ids: integers [Q, n], the items to be found, for recall@k the k nearest before
         quantization.
 
@@ -130,7 +130,7 @@ def recall(ids: np.ndarray, true_ids: np.ndarray) -> float:
             f'{ids.shape} and {true_ids.shape}'
         )
     # By query: all pairs of all queries would take Q k n bytes.
-    found = [np.isin(true, one).mean() for one, true in zip(ids, true_ids, strict=True)]
+    found = [np.isin(true, one[one >= 0]).mean() for one, true in zip(ids, true_ids, strict=True)]
     return float(np.mean(found))
 
 

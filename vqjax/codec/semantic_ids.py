@@ -39,9 +39,11 @@ def add_suffix(ids: np.ndarray) -> np.ndarray:
       int32 [N, L + 1]; the last column is 0 for the first item of its codes, then 1, 2, ...
 
     Raises:
-      ValueError: for ids of another shape or type.
+      ValueError: for ids of another shape or type, or beyond int32.
     """
     ids, owners, sizes = _groups(ids)
+    if not np.array_equal(ids, ids.astype(np.int32)):
+        raise ValueError(f'ids must fit int32, got {ids.min()} to {ids.max()}')
     # Sorted by owner, stably: an item's number is its place minus the first place of its owner.
     order = np.argsort(owners, kind='stable')
     first = np.cumsum(sizes) - sizes

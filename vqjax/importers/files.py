@@ -65,8 +65,13 @@ def _file(path):
 
 
 def _npz(path):
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, damaged = archive.namelist(), archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f'{path} is cut short or damaged: {error}') from None
+    if damaged:
+        raise ValueError(f'{path} is damaged: read {damaged!r} again from where it came')
     if not all(name.endswith('.npy') for name in names):
         raise ValueError(f'{path} is {_PICKLED}')
     with np.load(path, allow_pickle=False) as file:

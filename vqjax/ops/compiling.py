@@ -21,7 +21,7 @@ def compiled_once(function: Callable[Arguments, Result]) -> Callable[Arguments, 
 
     A loop of JAX is compiled anew wherever its body is a new function, at every call then, and
     every program is kept. Arguments that are no arrays must be hashable, as the static arguments
-    of `jax.jit`. Where a program is recorded already, nothing is done.
+    of `jax.jit`. Inside a jitted function it is called as it is.
     """
     signature = inspect.signature(function)
 

@@ -46,11 +46,15 @@ def evolve(
             f'fitness must be [P], one number for each of codes [P, ...], got shapes '
             f'{fitness.shape} and {codes.shape}'
         )
-    share = is_number(mutation) and 0 <= mutation <= 1
-    check(share, 'mutation', mutation, 'a share from 0 to 1')
+    is_share = is_number(mutation) and 0 <= mutation <= 1
+    check(is_share, 'mutation', mutation, 'a share from 0 to 1')
     check_count('contenders', contenders)
     check_count('elite', elite, 0, population - 1)
-    return _evolve(key, codes, fitness, num_codes, mutation, contenders, elite)
+    # An array, so that another share is no other program.
+    share = np.asarray(mutation, np.float32)
+    if not isinstance(num_codes, jax.Array):
+        num_codes = np.asarray(num_codes, np.int32)
+    return _evolve(key, codes, fitness, num_codes, share, contenders, elite)
 
 
 @compiled_once

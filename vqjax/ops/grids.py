@@ -161,8 +161,18 @@ def convolve(
       float [B, *grid', F], of the dtype of the product.
 
     Raises:
-      ValueError: for a convolution in groups or dilated.
+      ValueError: for a convolution in groups or dilated, negative padding, or another option.
     """
+    known = {
+        'lhs_dilation',
+        'rhs_dilation',
+        'feature_group_count',
+        'precision',
+        'dimension_numbers',
+    }
+    # None is what another version of Flax may pass for an option that it has and nobody has set.
+    if unknown := [name for name in options if name not in known and options[name] is not None]:
+        raise ValueError(f'{unknown[0]}={options[unknown[0]]!r}: convolve has no such option')
     *sides, channels, features = kernel.shape
     dilation = (*(options.get('lhs_dilation') or ()), *(options.get('rhs_dilation') or ()))
     if options.get('feature_group_count', 1) != 1 or any(d != 1 for d in dilation):
@@ -172,6 +182,8 @@ def convolve(
         )
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], sides, window_strides, padding)
+    if any(side < 0 for pair in padding for side in pair):
+        raise ValueError(f'padding={padding}: give sides from 0, and cut x before')
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     strides = (1, *window_strides, 1)
     reach = [
@@ -207,12 +219,18 @@ def convolve_enlarged(
       float32 [..., *size, F]; the same bits in any program.
 
     Raises:
-      ValueError: for another function as `enlarge`.
+      ValueError: for another function as `enlarge`, or a kernel of another shape.
     """
     known: dict[Any, Any] = {bicubic: _cubic, multilinear: _linear}
     if enlarge not in known:
         raise ValueError(f'enlarge={enlarge!r}: give ops.bicubic or ops.multilinear')
     axes, (channels, features) = len(size), kernel.shape[-2:]
+    need = (*(3,) * axes, z.shape[-1])
+    if axes not in (1, 2, 3) or kernel.shape[:-1] != need:
+        raise ValueError(
+            f'kernel must be [{", ".join(map(str, need))}, F], a 3 for each of the 1 to 3 axes of '
+            f'size={size}, got shape {kernel.shape}'
+        )
     sides, lead = _sides(z, size), z.shape[: -1 - len(size)]
     if sides == tuple(size):
         flat = z.reshape(-1, *size, channels)

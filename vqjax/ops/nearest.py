@@ -19,7 +19,7 @@ from vqjax.ops.tiles import code_lanes, cut, in_lanes, join_tiles, row_lanes, st
 PRECISIONS = ('highest', 'default', 'bfloat16')
 
 _LEAST_ROWS = 128
-# On a CPU, where the minimum of a few codes costs more than their product: see `_least_of_groups`.
+# On a CPU, where the minimum of a few codes costs more than their product: see `_least`.
 _MANY, _GROUP = 768, 32
 
 
@@ -69,8 +69,8 @@ def nearest_codes(
         factors rounded to it first.
 
     Returns:
-      int32 [...]; -1 for a vector that is not finite, or whose every score overflows. A code that
-      is not finite is never chosen.
+      int32 [...]; -1 for a vector that is not finite, or one of whose products with a code
+      overflows. A code that is not finite is never chosen.
 
     Raises:
       ValueError: for an unknown metric or precision or shapes that do not fit, at trace time.
@@ -79,9 +79,9 @@ def nearest_codes(
         raise ValueError(f'metric must be one of {METRICS}, got {metric!r}')
     if precision not in PRECISIONS:
         raise ValueError(f'precision must be one of {PRECISIONS}, got {precision!r}')
-    if codebook.ndim != 2 or not codebook.shape[0] or z.shape[-1:] != codebook.shape[1:]:
+    if codebook.ndim != 2 or not codebook.size or z.shape[-1:] != codebook.shape[1:]:
         raise ValueError(
-            'z [..., D] and codebook [K, D] must agree in D and have a code, '
+            'z [..., D] and codebook [K, D] must agree in D, at least 1, and have a code, '
             f'got {z.shape} and {codebook.shape}'
         )
     z, codebook = jnp.asarray(z), jnp.asarray(codebook)
@@ -103,7 +103,7 @@ def _searcher(metric, precision, fused):
     default = tiled(_APART, _TILE)
     # Folded, the bias would be rounded to bfloat16 with the rest.
     way = _APART if precision == 'bfloat16' else _FOLDED
-    branches = {'cpu': tiled(way._replace(least=_least_of_groups, group=_GROUP), _TILE_CPU)}
+    branches = {'cpu': tiled(way._replace(group=_GROUP), _TILE_CPU)}
 
     @custom_vmap
     def search(rows, codebook):
@@ -156,7 +156,8 @@ def _search(rows, codebook, metric, precision, way, tile):
     row_size, row_starts = starts(n // lanes, most)
     once = False
     if not export.is_symbolic_dim(n):  # few rows: longer tiles of codes instead
-        size = max(tile.scores * whole // (row_size * lanes), size)
+        # A multiple of 128, and so of a group: else no minimum would be of groups.
+        size = max(tile.scores * whole // (row_size * lanes * 128) * 128, size)
         small = not export.is_symbolic_dim(num_codes) and codebook.size <= 2**21
         once = small and len(row_starts) > 3
     code_size, code_starts = starts(num_codes // parts, size // parts)
@@ -180,7 +181,7 @@ def _search(rows, codebook, metric, precision, way, tile):
             against = within(*[cut(x, code_start, code_size) for x in codes])
             score = way.scores(*against, some, precision)
             if parts == 1:
-                best, first = way.least(score)
+                best, first = _least(score, way.group)
                 return best, code_start + first
             best, first = jax.vmap(_least)(in_lanes(score, parts))
             return best, part_starts + code_start + first
@@ -195,10 +196,25 @@ def _search(rows, codebook, metric, precision, way, tile):
     return join_tiles(lax.map(row_tile, row_starts), n)
 
 
-def _least(score):
-    """Of scores [k, n] the least of each column and its first row: float32 [n], int32 [n]."""
-    best = jnp.min(score, axis=0)
-    return best, _first(score, best)
+def _least(score, group=1):
+    """Of scores [k, n] the least of each column and its first row: float32 [n], int32 [n].
+
+    With groups of codes it takes a fifth to two thirds of the time on a CPU. There XLA vectorises a
+    minimum over rows, but not a comparison in front of it. So the minimum of each group comes
+    first, and only the group that has the least is compared.
+    """
+    k, n = score.shape
+    if group == 1 or export.is_symbolic_dim(k) or k % group or k < _MANY:
+        best = jnp.min(score, axis=0)
+        return best, _first(score, best)
+    groups = score.reshape(k // group, group, n)
+    # Without a barrier the two minima and the comparison become one loop again.
+    least = lax.optimization_barrier(jnp.min(groups, axis=1))
+    best = jnp.min(least, axis=0)
+    # No group holds a least that is NaN: any will do.
+    which = jnp.minimum(_first(least, best), k // group - 1)
+    within = jnp.take_along_axis(groups, which[None, None], axis=0, mode='promise_in_bounds')[0]
+    return best, which * group + _first(within, best)
 
 
 def _first(score, best):
@@ -207,26 +223,6 @@ def _first(score, best):
     index = jnp.arange(score.shape[0], dtype=jnp.float32)[:, None]
     # A minimum and a comparison: XLA's argmin is a slow two-operand reduction on CPU.
     return jnp.min(jnp.where(score == best, index, score.shape[0]), axis=0).astype(jnp.int32)
-
-
-def _least_of_groups(score):
-    """`_least` for a CPU, in a fifth to two thirds of its time.
-
-    There XLA vectorises a minimum over rows, but not a comparison in front of it. So the minimum
-    of each group of codes comes first, and only the group that has the least is compared.
-    """
-    k, n = score.shape
-    if export.is_symbolic_dim(k) or k % _GROUP or k < _MANY:
-        return _least(score)
-    groups = score.reshape(k // _GROUP, _GROUP, n)
-    # Without a barrier the two minima and the comparison become one loop again.
-    least = lax.optimization_barrier(jnp.min(groups, axis=1))
-    best = jnp.min(least, axis=0)
-    group = _first(least, best)
-    # No group holds a least that is NaN: any will do.
-    group = jnp.minimum(group, k // _GROUP - 1)
-    in_group = jnp.take_along_axis(groups, group[None, None], axis=0, mode='promise_in_bounds')[0]
-    return best, group * _GROUP + _first(in_group, best)
 
 
 def _scores(codes, bias, rows, precision):
@@ -241,13 +237,12 @@ def _same(*arrays):
 
 
 class _Way(NamedTuple):
-    """How a platform computes a tile of scores, and the least of each row."""
+    """How a platform computes a tile of scores and the least of each row."""
 
     codes: Callable  # of codes [..., D] and bias [..., 1]: what is multiplied, arrays
     rows: Callable  # of rows [n, D]: what they are multiplied with
     scores: Callable  # of a tile of those arrays, such rows and a precision: float32 [k, n]
-    least: Callable = _least
-    group: int = 1  # many codes are filled up to a multiple of it
+    group: int = 1  # codes that share a minimum; many codes are filled up to a multiple of it
 
 
 _APART = _Way(_same, lambda rows: rows, _scores)

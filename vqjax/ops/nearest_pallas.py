@@ -55,12 +55,13 @@ def fused_search(
     Args:
       rows: [N, D] any float dtype, N and D at least 1.
       codebook: [K, D] any float dtype.
-      metric: 'euclidean' or 'cosine'.
+      metric: as in `nearest_codes`.
       precision: as in `nearest_codes`.
       interpret: run on any platform, slowly, for tests.
 
     Returns:
-      int32 [N]; -1 for a row that is not finite.
+      int32 [N]; -1 for a row that is not finite, or not once it is rounded to bfloat16. Under
+      'cosine' a row whose squares overflow gets a code, where `nearest_codes` gives -1.
     """
     n, dim = rows.shape
     parts = _PARTS[precision]

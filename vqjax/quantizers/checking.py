@@ -42,7 +42,9 @@ Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
 _REQUIRED = inspect.Parameter.empty
 # What the methods of the protocol take as arrays; anything else is static under jit.
-_ARRAYS = ('params', 'state', 'z', 'codes', 'key', 'mask', 'weights')
+_ARRAYS = ('params', 'state', 'z', 'codes', 'key', 'mask', 'weights', 'share')
+# Those whose values are checked where they are not JAX's.
+_WITH_VALUES = ('weights', 'share')
 
 
 def _quantized_specs(quantizer, params, state, z, *_):
@@ -94,7 +96,7 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     _, *parameters = signature.parameters.values()
     names = [parameter.name for parameter in parameters]
     required = sum(parameter.default is _REQUIRED for parameter in parameters)
-    weights_at = names.index('weights') if 'weights' in names else len(names)
+    values_at = next((i for i, x in enumerate(names) if x in _WITH_VALUES), len(names))
     # By the id of a quantizer that has been called: a reference to it, and its jitted function.
     known: dict[int, tuple[weakref.ref[Any], Callable[..., Any]]] = {}
 
@@ -140,7 +142,7 @@ def checked(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         values = args if plainly else by_position(args, kwargs)
         # Hashing and comparing a quantizer costs more than a small program: it is known by its id.
         found = known.get(id(quantizer))
-        if found is not None and found[0]() is quantizer and _ready(values, weights_at):
+        if found is not None and found[0]() is quantizer and _ready(values, values_at):
             return found[1](*values)
         given = dict(zip(names, values, strict=False))
         _check_arguments(quantizer, name, given)
@@ -165,14 +167,14 @@ _HELD: set[type] = set()
 _TAKEN = frozenset(map(np.dtype, ('float32', 'int32', 'bool')))
 
 
-def _ready(values, weights_at):
+def _ready(values, values_at):
     """Whether these are arrays, all of them, that nothing but jit need look at before a call."""
     leaves = jax.tree.leaves(values)
     if _HELD.issuperset(map(type, leaves)):
         return True
-    # Of weights in NumPy the values are checked.
-    weights = values[weights_at] if weights_at < len(values) else None
-    return not isinstance(weights, np.ndarray) and all(map(_is_ready, leaves))
+    # Of weights and shares in NumPy the values are checked.
+    known = values[values_at] if values_at < len(values) else None
+    return not isinstance(known, np.ndarray) and all(map(_is_ready, leaves))
 
 
 def _is_ready(leaf):
@@ -279,7 +281,9 @@ def _check_arguments(quantizer, name, given):
         given['codes'] = _codes(codes, rows, quantizer.code_shape_of(codes))
     if given.get('weights') is not None:
         given['weights'] = _weights(given['weights'], shape)
-    if given.get('key') is not None:
+    if 'share' in given:
+        given['share'] = _share(given['share'], shape[: len(shape) - len(quantizer.grid)])
+    if given.get('key') is not None or name == 'self_correction':
         check_key(given['key'])
     for name in ('params', 'state'):
         if name in given:
@@ -355,6 +359,24 @@ def _weights(weights, shape):
             f'{describe(weights)}'
         )
     return weights.astype(jnp.float32)
+
+
+def _share(share, shape):
+    """Shares float32, a number or one for each grid."""
+    if not isinstance(share, jax.Array):  # values are known here
+        try:
+            values = np.asarray(share, np.float32)
+        except (TypeError, ValueError):
+            values = np.asarray(np.nan)
+        if isinstance(share, bool) or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f'share must be from 0 to 1, got {share!r:.200}')
+        share = jnp.asarray(values)
+    if not jnp.issubdtype(share.dtype, jnp.floating) or share.shape not in ((), shape):
+        raise ValueError(
+            f'share must be floating point, a number or one for each grid of z, {shape}, got '
+            f'{describe(share)}'
+        )
+    return share.astype(jnp.float32)
 
 
 def as_array(name: str, value: Any) -> jax.Array:

@@ -15,7 +15,6 @@ from jax import lax
 from vqjax import ops
 from vqjax.ops import AxisName, StageDropout
 from vqjax.ops.evolution import mutate
-from vqjax.ops.fields import is_number
 from vqjax.ops.serialization import exported
 from vqjax.quantizers import phi as phis
 from vqjax.quantizers.base import (
@@ -502,11 +501,9 @@ class MultiScale(Base):
           int32 [..., L] twice: the codes to predict, and those with mistakes.
 
         Raises:
-          ValueError: for a number that is no share.
+          ValueError: for what is no share, or another number of them than grids.
         """
         self._check_grid(z)
-        if not isinstance(share, jax.Array):
-            check(is_number(share) and 0 <= share <= 1, 'share', share, 'from 0 to 1')
         left = z.astype(jnp.float32)
         real = real_vectors(left, mask)
         left = jnp.where(real[..., None], left, 0.0)

@@ -19,8 +19,8 @@ class Point(NamedTuple):
       name: of the method in results.json; what stands before its first '-' is the family.
       bits: of a token; exact, so that FSQ's are seldom a whole number.
       image_bits: the same of all tokens of an image.
-      accuracy, difference: on the test splits, and minus that of the same bottleneck without a
-        quantizer, paired by run; None where that one was not run.
+      accuracy, difference: on the test splits, and minus that of `baseline`, paired by run; None
+        where that one was not run.
       evenness: perplexity as a share of a uniform source's.
       collapsed, runs: how many, of how many.
       learning: its training accuracy still rose at the end of the runs, see
@@ -71,10 +71,15 @@ def bottlenecks(results: Results) -> list[str]:
 
 
 def baseline(results: Results, kind: str) -> str | None:
-    """The method of a bottleneck that has no quantizer; None where none was run."""
+    """The method without a quantizer that a bottleneck is compared with; None where none was run.
+
+    That of the same bottleneck, or of another one where it has none of its own: without a quantizer
+    both are one network, which takes the mean over places before or after a linear map.
+    """
     methods = results.methods
-    names = (n for n in methods if methods[n].spec is None and bottleneck(results, n) == kind)
-    return next(names, None)
+    names = [name for name in methods if methods[name].spec is None]
+    names.sort(key=lambda name: bottleneck(results, name) != kind)
+    return next(iter(names), None)
 
 
 def curves(results: Results, kind: str) -> Curves:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -19,21 +21,31 @@ from vqjax.studies.reporting.plots import save
 from vqjax.studies.tokenizer.plots import figure
 from vqjax.studies.tokenizer.targets import TARGETS
 
-COMMAND = 'python train.py --config configs/tokenizer.py --config.data_dir=FOLDER'
+# Method -> the figures of each of its runs.
+Figures = Mapping[str, Sequence[Mapping[str, float]]]
 
 
-def _rows(figures: Mapping[str, Mapping[str, float]]) -> Iterator[list[str]]:
+def _rows(figures: Figures) -> Iterator[list[str]]:
     """Name, target and the figure of each method."""
-    for name in next(iter(figures.values())):
+    runs = [run for method in figures.values() for run in method]
+    for name in (name for name in runs[0] if all(name in run for run in runs)):
         bound, above = TARGETS.get(name, (None, True))
         target = '' if bound is None else f'{"above" if above else "below"} {bound:g}'
-        yield [name, target, *(f'{found[name]:.3g}' for found in figures.values())]
+        yield [name, target, *(_cell([run[name] for run in of]) for of in figures.values())]
 
 
-def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> Table:
+def _cell(values: Sequence[float]) -> str:
+    """The mean of several runs, and their range."""
+    mean = f'{np.mean(values):.3g}'
+    return mean if len(values) == 1 else f'{mean} ({min(values):.3g} to {max(values):.3g})'
+
+
+def table(config: Mapping[str, Any], figures: Figures) -> Table:
     """The figures of each method beside their targets."""
+    number = len(next(iter(figures.values())))
     found = Table(
-        title=f'{config["dataset"]}: tokenizers, {notes.epochs(config)}, seed 0',
+        title=f'{config["dataset"]}: tokenizers, {notes.epochs(config)}, '
+        + ('one run' if number == 1 else f'mean (range) of {number} runs'),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -44,15 +56,22 @@ def table(config: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]])
     return found
 
 
-def markdown(results: Results, figures: Mapping[str, Mapping[str, float]]) -> str:
+def markdown(results: Results, figures: Figures) -> str:
     """The text of report.md."""
     config = results.config
+    number = len(next(iter(figures.values())))
+    of_runs = (
+        'of one run with seed 0'
+        if number == 1
+        else f'of {number} runs: their mean, and in brackets the lowest and the highest. The '
+        'picture shows the run with seed 0'
+    )
     parts = [
         f'# Image tokenizers on {dataset(config["dataset"])}',
         f'{len(figures)} tokenizers with {_tokens_an_image(results):.0f} tokens per image were '
         f'trained to reconstruct images for {notes.epochs(config)} with batches of '
         f'{config["batch_size"]}. The targets are those of source 4, which `docs/sources.md` '
-        'describes. All figures are those of the test split and of one run with seed 0. '
+        f'describes. All figures are those of the test split and {of_runs}. '
         + '; '.join(f'`{n}`: {readable(n)}'.replace('\n', ' ') for n in figures)
         + '.',
         '![Quantizer loss, perplexity and active codes of every tokenizer](curves.png)',
@@ -60,14 +79,15 @@ def markdown(results: Results, figures: Mapping[str, Mapping[str, float]]) -> st
     ]
     lines = []
     for name in figures:
-        found = [f.name for f in results.findings if (f.method, f.seed) == (name, 0)]
-        lines.append(f'- {name}: ' + (', '.join(found) or 'no finding') + '.')
+        found = Counter(f.name for f in results.findings if f.method == name)
+        each = (f'{f} ({runs} of {number} runs)' if number > 1 else f for f, runs in found.items())
+        lines.append(f'- {name}: ' + (', '.join(each) or 'no finding') + '.')
     parts += [
         '\n'.join(lines),
         '## Figures and targets',
         tables.markdown([['figure', 'target', *figures], *_rows(figures)]),
         '## How it was made',
-        tables.made_by(COMMAND, results.environment),
+        tables.made_by(results.command, results.environment),
     ]
     return '\n\n'.join(parts) + '\n'
 
@@ -94,9 +114,9 @@ def write(
     results: Results,
     *,
     histories: Mapping[str, Sequence[Mapping[str, float]]],
-    figures: Mapping[str, Mapping[str, float]],
+    figures: Figures,
 ) -> None:
-    """Writes report.md and curves.png; `histories` and `figures` are those of seed 0 by method."""
+    """Writes report.md, and curves.png of `histories`, which are those of seed 0 by method."""
 
     workdir = Path(workdir)
     replace_file(workdir / 'report.md', markdown(results, figures))
