@@ -2,7 +2,6 @@
 
 python docs/excerpts.py runs/digits_trials docs/comparison/trials.json
 python docs/excerpts.py runs/digits_50 docs/comparison/deals.json      # with its runs
-python docs/excerpts.py runs/autopsy docs/autopsy/seeds.json           # with its runs
 """
 
 from __future__ import annotations

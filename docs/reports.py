@@ -33,6 +33,8 @@ TEXTS = {
     'cifar10': rates.markdown,
     'cifar10/finetune': rates.markdown,
     'cifar10/finetune/longer': rates.markdown,
+    'cifar10/scratch': rates.markdown,
+    'cifar10/tuned': comparison.markdown,
     'remedies/digits': remedies.markdown,
     'remedies/mnist': remedies.markdown,
     'remedies/averaged': remedies.markdown,
@@ -46,6 +48,7 @@ _COMPARISON = {name: getattr(plots, name) for name in ('accuracy', 'usage', 'rel
 PLOTS = {
     'comparison': _COMPARISON,
     'comparison/more': _COMPARISON,
+    'cifar10/tuned': _COMPARISON,
     'rates': {'rates': rates_plots.figure},
     'cifar10': {'rates': rates_plots.figure},
     'remedies/digits': {'remedies': remedies_plots.figure},

@@ -165,11 +165,10 @@ def halves(results):
                 _NAMES.get(name, name),
                 _percent(whole.accuracy),
                 *map(_percent, said.accuracy),
-                'yes' if said.overlap else 'no',
                 '' if whole.compared is None else _percent(whole.compared, '+'),
             ]
         )
-    header = ['method', 'all %', 'first half %', 'second half %', 'overlap', 'compared with none']
+    header = ['method', 'all %', 'first half %', 'second half %', 'compared with none']
     return benchmark_tables.table(header, rows)
 
 
@@ -190,7 +189,13 @@ def collapse(digits, mnist):
             for name in (verdicts.WEAK, summaries.BASELINE, *changes)
         }
         runs = len(results.methods[verdicts.WEAK].seeds)
-        sound = ', '.join(f'{accuracy[name]} with {what}' for name, what in changes.items())
+        used = {
+            name: f'{results.methods[name].summary["active_codes"].mean:.0f}' for name in changes
+        }
+        sound = ', '.join(
+            f'{accuracy[name]} with {what} ({used[name]} of 256 codes in use)'
+            for name, what in changes.items()
+        )
         bad = {
             name: sum(round(seed.figures['collapsed']) for seed in results.methods[name].seeds)
             for name in (verdicts.WEAK, *changes)

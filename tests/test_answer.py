@@ -29,7 +29,7 @@ def method(accuracy, spec=None, perplexity=100.0, **more):
 
 @pytest.fixture
 def studies():
-    """Digits, CIFAR-10 twice, recordings, where no quantizer costs anything; another study."""
+    """Digits, CIFAR-10 thrice, recordings, where no quantizer costs anything; another study."""
     digits = {'none': method(0.95), 'vq_ema': method(0.95, VQ), 'fsq': method(0.95, FSQ)}
     cifar10 = {}
     for end in ENDS:
@@ -42,21 +42,27 @@ def studies():
     finetuned = {name: cifar10[name] for e in ENDS for name in (f'none{e}', f'vq_ema-8{e}')}
     used = {'shape': [4, 20], 'codes': list(range(80)), 'uses': [1] * 80}
     scenes = {'rvq': method(0.9, RVQ, counts=used)}
-    parts = [digits, cifar10, finetuned, behaviour, {'fsq': method(0.9, FSQ)}, scenes]
+    other, scratch = {'fsq': method(0.9, FSQ)}, copy.deepcopy(finetuned)
+    autopsy = {'unscaled_fsq': method(0.5, FSQ)}
+    parts = [digits, cifar10, finetuned, behaviour, other, scenes, scratch, autopsy]
     return [{'methods': methods} for methods in parts]
 
 
 def verdicts(studies):
     """With the outcome of the deals as docs/excerpts.py makes it."""
-    digits, cifar10, finetuned, behaviour, other, scenes = map(read_results, studies)
+    digits, cifar10, finetuned, behaviour, other, scenes, scratch, autopsy = map(
+        read_results, studies
+    )
     deals = Excerpt('', {}, {'vq_ema': Outcome.of(digits, 'vq_ema')})
     return answer.verdicts(
         digits=digits,
         deals=deals,
         cifar10=cifar10,
         finetuned=finetuned,
+        scratch=scratch,
         behaviour=behaviour,
         scenes=scenes,
+        autopsy=autopsy,
         others={'other': other},
     )
 
@@ -86,6 +92,7 @@ def test_where_no_quantizer_costs_anything(studies):
         (0, {'vq_ema': method(0.90, VQ)}, 0, answer.UNDECIDED),
         (0, {'vq_ema': method(0.95, VQ, perplexity=2.0)}, 0, answer.UNDECIDED),
         (2, {'vq_ema-8': method(0.85, VQ)}, 0, answer.UNDECIDED),
+        (6, {'vq_ema-8-grid': method(0.9, VQ, perplexity=1.0)}, 0, answer.UNDECIDED),
         # 4 bits are too few to be judged by.
         (1, {'vq_ema-4': method(0.1, VQ, perplexity=1.0)}, 0, answer.OVERTURNED),
         # A single collapsed run anywhere; four stages of 3 codes each tell 81 images apart.
@@ -93,6 +100,8 @@ def test_where_no_quantizer_costs_anything(studies):
         (0, {'rvq': method(0.9, RVQ, perplexity=1.0)}, 1, answer.UPHELD),
         (3, {'fsq': method(0.9, FSQ, perplexity=3.9)}, 1, answer.UPHELD),  # of four classes
         (3, {'fsq': method(0.9, FSQ, perplexity=3.7)}, 1, answer.OVERTURNED),
+        # A planted fault refutes the design, not the runs.
+        (7, {'unscaled_fsq': method(0.1, FSQ, perplexity=1.0)}, 1, answer.PART),
         (1, {'rvq-32': method(0.9, RVQ, least_usage=0.5)}, 2, answer.UNDECIDED),
         # Frozen features below in both, but not those of scenes, which are trained together.
         (1, {f'rvq-32{e}': method(0.9, RVQ, least_usage=0.5) for e in ENDS}, 2, answer.UNDECIDED),
@@ -125,7 +134,8 @@ def test_incompatible_needs_a_loss_or_a_collapse_on_every_set(studies):
     for end in ENDS:
         for bits in (8, 10):
             changed[1]['methods'][f'vq_ema-{bits}{end}'] = method(0.85, VQ)
-        changed[2]['methods'][f'vq_ema-8{end}'] = method(0.85, VQ)
+        for study in (2, 6):
+            changed[study]['methods'][f'vq_ema-8{end}'] = method(0.85, VQ)
     assert said(changed)[0] == answer.UPHELD
 
 
@@ -134,4 +144,8 @@ def test_every_verdict_gives_the_figures_it_rests_on(studies):
     found = verdicts(studies)
     assert 'CIFAR-10, vector: `vq_ema-8` -2.0 (-2.' in ' '.join(found[5].figures)
     assert all(v.figures and v.source in range(5) for v in found)
-    assert found[1].figures == ('25 runs with FSQ in 6 studies', 'none collapsed')
+    assert found[1].figures == (
+        '25 runs with FSQ in 7 studies',
+        'none collapsed',
+        'with a planted fault 0 of 5',
+    )

@@ -1,6 +1,8 @@
 """The autopsy: the collapse to its published figure, and every fault told from every cure."""
 
 import json
+import pathlib
+import platform
 import re
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from support import configuration
 
 from vqjax import health, studies
-from vqjax.studies.autopsy import cases, faults, outcome, plots
+from vqjax.results.records import Results
+from vqjax.studies.autopsy import cases, faults, outcome, plots, study
 from vqjax.trainer.config import settings
 from vqjax.trainer.data import batches
 from vqjax.trainer.errors import RunError
@@ -152,6 +155,26 @@ def test_every_panel_shows_something_that_has_a_name():
             )
     with pytest.raises(ValueError, match="no record of either run has 'perplexity'"):
         drawn('unscaled_fsq', ([{'step': 1}], [{'step': 1}]))
+
+
+def test_the_committed_report_has_every_trained_case_over_its_seeds():
+    """With the accuracies of the runs, and their paired difference, made here again."""
+    folder = pathlib.Path(__file__).parent.parent / 'docs/autopsy'
+    results = Results.load(folder / 'results.json')
+    text = study.markdown(results)
+    if results.environment['python'] == platform.python_version():
+        assert (folder / 'report.md').read_text() == text
+    table = text[text.index('## Accuracy and perplexity over 5 seeds') :]
+    trained = {name: case for name, case in cases.CASES.items() if isinstance(case.faulty, str)}
+    assert len(trained) == 12
+    for name, case in trained.items():
+        row = re.search(rf'^\| {name.replace("_", " ")} .*', table, re.MULTILINE)[0]
+        said = [float(cell) for cell in row.split('|')[2:5]]
+        means = [
+            100 * np.mean([seed.figures['accuracy'] for seed in results.methods[method].seeds])
+            for method in (case.faulty, case.cured)
+        ]
+        assert said == pytest.approx([*means, means[0] - means[1]], abs=0.051)
 
 
 def test_the_cases_are_those_of_the_claims():

@@ -90,14 +90,14 @@ def test_states_of_places_become_states_of_steps():
 
 
 def test_intervals_over_folds_know_that_training_sets_overlap():
-    values = [0.8, 0.9, 0.85, 0.7]
-    found = report.over_folds(values)
-    # Of four folds one is tested on and three are trained on: 1/4 + 1/3 in place of 1/4.
+    values, folds = [0.8, 0.9, 0.85, 0.7], behaviours([fold('any', 0.6, 0.95, 20.0)] * 4)
+    found = report.over_folds(folds, values)
+    # 20 recordings test and 60 train: 1/4 + 1/3 in place of 1/4.
     plain = stats.ttest_1samp(values, 0).confidence_interval()
     wider = (plain.high - plain.low) * np.sqrt((1 / 4 + 1 / 3) * 4)
     assert found.high - found.low == pytest.approx(wider)
     assert found.mean == pytest.approx(np.mean(values))
-    assert np.isnan(report.over_folds([0.5])[1])
+    assert np.isnan(report.over_folds(folds, [0.5])[1])
 
 
 def fold(method, f1, accuracy, perplexity):
@@ -119,7 +119,7 @@ def fold(method, f1, accuracy, perplexity):
             method: {'seeds': [other], 'spec': {'name': 'vq_ema'}, 'bits': 6},
         },
         'peers': {'0': {'peer': {'adjusted_rand_index': 0.1}}},
-        'recordings': {},
+        'recordings': {'train': {'recordings': 60}, 'test': {'recordings': 20}},
     }
 
 
@@ -129,14 +129,18 @@ def behaviours(folds):
 
 
 def test_conclusions_follow_from_the_figures():
-    folds = [fold('good', 0.6, 0.95, 20.0), fold('good', 0.7, 0.94, 30.0)]
-    said = '\n'.join(report.conclusions(behaviours(folds)))
-    assert 'within 2 points; collapsed in 0 of 2 folds' in said
-    assert 'Sticky states (compared with an HMM) raise boundary F1 on codes of none (+0.10' in said
-    assert 'good +0.55' in said
-    folds = [fold('bad', 0.6, 0.3, 1.0), fold('bad', 0.7, 0.25, 9.0)]
-    said = '\n'.join(report.conclusions(behaviours(folds)))
-    assert 'not within 2 points; collapsed in 1 of 2 folds' in said
+    def said(*folds):
+        return '\n'.join(report.conclusions(behaviours([fold(*figures) for figures in folds])))
+
+    good = said(*[('good', 0.6, accuracy, 20.0) for accuracy in (0.95, 0.94, 0.95, 0.95)])
+    assert 'a difference of 2 points is excluded; collapsed in 0 of 4 folds' in good
+    assert 'Sticky states (compared with an HMM) raise boundary F1 on codes of none (+0.10' in good
+    assert 'good +0.50' in good
+    # A mean within 2 points excludes nothing where the folds disagree.
+    scattered = said(*[('good', 0.6, accuracy, 20.0) for accuracy in (0.99, 0.9, 0.98, 0.91)])
+    assert 'a difference of 2 points is not excluded' in scattered
+    bad = said(('bad', 0.6, 0.3, 1.0), ('bad', 0.7, 0.31, 9.0), ('bad', 0.7, 0.29, 9.0))
+    assert 'a loss of more than 2 points; collapsed in 1 of 3 folds' in bad
 
 
 def small(**fields):

@@ -174,8 +174,15 @@ def test_methods_are_compared_with_none_of_their_own_bottleneck(results):
     assert [p.difference.mean for p in vector['fsq']] == pytest.approx([-0.3, -0.005])
     assert grid['vq_ema'][0].difference.mean == pytest.approx(0.001)
     assert grid['vq_ema'][0].image_bits == 16.0
-    # The grid's own, or none at all.
+    # The grid's own; else the vector's, which is the same network; or none at all.
+    ours, none = (
+        np.mean([seed['accuracy'] for seed in results['methods'][name]['seeds']])
+        for name in ('vq_ema-4-grid', 'none')
+    )
     del results['methods']['none-grid']
+    found = curves.curves(read_results(results), 'grid')['vq_ema'][0].difference
+    assert found.mean == pytest.approx(ours - none)
+    del results['methods']['none']
     assert curves.curves(read_results(results), 'grid')['vq_ema'][0].difference is None
 
 
@@ -311,6 +318,7 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(config, tm
         pytest.param('cifar10', marks=pytest.mark.slow),
         'cifar10/finetune',
         'cifar10/finetune/longer',
+        'cifar10/scratch',
     ],
 )
 def test_a_committed_report_is_that_of_its_committed_results(part):

@@ -61,11 +61,13 @@ def test_both_programs_come_to_the_same_verdicts(rows):
         deals=Excerpt.of(load('comparison/deals')),
         cifar10=cifar10,
         finetuned=load('cifar10/finetune/results'),
+        scratch=load('cifar10/scratch/results'),
         behaviour=load('behaviour/results'),
         scenes=load('comparison/scenes'),
+        autopsy=load('autopsy/results'),
         others={
             name: load(f'{name}/results')
-            for name in ('remedies/digits', 'remedies/mnist', 'comparison/more')
+            for name in ('remedies/digits', 'remedies/mnist', 'comparison/more', 'cifar10/tuned')
             if (DOCS / name).exists()
         },
     )

@@ -177,7 +177,7 @@ def test_a_remedy_that_never_acted_is_not_said_to_have_no_effect(results):
     assert verdicts.verdict('revival', read_results(results)).startswith('never acted, still')
     assert verdicts.holds('revival', read_results(results)) == 'not tested'
     assert verdicts.acted('revival', read_results(results)) == 'never'
-    assert verdicts.IDLE + '**: revival.' in verdicts.choice(read_results(results))
+    assert verdicts.IDLE + '**: revival every 10 steps.' in verdicts.choice(read_results(results))
     results['methods']['revival']['seeds'][3]['revived'] = 50.0  # in a single run: it did act
     assert verdicts.verdict('revival', read_results(results)).startswith('no effect shown, still')
     assert verdicts.acted('revival', read_results(results)) == '5 codes revived per run, in 1 of 10'
@@ -240,7 +240,8 @@ def test_a_claim_holds_where_its_remedy_prevents_the_collapse(results):
         'none': 'holds', 'decay_95': 'holds', 'init_kmeans': 'in part', 'init_unit_sphere': 'fails',
         'clipped_gradient': 'fails', 'l2_normalised': 'fails', 'revival': 'in part',
         'revival_every_step': 'not shown',
-        'reconstruction': 'fails: default, decay_95, reset_on_collapse do without',
+        'reconstruction': 'fails: the defaults (k-means start and revival), decay 0.95, '
+        'a reset when the codebook collapses do without',
     }  # fmt: skip
     # A claim of diversity is refuted by a collapse, and never proved.
     methods |= {'fsq_64000': method(weak, 60.0), 'rvq_4x256': method(weak, 5.0)}
@@ -256,7 +257,8 @@ def test_the_report_states_every_remedy_claim_and_interval(results, tmp_path):
     claim = ['source 1', 'decay .95 adapts faster', 'holds', 'decay_95', 'helps, within 2 points']
     assert re.search(r' *\| '.join(claim), text)
     assert re.search(r'\| weak .* 72 to 100 \|', text)  # Wilson, ten of ten
-    assert 'collapses in 0% of them and ends -0.5 points (-0.5 to -0.5) from it' in text
+    assert 'in 0% of them, and its accuracy is -0.5 points (-0.5 to -0.5) compared' in text
+    assert ': decay 0.95, ' in text or ', decay 0.95' in text  # in words where it is recommended
     assert 'configs/remedies.py --config.seeds=10' in text
     assert all(name in text for name in results['methods'])
     assert (tmp_path / 'remedies.png').read_bytes().startswith(b'\x89PNG')

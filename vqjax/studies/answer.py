@@ -15,9 +15,10 @@ from vqjax.results.excerpts import Excerpt
 from vqjax.results.records import MethodResult, Results
 from vqjax.results.summaries import BASELINE, MARGIN, paired_difference
 
-UPHELD, OVERTURNED, UNDECIDED = 'holds', 'fails', 'undecided'
+UPHELD, OVERTURNED, PART, UNDECIDED = 'holds', 'fails', 'in part', 'undecided'
 
-FROZEN, FINETUNED = 'CIFAR-10', 'CIFAR-10 fine-tuned'  # what became of its encoder
+# What became of its encoder.
+FROZEN, FINETUNED, SCRATCH = 'CIFAR-10', 'CIFAR-10 fine-tuned', 'CIFAR-10 from scratch'
 PLACES = {'vector': '', 'grid': '-grid'}  # bottleneck -> how names of methods end
 IN_USE = 0.9  # of the codes of every stage, which sentence 3 promises
 LARGE = 8  # bits a token from which VQ-EMA is judged
@@ -27,7 +28,7 @@ class Verdict(NamedTuple):
     """What became of a sentence.
 
     sentence, source: as in docs/sources.md
-    verdict: UPHELD, OVERTURNED or UNDECIDED
+    verdict: UPHELD, OVERTURNED, PART or UNDECIDED
     figures: what it rests on, a sentence each
     """
 
@@ -43,8 +44,10 @@ def verdicts(
     deals: Excerpt,
     cifar10: Results,
     finetuned: Results,
+    scratch: Results,
     behaviour: Results,
     scenes: Results,
+    autopsy: Results,
     others: Mapping[str, Results],
 ) -> list[Verdict]:
     """The verdicts, in the order of the protocol.
@@ -52,16 +55,17 @@ def verdicts(
     Args:
       digits: results of configs/digits.py; deals: what docs/excerpts.py keeps of those of ten deals
         of its folds; cifar10: of configs/cifar10_codes.py; finetuned: of
-        configs/cifar10_finetune.py; behaviour: of configs/behaviour.py; scenes: of
-        configs/tfds.py on photographs with digits.
+        configs/cifar10_finetune.py; scratch: of configs/cifar10_scratch.py; behaviour: of
+        configs/behaviour.py; scenes: of configs/tfds.py on photographs with digits; autopsy: of
+        configs/autopsy.py, which plants a fault in an FSQ.
       others: name -> results of the studies that are searched for a collapsed FSQ besides.
     """
-    trained = {FROZEN: cifar10, FINETUNED: finetuned}
+    trained = {FROZEN: cifar10, FINETUNED: finetuned, SCRATCH: scratch}
     searched = {'digits': digits, **trained, 'recordings': behaviour, 'scenes': scenes}
     searched |= dict(others)
     return [
         _incompatible(deals, trained, behaviour),
-        _fsq_collapses(searched),
+        _fsq_collapses(searched, autopsy.methods['unscaled_fsq']),
         _in_use(cifar10, scenes),
         _small_codebooks(cifar10),
         _projections(cifar10),
@@ -92,7 +96,8 @@ def _incompatible(deals: Excerpt, trained: Mapping[str, Results], behaviour: Res
     ]
     cases: list[tuple[str, Results, list[str], str, int]] = []
     for (name, results), (place, end) in itertools.product(trained.items(), PLACES.items()):
-        cases.append((f'{name}, {place}', results, _vq_ema(results, end), BASELINE + end, 10))
+        own = BASELINE + end if BASELINE + end in results.methods else BASELINE  # the same network
+        cases.append((f'{name}, {place}', results, _vq_ema(results, end), own, 10))
     cases.append(('recordings', behaviour, ['vq_ema'], BASELINE, 4))
     for where, results, names, baseline, classes in cases:
         gone = sum(collapsed(results.methods[name], classes) for name in names)
@@ -110,7 +115,7 @@ def _incompatible(deals: Excerpt, trained: Mapping[str, Results], behaviour: Res
     )
 
 
-def _fsq_collapses(studies: Mapping[str, Results]) -> Verdict:
+def _fsq_collapses(studies: Mapping[str, Results], planted: MethodResult) -> Verdict:
     runs, gone = 0, []
     for where, results in studies.items():
         for name, method in results.methods.items():
@@ -123,11 +128,16 @@ def _fsq_collapses(studies: Mapping[str, Results]) -> Verdict:
                         f'{where}: `{name}` in {number} of {len(method.seeds)} runs, '
                         f'perplexity {lowest:.3g}'
                     )
-    figures = (f'{runs} runs with FSQ in {len(studies)} studies', *(gone or ['none collapsed']))
+    fallen = collapsed(planted, 10)
+    figures = (
+        f'{runs} runs with FSQ in {len(studies)} studies',
+        *(gone or ['none collapsed']),
+        f'with a planted fault {fallen} of {len(planted.seeds)}',
+    )
     return Verdict(
         sentence='FSQ cannot collapse by design',
         source=3,
-        verdict=OVERTURNED if gone else UPHELD,
+        verdict=OVERTURNED if gone else PART if fallen else UPHELD,
         figures=figures,
     )
 

@@ -172,9 +172,8 @@ CASES: dict[str, Case] = {
             _steps_of('accuracy', 'validation accuracy'),
             _steps_of('quantization_error', 'squared error relative to the features'),
         ),
-        seen='In this single run the faulty side is the more accurate one, so it does not show '
-        'that exchanged weights do harm. With a codebook of moving averages, the weight of the '
-        'codebook loss has no effect at all.',
+        seen='The faulty side is the more accurate one: exchanged weights do no harm here. With a '
+        'codebook of moving averages, the weight of the codebook loss has no effect at all.',
         also=('codebook_weight_1', 'codebook_weight_quarter'),
     ),
     'absolute_threshold': Case(

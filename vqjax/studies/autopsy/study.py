@@ -16,13 +16,13 @@ from vqjax import health
 from vqjax.atomic import replace_file
 from vqjax.results import environment
 from vqjax.results.records import Results, RunFinding
-from vqjax.results.summaries import shorten
+from vqjax.results.summaries import METHODS, paired_difference, shorten
 from vqjax.studies.autopsy import faults, plots
 from vqjax.studies.autopsy.averages import drive
 from vqjax.studies.autopsy.cases import CASES, Case
 from vqjax.studies.autopsy.measures import Chart, averages
 from vqjax.studies.autopsy.outcome import ENTRY, SIDES, CaseRecord, CaseResult, cases_of, finite
-from vqjax.studies.reporting import tables
+from vqjax.studies.reporting import notes, tables
 from vqjax.studies.study import Conclude, Study
 from vqjax.trainer import experiment
 from vqjax.trainer.config import settings
@@ -183,9 +183,9 @@ def markdown(results: Results) -> str:
         '# Faults that collapse a codebook, one by one',
         f'Each of these {len(cases)} faults was reported from a project whose codebook collapsed. '
         'Every fault is shown beside its cure, and the two runs differ in nothing else. They were '
-        f'trained on {results.config["dataset"]}, one run each with seed 0, so small differences '
-        'of accuracy mean nothing. The sentence in italics is what the project made of the fault. '
-        'The sources are five working notes, which `docs/sources.md` describes.',
+        f'trained on {results.config["dataset"]}. {_of_runs(results)} The sentence in italics is '
+        'what the project made of the fault. The sources are five working notes, which '
+        '`docs/sources.md` describes.',
     ]
     for name, case in cases.items():
         parts += [
@@ -197,11 +197,52 @@ def markdown(results: Results) -> str:
         ]
         for side, findings in case.findings.items():
             parts += _findings(side, findings)
+    several = list(_seed_rows(results))
+    if len(several) > 1:
+        parts += [
+            f'## Accuracy and perplexity over {results.config["seeds"]} seeds',
+            tables.markdown(several),
+            f'95% interval: {METHODS[notes.covered(results.methods)]}, of the faulty runs compared '
+            'with the cured ones with the same seed. Perplexity is that of the test split.',
+        ]
     parts += [
         '## How it was made',
-        tables.made_by('python train.py --config configs/autopsy.py', results.environment),
+        tables.made_by(
+            results.command or 'python train.py --config configs/autopsy.py', results.environment
+        ),
     ]
     return '\n\n'.join(parts) + '\n'
+
+
+def _of_runs(results: Results) -> str:
+    """Which runs the figures of the cases are of."""
+    number = results.config['seeds']
+    if number == 1:
+        return 'Each is one run, with seed 0, so small differences of accuracy mean nothing.'
+    return (
+        'The pictures and figures of each case are of the run with seed 0; the last table is of '
+        f'{number} seeds.'
+    )
+
+
+def _seed_rows(results: Results) -> Iterator[list[str]]:
+    """Accuracy and perplexity of every trained case over the seeds; the headings alone for one."""
+    yield ['case', 'accuracy %, faulty', 'cured', 'difference, points', '95% interval',
+           'perplexity, faulty', 'cured']  # fmt: skip
+    for name in cases_of(results):
+        patients = CASES[name].faulty, CASES[name].cured
+        if results.config['seeds'] == 1 or not all(isinstance(p, str) for p in patients):
+            continue
+        faulty, cured = (results.methods[p] for p in patients)
+        apart = paired_difference(faulty.seeds, cured.seeds)
+        yield [
+            name.replace('_', ' '),
+            tables.percent(faulty.accuracy),
+            tables.percent(cured.accuracy),
+            tables.points(apart),
+            tables.points_range(apart),
+            *(f'{method.summary["perplexity"].mean:.1f}' for method in (faulty, cured)),
+        ]
 
 
 def _figures(case: CaseResult) -> Iterator[list[str]]:

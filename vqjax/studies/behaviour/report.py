@@ -16,6 +16,7 @@ from vqjax.atomic import replace_file
 from vqjax.intervals import corrected_t
 from vqjax.metrics import Interval
 from vqjax.results.records import Results
+from vqjax.results.summaries import MARGIN
 from vqjax.studies.behaviour.outcome import Behaviours, Figures, Picture
 from vqjax.studies.behaviour.plots import figure
 from vqjax.studies.reporting.plots import save
@@ -28,12 +29,13 @@ SHOWN = {
 }  # fmt: skip
 
 
-def over_folds(values: Sequence[float]) -> Interval:
+def over_folds(found: Behaviours, values: Sequence[float]) -> Interval:
     """Mean over folds, one value each, with its corrected interval: their training sets overlap."""
-    number = len(values)
-    if number < 2:
+    if len(values) < 2:
         return Interval(float(np.mean(values)), math.nan, math.nan)
-    return corrected_t(values, 1 / (number - 1))
+    sizes = [fold.recordings for fold in found.folds]
+    ratios = [of['test']['recordings'] / of['train']['recordings'] for of in sizes]
+    return corrected_t(values, float(np.mean(ratios)))
 
 
 def of_method(found: Behaviours, method: str, name: str) -> list[float]:
@@ -76,10 +78,10 @@ def peers_of(found: Behaviours) -> list[str]:
     return list(next(iter(found.folds[0].peers.values())))
 
 
-def _cell(name: str, values: Sequence[float]) -> str:
+def _cell(of: Behaviours, name: str, values: Sequence[float]) -> str:
     if not values:
         return ''
-    found = over_folds(values)
+    found = over_folds(of, values)
     if name == 'frame_accuracy':
         return f'{100 * found.mean:.1f} ({100 * found.low:.1f}, {100 * found.high:.1f})'
     digits = 1 if name == 'states_found' else 2
@@ -100,8 +102,8 @@ def window_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
         method = found.folds[0].methods[name]
         yield (
             name,
-            _cell('frame_accuracy', of_method(found, name, 'accuracy')),
-            _cell('ece', of_method(found, name, 'ece')).replace('0.', '.'),
+            _cell(found, 'frame_accuracy', of_method(found, name, 'accuracy')),
+            _cell(found, 'ece', of_method(found, name, 'ece')).replace('0.', '.'),
             f'{np.mean(use):.1f}, {min(use):.1f}' if use else '',
             f'{method.bits:,.0f}' if method.spec else '',
         )
@@ -115,10 +117,10 @@ def model_rows(found: Behaviours) -> Iterator[tuple[str, ...]]:
             yield (
                 method,
                 model,
-                *(_cell(n, of_model(found, method, model=model, name=n)) for n in SHOWN),
+                *(_cell(found, n, of_model(found, method, model=model, name=n)) for n in SHOWN),
             )
     for peer in peers_of(found):
-        yield (peer, '', *(_cell(name, of_peer(found, peer, name)) for name in SHOWN))
+        yield (peer, '', *(_cell(found, name, of_peer(found, peer, name)) for name in SHOWN))
 
 
 def table(results: Results) -> Table:
@@ -136,11 +138,11 @@ def table(results: Results) -> Table:
     return found
 
 
-def _difference(a: Sequence[float], b: Sequence[float]) -> Interval | None:
+def _difference(found: Behaviours, a: Sequence[float], b: Sequence[float]) -> Interval | None:
     """Mean over folds of a - b with its interval; None where either is missing."""
     if not a or not b:
         return None
-    return over_folds([x - y for x, y in zip(a, b, strict=True)])
+    return over_folds(found, [x - y for x, y in zip(a, b, strict=True)])
 
 
 def _points(difference: Interval) -> str:
@@ -155,15 +157,18 @@ def conclusions(found: Behaviours) -> list[str]:
     states = [x for m in methods for x in of_model(found, m, model='HMM', name='states_found')]
     bound = health.CLASS_SHARE * max(states, default=0)
     for method in methods:
-        apart = _difference(of_method(found, method, 'accuracy'), base)
+        apart = _difference(found, of_method(found, method, 'accuracy'), base)
         use = of_method(found, method, 'perplexity')
         if method == 'none' or apart is None or not use:
             continue
         fallen = sum(value < bound for value in use)
-        within = 'within' if abs(apart.mean) <= 0.02 else 'not within'
+        small = -MARGIN < apart.low and apart.high < MARGIN
+        apart_by = f'a difference of {100 * MARGIN:g} points is {"" if small else "not "}excluded'
+        if apart.high < -MARGIN:
+            apart_by = f'a loss of more than {100 * MARGIN:g} points'
         said.append(
-            f'**{method}**: windows are told apart {_points(apart)} points from the encoder alone, '
-            f'{within} 2 points; collapsed in {fallen} of {len(use)} folds.'
+            f'**{method}**: the window accuracy is {_points(apart)} points compared with the '
+            f'encoder alone, {apart_by}; collapsed in {fallen} of {len(use)} folds.'
         )
     for better, worse, name in (
         ('sticky HMM', 'HMM', 'Sticky states (compared with an HMM)'),
@@ -181,7 +186,7 @@ def _raises(found: Behaviours, methods: Sequence[str], better: str, worse: str) 
     by_verdict: dict[str, list[str]] = {}
     for method in methods:
         a, b = (of_model(found, method, model=m, name='boundary_f1') for m in (better, worse))
-        apart = _difference(a, b)
+        apart = _difference(found, a, b)
         if apart is None:
             continue
         less = 'lower boundary F1' if apart.high < 0 else UNCHANGED
@@ -207,7 +212,7 @@ def _against(found: Behaviours, methods: Sequence[str], peer: str) -> str:
     parts = []
     for method in methods:
         ours = of_model(found, method, model='HSMM', name='adjusted_rand_index')
-        apart = _difference(ours, of_peer(found, peer, 'adjusted_rand_index'))
+        apart = _difference(found, ours, of_peer(found, peer, 'adjusted_rand_index'))
         if apart is not None:
             parts.append(f'{method} {apart.mean:+.2f} ({apart.low:+.2f} to {apart.high:+.2f})')
     return f'Adjusted Rand index of the HSMM minus that of {peer}: {", ".join(parts)}.'

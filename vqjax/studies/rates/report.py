@@ -310,8 +310,8 @@ def markdown(results: Results) -> str:
     return '\n\n'.join([
         *parts,
         f'95% intervals: {METHODS[notes.covered(methods)]}. Differences are paired by run with the '
-        'network that has the same bottleneck and no quantizer. The codes of a token are given as '
-        'stages or groups x codes of each, and its bits are their log2. '
+        'network without a quantizer, of the same bottleneck where that one was run. The codes of '
+        'a token are given as stages or groups x codes of each, and its bits are their log2. '
         + _left_out(results)
         + 'Perplexity is that of the test split, as a percentage of what a uniform source of as '
         'many tokens has, averaged over stages. A run counts as collapsed if all codes of an image '

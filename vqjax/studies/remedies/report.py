@@ -17,6 +17,7 @@ from vqjax.results.summaries import METHODS, compare
 from vqjax.studies.remedies.plots import figure
 from vqjax.studies.remedies.verdicts import (
     CLAIMS,
+    HEALTHY,
     WEAK,
     acted,
     by_accuracy,
@@ -98,7 +99,7 @@ def _collapsed(name: str, results: Results) -> str:
 
 
 def _claim_rows(results: Results) -> Iterable[list[str]]:
-    yield ['source', 'claim', 'holds', 'remedy', 'outcome']
+    yield ['source', 'claim', 'verdict', 'remedy', 'outcome']
     for name, (source, claim, _) in CLAIMS.items():
         if name in results.methods and (said := verdict(name, results)):
             yield [source, claim, holds(name, results), name, said]
@@ -146,13 +147,20 @@ def _conclusions(results: Results) -> list[str]:
     ]
 
 
+def _title(results: Results) -> str:
+    """What a report is of: the baseline alone, all remedies, or those of a later run."""
+    if results.methods.keys() <= {NONE, WEAK}:
+        return 'The weak baseline'
+    return 'Remedies' if HEALTHY in results.methods else 'Further remedies'
+
+
 def markdown(results: Results) -> str:
     """The text of report.md."""
     config = results.config
     grid = config.get('bottleneck') == 'grid'
     alone = results.methods.keys() <= {NONE, WEAK}  # the baseline, without a remedy
     return '\n\n'.join([
-        f'# Remedies on {config["dataset"]}' + grid * ', with a grid of codes per image',
+        f'# {_title(results)} on {config["dataset"]}' + grid * ', with a grid of codes per image',
         f'The weak baseline (`{WEAK}`) and the network without a quantizer, {config["seeds"]} '
         'seeds each.'
         if alone
@@ -163,8 +171,8 @@ def markdown(results: Results) -> str:
         '![Test error and perplexity of every remedy](remedies.png)',
         *([] if alone else _conclusions(results)),
         '## Outcome',
-        'How often it acted: the mean of a run, of what waits for something before it acts; - '
-        'where the idea is no event that could be counted, such as another start.',
+        'How often a remedy acted is the mean per run, for those that wait for an event; "-" '
+        'stands for those that act at all times or once, such as another start.',
         tables.markdown(_outcome_rows(results), words=2),
         '## Intervals',
         '95%: of accuracies and differences '

@@ -11,6 +11,7 @@ from vqjax.results.records import Results
 from vqjax.results.summaries import BASELINE as NONE
 from vqjax.results.summaries import MARGIN, compare
 from vqjax.studies.reporting import tables
+from vqjax.studies.reporting.names import remedy
 
 # What becomes of a remedy, the best first.
 ENOUGH = f'Enough alone: within {100 * MARGIN:g} points of `{NONE}`, and no run collapsed'
@@ -152,7 +153,7 @@ def holds(name: str, results: Results) -> str:
     if kind == NEEDED:
         others = [n for n in by_accuracy(results) if n != name and methods[n].spec]
         cured = [n for n in others if cures(n, results)]
-        return f'fails: {", ".join(cured[:3])} do without' if cured else 'not refuted'
+        return f'fails: {", ".join(map(remedy, cured[:3]))} do without' if cured else 'not refuted'
     if kind == SAFE:
         return 'fails' if collapses(name, results).mean else 'not refuted'
     gain = compare(results, name, WEAK if kind == CURES else kind)
@@ -188,7 +189,7 @@ def members(results: Results) -> dict[str, list[str]]:
 def choice(results: Results) -> str:
     """Which single changes cure the baseline, which help, and which do nothing or harm."""
     return '\n'.join(
-        f'- **{title}**: {", ".join(names) or "no remedy"}.'
+        f'- **{title}**: {", ".join(map(remedy, names)) or "no remedy"}.'
         for title, names in members(results).items()
         if names or title != IDLE
     )
@@ -205,7 +206,8 @@ def guard(results: Results) -> list[str]:
         ends[name] = f'{tables.points(found)} points ({tables.points_range(found)})'
     return [
         '## The guard',
-        f'The baseline collapses in {share[WEAK]} of the runs and ends {ends[WEAK]} from the '
-        f'healthy `{HEALTHY}`. With the guard (`{GUARD}`, nothing else changed) it collapses in '
-        f'{share[GUARD]} of them and ends {ends[GUARD]} from it.',
+        f'The baseline collapses in {share[WEAK]} of the runs, and its accuracy is {ends[WEAK]} '
+        f'compared with the sound VQ-EMA (`{HEALTHY}`). With the guard (`{GUARD}`, nothing else '
+        f'changed) it collapses in {share[GUARD]} of them, and its accuracy is {ends[GUARD]} '
+        'compared with it.',
     ]

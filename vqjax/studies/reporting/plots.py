@@ -22,7 +22,7 @@ from vqjax.atomic import replace_file
 from vqjax.results.records import MethodResult, Results
 from vqjax.results.summaries import code_use
 from vqjax.studies.reporting import notes
-from vqjax.studies.reporting.names import readable
+from vqjax.studies.reporting.names import dataset, readable
 
 BLUE, VERMILION = '#0072B2', '#D55E00'
 COLOURS = (BLUE, VERMILION, '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -157,7 +157,7 @@ def accuracy(results: Results) -> Figure:
     axis.set_ylim(len(methods) - 0.4, -0.75)
     axis.grid(axis='y', visible=False)
     axis.set_xlabel(f'{notes.split(results)} accuracy (%)')
-    axis.set_title(results.config['dataset'])
+    axis.set_title(dataset(results.config['dataset']))
     shaded = '; shaded: the interval without a quantizer' if 'none' in methods else ''
     _caption(
         figure,
