@@ -272,9 +272,11 @@ def _check_arguments(quantizer, name, given):
                 f'mask must be bool of shape {shape}, one entry for each vector of z '
                 f'{None if z is None else z.shape}, got {describe(mask)}'
             )
+    # What is quantized grid by grid has codes of a grid, not of a vector.
+    rows = None
+    if shape is not None and not given.keys().isdisjoint({'codes', 'share'}):
+        rows = shape[: len(shape) - len(quantizer.grid)]
     if 'codes' in given:
-        # What is quantized grid by grid has codes of a grid, not of a vector.
-        rows = None if shape is None else shape[: len(shape) - len(quantizer.grid)]
         codes = _within_int32(given['codes'])
         if name == 'decode' and isinstance(codes, jax.Array | np.ndarray):
             codes = quantizer.completed(codes)
@@ -282,7 +284,7 @@ def _check_arguments(quantizer, name, given):
     if given.get('weights') is not None:
         given['weights'] = _weights(given['weights'], shape)
     if 'share' in given:
-        given['share'] = _share(given['share'], shape[: len(shape) - len(quantizer.grid)])
+        given['share'] = _share(given['share'], rows)
     if given.get('key') is not None or name == 'self_correction':
         check_key(given['key'])
     for name in ('params', 'state'):

@@ -230,10 +230,10 @@ def _seed_rows(results: Results) -> Iterator[list[str]]:
     yield ['case', 'accuracy %, faulty', 'cured', 'difference, points', '95% interval',
            'perplexity, faulty', 'cured']  # fmt: skip
     for name in cases_of(results):
-        patients = CASES[name].faulty, CASES[name].cured
-        if results.config['seeds'] == 1 or not all(isinstance(p, str) for p in patients):
+        patients = [p for p in (CASES[name].faulty, CASES[name].cured) if isinstance(p, str)]
+        if results.config['seeds'] == 1 or len(patients) < 2:
             continue
-        faulty, cured = (results.methods[p] for p in patients)
+        faulty, cured = (results.methods[patient] for patient in patients)
         apart = paired_difference(faulty.seeds, cured.seeds)
         yield [
             name.replace('_', ' '),
