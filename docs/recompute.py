@@ -211,9 +211,10 @@ def cured_text(method: str, name: str = DIGITS) -> str:
     runs = len(seeds(name, method))
     share = 100 * np.mean([run['accuracy'] for run in seeds(name, method)])
     gone = falls(name, method)
-    rest = f'; {lags(method)}' if name == DIGITS and cure(DIGITS, method) == HOLDS else ''
-    rest = rest if rest != '; ' else ''
-    return f'{shown(method)}: {cured(method)} ({share:.1f}%, {gone} of {runs} runs collapsed{rest})'
+    said = f'{share:.1f}%, {gone} of {runs} runs collapsed'
+    if name == DIGITS and cure(DIGITS, method) == HOLDS and (rest := lags(method)):
+        said += f'; {rest}'
+    return f'{shown(method)}: {cured(method)} ({said})'
 
 
 def together(verdicts: Sequence[str]) -> str:
@@ -262,8 +263,7 @@ def _vq_ema(name: str, end: str) -> list[str]:
 
 def incompatible() -> tuple[str, str]:
     """Rule 1 of the first part."""
-    sound = DEALS if study(DEALS) else 'comparison/results'
-    cases = [('digits', sound, ['vq_ema'], 'none', 10)]
+    cases = [('digits', DEALS, ['vq_ema'], 'none', 10)]
     trained = {'frozen': CIFAR, 'fine-tuned': TUNED, 'from scratch': SCRATCH}
     for (how, name), (place, end) in itertools.product(trained.items(), ENDS.items()):
         base = 'none' + end if 'none' + end in study(name) else 'none'  # the same network
@@ -274,7 +274,7 @@ def incompatible() -> tuple[str, str]:
         gone = sum(falls(name, m, classes) for m in methods)
         fallen += gone
         best = max((less(name, m, base) for m in methods), key=lambda x: x.mean)
-        if name == sound:  # its settings were chosen on images that other folds test
+        if name == DEALS:  # its settings were chosen on images that other folds test
             best = nested('vq_ema')
         good.append(not gone and best.low > -MARGIN)
         bad.append(gone > 0 or best.high < -MARGIN)
@@ -289,8 +289,7 @@ def incompatible() -> tuple[str, str]:
 def reconstruction() -> tuple[str, str]:
     """Rule 2."""
     found = [m for m in study(DIGITS) if m not in ('none', 'reconstruction') and cured(m) == HOLDS]
-    sound = DEALS if study(DEALS) else 'comparison/results'
-    gone, runs = falls(sound, 'vq_ema'), len(seeds(sound, 'vq_ema'))
+    gone, runs = falls(DEALS, 'vq_ema'), len(seeds(DEALS, 'vq_ema'))
     return of(not found, bool(found) and not gone), (
         f'{len(found)} of {len(study(DIGITS)) - 3} other changes cure the weak baseline on digits. '
         f'With reconstruction alone {falls(DIGITS, "reconstruction")} of 10 runs collapsed; of '
@@ -344,7 +343,7 @@ def _is_fsq(spec: dict[str, Any] | None) -> bool:
 def fsq_collapse() -> tuple[str, str]:
     """Rule 5."""
     runs, gone, where, least = 0, 0, [], {}
-    names = [DEALS if study(DEALS) else 'comparison/results', SCENES, FOLDS, RATES, DIGITS, MNIST]
+    names = [DEALS, SCENES, FOLDS, RATES, DIGITS, MNIST]
     names += ['rates/longer/results', CIFAR, TUNED, SCRATCH, EQUAL, 'behaviour/results', AUTOPSY]
     for name in names:
         for method, found in study(name).items():
@@ -473,16 +472,15 @@ def source_1() -> tuple[str, str]:
 
 def expected() -> tuple[str, str]:
     """Rule 13."""
-    sound = DEALS if study(DEALS) else 'comparison/results'
     cases = {
-        'digits': (sound, 'vq_ema', 'none'),
+        'digits': (DEALS, 'vq_ema', 'none'),
         'CIFAR-10': (CIFAR, 'vq_ema-8', 'none'),
         'MNIST digits on uneven backgrounds': (SCENES, 'vq_ema', 'none'),
     }
     counts, said = [], []
     for where, (name, method, base) in cases.items():
         found = {f: mean(name, method, f).mean for f in ('perplexity', 'usage', 'ece')}
-        gain = (nested('vq_ema') if name == sound else less(name, method, base)).mean
+        gain = (nested('vq_ema') if name == DEALS else less(name, method, base)).mean
         met = [50 <= found['perplexity'] <= 200, 0.4 <= found['usage'] <= 0.8]
         met += [found['ece'] < 0.05, gain >= 0]
         counts.append(sum(met))
@@ -540,9 +538,8 @@ def _equal() -> Range:
 
 def fsq_best() -> tuple[str, str]:
     """Rule 17."""
-    sound = DEALS if study(DEALS) else 'comparison/results'
     found = {
-        'digits (16 bits against 8)': less(sound, 'fsq', 'vq_ema'),
+        'digits (16 bits against 8)': less(DEALS, 'fsq', 'vq_ema'),
         'CIFAR-10 with equal tuning and projector (8 bits)': _equal(),
     }
     text = 'FSQ compared with VQ-EMA: ' + '; '.join(f'{where} {x}' for where, x in found.items())
@@ -558,9 +555,8 @@ def fsq_best() -> tuple[str, str]:
 def fsq_use() -> tuple[str, str]:
     """Rule 18."""
     found = {}
-    sound = DEALS if study(DEALS) else 'comparison/results'
     for where, name, method in (
-        ('digits', sound, 'fsq'), ('CIFAR-10 vector', CIFAR, 'fsq-16'),
+        ('digits', DEALS, 'fsq'), ('CIFAR-10 vector', CIFAR, 'fsq-16'),
         ('CIFAR-10 grid', CIFAR, 'fsq-16-grid'),
     ):  # fmt: skip
         tokens = seeds(name, method)[0]['tokens']
@@ -640,9 +636,8 @@ def classes_of_a_code() -> tuple[str, str]:
     python docs/answer/dimensions.py
     """
     mixed = student([100 * run['other_class'] for run in _dimensions()['vq_ema_128']])
-    sound = DEALS if study(DEALS) else 'comparison/results'
     cases = {
-        'digits': (sound, 'vq_ema', 'none'),
+        'digits': (DEALS, 'vq_ema', 'none'),
         'MNIST digits on uneven backgrounds': (SCENES, 'vq_ema', 'none'),
         'CIFAR-10 frozen': (CIFAR, 'vq_ema-8', 'none'),
     }
@@ -944,12 +939,11 @@ def costs() -> str:
     tuned = ' and '.join(
         f'{less(TUNED, f"vq_ema-8{end}", f"none{end}")} as a {place}' for place, end in ENDS.items()
     )
-    sound = DEALS if study(DEALS) else 'comparison/results'
     cases = {'MNIST digits on uneven backgrounds': (SCENES, 'vq_ema', 'none')}
     for how, name in {'fine-tuned': TUNED, 'frozen': CIFAR}.items():
         for place, end in ENDS.items():
             cases[f'CIFAR-10 {how}, {place}'] = (name, f'vq_ema-8{end}', f'none{end}')
-    cases['digits'] = (sound, 'vq_ema', 'none')
+    cases['digits'] = (DEALS, 'vq_ema', 'none')
     said: dict[str, list[str]] = {'larger': [], 'smaller': [], 'not different': []}
     scaled = []
     for where, (name, method, base) in cases.items():
@@ -963,7 +957,7 @@ def costs() -> str:
     lines = [
         '**Digits, encoder and codes trained together.** VQ-EMA with 256 codes: '
         f'{nested("vq_ema")}, where each fold chose its settings on validation images; '
-        f'{less(sound, "vq_ema", "none")} with one setting for all folds, in fifty runs.',
+        f'{less(DEALS, "vq_ema", "none")} with one setting for all folds, in fifty runs.',
         '**CIFAR-10, frozen encoder, one vector per image.** RVQ with 4 x 256 codes: '
         f'{less(CIFAR, "rvq-32", "none")}. VQ-EMA: {by_codes}. That more codes do not help is '
         'confounded with under-fitting: 4,096 codes have 11 training images each.',
