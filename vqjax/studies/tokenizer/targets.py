@@ -29,8 +29,8 @@ def measure(
     """The figures that the targets are about, from a run's records and its test figures.
 
     The perplexity by a step is the highest of the evaluations until then, on the validation split;
-    the loss at a step is the median of the 100 training steps before it. A run that ends, or is
-    evaluated, too late for one of them lacks it.
+    the loss at a step is the median of the 100 training steps before it. A run that is
+    first evaluated after the one step, or ends before the other, lacks that figure.
     """
     early = [r['perplexity'] for r in history if 'tokens' in r and r['step'] <= PERPLEXITY_BY]
     losses = np.array([r['quantizer_loss'] for r in history if 'gradient_norm' in r])
