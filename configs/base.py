@@ -6,9 +6,28 @@ On digits with their fixed split: 1,077 images to train, 360 for validation, 360
 is searched for stands in configs/digits.py.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 
 from vqjax.trainer.config import fields
+
+Changes = Mapping[str, tuple[str, Mapping[str, Any]]]
+# What is said to cure over-confidence; averages of the parameters over some 50 steps.
+CALIBRATION_CURES = {
+    'none_smoothed': ('none', {'label_smoothing': 0.1}),
+    'none_averaged': ('none', {'ema_decay': 0.98}),
+    'vq_ema_smoothed': ('vq_ema', {'label_smoothing': 0.1}),
+    'vq_ema_averaged': ('vq_ema', {'ema_decay': 0.98}),
+}
+
+
+def add_variants(config: ml_collections.ConfigDict, changes: Changes) -> None:
+    """Methods that differ from another one in some fields: name -> (that one, the fields)."""
+    for name, (other, fields_changed) in changes.items():
+        config.quantizers[name] = config.quantizers[other]
+        config.overrides[name] = dict(config.overrides.get(other, {})) | fields_changed
 
 
 def get_config() -> ml_collections.ConfigDict:

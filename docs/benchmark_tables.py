@@ -135,20 +135,38 @@ def calls(results):
 
 
 def fits(results):
-    """Milliseconds and error of a fit."""
-    rows = [
-        [name, r['bits'], *[_ms(r, n) for n in r['runs']], _floor(r), *r['error'].values()]
-        for name, r in results['fits'].items()
-    ]
-    row = next(iter(results['fits'].values()))
-    header = [
-        '',
-        'bits',
-        *[f'{n}, ms' for n in row['runs']],
-        'vqjax / floor',
-        *[f'{n}, error' for n in row['error']],
-    ]
-    return table(header, rows)
+    """Iterations, milliseconds and error of a fit."""
+    rows = []
+    for name, r in results['fits'].items():
+        times = [_ms(r, n) for n in r['runs']]
+        iterations = [r['iterations'][n] for n in r['runs']]
+        errors = [f'{r["error"][n]:.4f}' for n in r['runs']]
+        rows.append([name, r['bits'], *iterations, *times, _factor(r['speedup']), _floor(r)])
+        rows[-1] += errors
+    names = next(iter(results['fits'].values()))['runs']
+    header = [f'{n}, iterations' for n in names] + [f'{n}, ms' for n in names]
+    header += ['times faster', 'vqjax / floor', *[f'{n}, error' for n in names]]
+    return table(['', 'bits', *header], rows)
+
+
+def encodes(results):
+    """Milliseconds to encode a million vectors."""
+    rows, names = [], []
+    for name, r in results['fits'].items():
+        if encode := r.get('encode'):
+            names = list(encode['runs'])
+            times = [_ms(encode, n) for n in names]
+            rows.append([name, *times, _factor(encode['speedup']), _floor(encode)])
+    return table(['', *[f'{n}, ms' for n in names], 'times faster', 'vqjax / floor'], rows)
+
+
+def tiles(results):
+    """Time with each size of a tile, as a multiple of the rule's."""
+    rows = []
+    for size in results['rows'][0]['of_the_rule']:
+        found = [r['of_the_rule'][size] for r in results['rows']]
+        rows.append([size, *[f'{m:.2f} ({low:.2f} to {high:.2f})' for m, low, high in found]])
+    return table(['codes x rows', *map(_shape, results['rows'])], rows)
 
 
 def retrieval(results):

@@ -201,7 +201,7 @@ def test_codes_do_not_depend_on_the_tile():
 
 
 @pytest.mark.parametrize('n', [1, 700, 1500, 3000])
-@pytest.mark.parametrize('k', [nearest._MANY, 1000, 2049])
+@pytest.mark.parametrize('k', [256, 300, nearest._MANY, 1000, 2049])
 def test_the_least_of_groups_is_the_least_with_ties_and_rows_that_are_not_finite(n, k):
     """Integers, so that scores are exact and half of the rows have ties."""
     rng = np.random.default_rng(0)
@@ -215,7 +215,7 @@ def test_the_least_of_groups_is_the_least_with_ties_and_rows_that_are_not_finite
     np.testing.assert_array_equal(nearest_codes(z, np.full_like(codebook, np.inf)), -1)
 
 
-@pytest.mark.parametrize('n, k', [(1024, 16384), (2048, 16384), (800, 12000), (4096, 262144)])
+@pytest.mark.parametrize('n, k', [(1024, 16384), (2048, 16384), (800, 12000), (4096, 262144), (4096, 500)])
 def test_tiles_of_many_codes_are_whole_groups(n, k):
     """Else the minimum of groups, and what it saves, would be left out without a word."""
     shapes = [jax.ShapeDtypeStruct((rows, 8), jnp.float32) for rows in (n, k)]

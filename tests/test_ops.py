@@ -1,5 +1,7 @@
 """The parts quantizers are made of, against formulas and brute force."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,6 +209,43 @@ def test_kmeans_with_masks_and_shards_is_kmeans_of_the_rest():
     for other in (masked, jax.tree.map(lambda x: x[2], sharded)):
         np.testing.assert_array_equal(np.asarray(other.counts), np.asarray(whole.counts))
         np.testing.assert_allclose(other.centroids, whole.centroids, rtol=1e-6)
+
+
+def test_kmeans_of_many_vectors_is_the_same_with_masks_and_shards():
+    """Its seeds are drawn from a sample, which must not depend on where the rows are."""
+    z = jnp.round(8 * normal(0, 4, 6000, 2))
+    mask = jnp.ones((4, 6000), bool).at[1, ::3].set(False).at[3, 2000:5000].set(False)
+    whole = ops.kmeans(jax.random.key(0), z[mask], 16, 2)
+    sharded = jax.vmap(
+        lambda z, m: ops.kmeans(jax.random.key(0), z, 16, 2, mask=m, axis_name='i'), axis_name='i'
+    )(z, mask)
+    masked = ops.kmeans(jax.random.key(0), z, 16, 2, mask=mask)
+    for other in (masked, jax.tree.map(lambda x: x[2], sharded)):
+        np.testing.assert_array_equal(np.asarray(other.counts), np.asarray(whole.counts))
+        np.testing.assert_allclose(other.centroids, whole.centroids, rtol=1e-5)
+
+
+def test_seeds_of_many_vectors_are_of_all_places():
+    """Rows of feature maps repeat their columns: every n-th row would be of one column alone."""
+    column = jnp.tile(jnp.arange(4), 15_000)
+    z = 100.0 * column[:, None] + normal(0, 60_000, 3)
+    seeds = ops.kmeans(jax.random.key(0), z, 32, 0).centroids
+    seen, found = np.unique(np.round(seeds.mean(axis=1) / 100), return_counts=True)
+    assert seen.tolist() == [0, 1, 2, 3] and found.min() >= 4
+
+
+def test_seeds_from_a_sample_are_as_good(monkeypatch):
+    z = normal(0, 40_000, 4)
+
+    def inertia(z):
+        return [float(ops.kmeans(jax.random.key(seed), z, 64, 3).inertia) for seed in range(3)]
+
+    sampled = inertia(z)
+    monkeypatch.setattr(importlib.import_module('vqjax.ops.kmeans'), '_SAMPLE', 40_001)
+    # Of another shape, so that it is compiled anew; what is not finite does not count.
+    of_all = inertia(jnp.concatenate([z, jnp.full((1, 4), jnp.nan)]))
+    assert np.mean(sampled) == pytest.approx(np.mean(of_all), rel=0.01)
+    assert sampled != of_all
 
 
 def test_seeds_of_kmeans_are_drawn_by_squared_distance():

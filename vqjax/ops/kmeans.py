@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 from jax.sharding import PartitionSpec as P
 
 from vqjax.ops.fields import check_count
 from vqjax.ops.meshes import automatic
 from vqjax.ops.nearest import nearest_codes
-from vqjax.ops.rows import flat_rows, gumbel_rows, top_rows, uniform_rows
+from vqjax.ops.rows import flat_rows, gumbel_rows, row_places, top_rows, uniform_rows
 from vqjax.ops.scores import normalize
 from vqjax.ops.serialization import exported
 from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
@@ -25,6 +25,8 @@ from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
 LARGEST = 1e16
 # Seeding draws this many times; with more centroids a draw takes several rows at once.
 _SEED_ROUNDS = 64
+# Seeds are drawn from a sample of at most so many rows, or so many for each centroid.
+_SAMPLE, _SAMPLE_EACH = 2**14, 32
 
 
 @exported
@@ -105,11 +107,32 @@ def _squared_distances(rows, centroids):
     return jnp.min(jnp.where(squared > 1e-6 * norms, squared, 0.0), axis=-1)
 
 
+def _sample(key, rows, valid, k, axis_name):
+    """Of many valid rows one of every few, drawn: rows [m, D] and which are real, bool [m].
+
+    One at random of each block of places, and not every n-th row, which of feature maps could be
+    those of one column. The same rows however they are masked, or spread over replicas.
+    """
+    n, most = rows.shape[0], max(_SAMPLE, _SAMPLE_EACH * k)
+    if export.is_symbolic_dim(n):
+        return rows, valid
+    total = n * (1 if axis_name is None else lax.axis_size(axis_name))
+    if total <= most:
+        return rows, valid
+    every = jnp.maximum(-(-psum(jnp.sum(valid, dtype=jnp.int32), axis_name) // most), 1)
+    chosen = jax.random.randint(key, (total,), 0, every)  # of each block; some are of none
+    places = row_places(valid, axis_name)
+    drawn = valid & (places % every == chosen[places // every])
+    at = jnp.nonzero(drawn, size=min(n, most), fill_value=n)[0]
+    return rows.at[at].get(mode='fill', fill_value=0.0), at < n
+
+
 def _seed(key, rows, valid, k, axis_name):
     """k-means++ (Arthur and Vassilvitskii 2007): rows drawn by squared distance to the drawn.
 
     Up to 64 centroids one at a time; beyond, several a draw without replacement (as k-means||).
     """
+    rows, valid = _sample(key, rows, valid, k, axis_name)
     each = math.ceil(k / _SEED_ROUNDS)
     rounds = math.ceil((k - 1) / each)
 
@@ -140,6 +163,9 @@ def kmeans(
     axis_name: AxisName = None,
 ) -> KMeans:
     """Lloyd's k-means from k-means++ seeds; centroids left empty move to the worst-served vectors.
+
+    With more than 16,384 vectors, and 32 for each centroid, the seeds are drawn from a random
+    sample of so many; the iterations run over all.
 
     Args:
       key: random key, the same on every replica.

@@ -19,8 +19,8 @@ from vqjax.ops.tiles import code_lanes, cut, in_lanes, join_tiles, row_lanes, st
 PRECISIONS = ('highest', 'default', 'bfloat16')
 
 _LEAST_ROWS = 128
-# On a CPU, where the minimum of a few codes costs more than their product: see `_least`.
-_MANY, _GROUP = 768, 32
+# From so many codes on, tiles on a CPU are of fewer rows: see `_rows_on_cpu`.
+_MANY = 768
 
 
 class _Tile(NamedTuple):
@@ -29,6 +29,11 @@ class _Tile(NamedTuple):
     codes: int  # at most, unless rows are few
     rows: Callable[[int, Any], Any]  # at most, against so many codes, of so many rows in all
     scores: int  # at most, where rows are few
+
+
+def _group_on_cpu(codes: int) -> int:
+    """Codes that share a minimum, see `_least`: a few cost more than their product."""
+    return 1 if codes < 256 else 16 if codes < _MANY else 32
 
 
 def _rows_on_cpu(codes: int, n: Any) -> Any:
@@ -103,7 +108,7 @@ def _searcher(metric, precision, fused):
     default = tiled(_APART, _TILE)
     # Folded, the bias would be rounded to bfloat16 with the rest.
     way = _APART if precision == 'bfloat16' else _FOLDED
-    branches = {'cpu': tiled(way._replace(group=_GROUP), _TILE_CPU)}
+    branches = {'cpu': tiled(way._replace(group=_group_on_cpu), _TILE_CPU)}
 
     @custom_vmap
     def search(rows, codebook):
@@ -144,8 +149,10 @@ def _search(rows, codebook, metric, precision, way, tile):
     n: Any = rows.shape[0]
     num_codes: Any = codebook.shape[0]
     parts = code_lanes(num_codes, rows, codebook)
-    if parts == 1 and not export.is_symbolic_dim(num_codes) and num_codes >= _MANY:
-        filling = -num_codes % way.group  # with codes that are never chosen
+    group = 1
+    if parts == 1 and not export.is_symbolic_dim(num_codes):
+        group = way.group(num_codes)
+        filling = -num_codes % group  # with codes that are never chosen
         codebook = jnp.pad(codebook, ((0, filling), (0, 0)))
         bias = jnp.pad(bias, (0, filling), constant_values=jnp.inf)
         num_codes += filling
@@ -181,7 +188,7 @@ def _search(rows, codebook, metric, precision, way, tile):
             against = within(*[cut(x, code_start, code_size) for x in codes])
             score = way.scores(*against, some, precision)
             if parts == 1:
-                best, first = _least(score, way.group)
+                best, first = _least(score, group)
                 return best, code_start + first
             best, first = jax.vmap(_least)(in_lanes(score, parts))
             return best, part_starts + code_start + first
@@ -204,7 +211,7 @@ def _least(score, group=1):
     first, and only the group that has the least is compared.
     """
     k, n = score.shape
-    if group == 1 or export.is_symbolic_dim(k) or k % group or k < _MANY:
+    if group == 1 or export.is_symbolic_dim(k) or k % group:
         best = jnp.min(score, axis=0)
         return best, _first(score, best)
     groups = score.reshape(k // group, group, n)
@@ -242,7 +249,8 @@ class _Way(NamedTuple):
     codes: Callable  # of codes [..., D] and bias [..., 1]: what is multiplied, arrays
     rows: Callable  # of rows [n, D]: what they are multiplied with
     scores: Callable  # of a tile of those arrays, such rows and a precision: float32 [k, n]
-    group: int = 1  # codes that share a minimum; many codes are filled up to a multiple of it
+    # Of so many codes those that share a minimum; all are filled up to a multiple of it.
+    group: Callable[[int], int] = lambda codes: 1
 
 
 _APART = _Way(_same, lambda rows: rows, _scores)
