@@ -215,7 +215,9 @@ def test_the_least_of_groups_is_the_least_with_ties_and_rows_that_are_not_finite
     np.testing.assert_array_equal(nearest_codes(z, np.full_like(codebook, np.inf)), -1)
 
 
-@pytest.mark.parametrize('n, k', [(1024, 16384), (2048, 16384), (800, 12000), (4096, 262144), (4096, 500)])
+@pytest.mark.parametrize(
+    'n, k', [(1024, 16384), (2048, 16384), (800, 12000), (4096, 262144), (4096, 500)]
+)
 def test_tiles_of_many_codes_are_whole_groups(n, k):
     """Else the minimum of groups, and what it saves, would be left out without a word."""
     shapes = [jax.ShapeDtypeStruct((rows, 8), jnp.float32) for rows in (n, k)]
