@@ -26,7 +26,8 @@ CALIBRATION_CURES = {
 def add_variants(config: ml_collections.ConfigDict, changes: Changes) -> None:
     """Methods that differ from another one in some fields: name -> (that one, the fields)."""
     for name, (other, fields_changed) in changes.items():
-        config.quantizers[name] = config.quantizers[other]
+        spec = config.quantizers[other]
+        config.quantizers[name] = spec and spec.to_dict()  # a copy: flags change one of them
         config.overrides[name] = dict(config.overrides.get(other, {})) | fields_changed
 
 

@@ -22,6 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
     base.add_variants(config, changes)
     # The projector of source 3: 128 -> 256, ReLU, dropout .1, -> levels.
     config.quantizers.fsq_hidden = config.quantizers.fsq.to_dict() | {'hidden': 256, 'dropout': 0.1}
-    config.overrides.fsq_hidden = config.overrides.fsq
+    config.overrides.fsq_hidden = config.overrides.fsq.to_dict()
     config.methods = ','.join(['none', 'vq_ema', 'fsq', *changes, 'fsq_hidden'])
     return config

@@ -8,7 +8,7 @@ fewer than 50 dead codes, quantizer loss falling without spikes. `before` is its
 codebook of normal vectors that no gradient reaches, `before_revived` the same with dead codes
 replaced at every step. With `:source` the setting is closer to that source's: 256 features, past
 step 5,000, five seeds, and `ema_projected` with codes of 1,024 features, as in its example. The
-targets at step 5,000 are for `ema` alone; the others train for one epoch.
+targets at step 5,000 are for `ema` alone; the other three train for one epoch.
 """
 
 import ml_collections

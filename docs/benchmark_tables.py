@@ -135,18 +135,17 @@ def calls(results):
 
 
 def fits(results):
-    """Iterations, milliseconds and error of a fit."""
+    """Iterations, milliseconds and error of a fit, one row for each library."""
     rows = []
     for name, r in results['fits'].items():
-        times = [_ms(r, n) for n in r['runs']]
-        iterations = [r['iterations'][n] for n in r['runs']]
-        errors = [f'{r["error"][n]:.4f}' for n in r['runs']]
-        rows.append([name, r['bits'], *iterations, *times, _factor(r['speedup']), _floor(r)])
-        rows[-1] += errors
-    names = next(iter(results['fits'].values()))['runs']
-    header = [f'{n}, iterations' for n in names] + [f'{n}, ms' for n in names]
-    header += ['times faster', 'vqjax / floor', *[f'{n}, error' for n in names]]
-    return table(['', 'bits', *header], rows)
+        for peer in r['runs']:
+            key = {'faiss': 'speedup', 'faiss, k-means++': 'speedup_with_plus'}.get(peer)
+            cells = [r['iterations'][peer], _ms(r, peer), f'{r["error"][peer]:.4f}']
+            rows.append([name, peer, *cells, _factor(r[key]) if key else '', ''])
+            if not key:
+                rows[-1][-1] = _floor(r)
+    header = ['iterations', 'ms', 'error', 'time / that of vqjax', 'vqjax / floor']
+    return table(['', '', *header], rows)
 
 
 def encodes(results):
@@ -161,11 +160,16 @@ def encodes(results):
 
 
 def tiles(results):
-    """Time with each size of a tile, as a multiple of the rule's."""
+    """Time with each size of a tile, as a multiple of the rule's; '=' where it is the rule's."""
     rows = []
     for size in results['rows'][0]['of_the_rule']:
         found = [r['of_the_rule'][size] for r in results['rows']]
-        rows.append([size, *[f'{m:.2f} ({low:.2f} to {high:.2f})' for m, low, high in found]])
+        cells = []
+        for r in found:
+            median, low, high = r['ratio']
+            same = '= ' * r['same_program']
+            cells.append(f'{same}{median:.2f} ({low:.2f} to {high:.2f})')
+        rows.append([size, *cells])
     return table(['codes x rows', *map(_shape, results['rows'])], rows)
 
 

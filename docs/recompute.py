@@ -828,7 +828,7 @@ def early() -> tuple[str, str]:
     return of(all(met), not any(met)), (
         f'perplexity by step 1,000 {min(perplexities):.0f} to {max(perplexities):.0f}, loss at '
         f'step 5,000 {min(losses):.3f} to {max(losses):.3f}, in {len(runs)} runs with 256 '
-        f'features. Projected to 1,024 features, as in its example, perplexity {min(projected):.0f} to '
+        f'features. With 1,024, as in its example, perplexity {min(projected):.0f} to '
         f'{max(projected):.0f} by step 1,000'
     )
 

@@ -225,6 +225,14 @@ def test_kmeans_of_many_vectors_is_the_same_with_masks_and_shards():
         np.testing.assert_allclose(other.centroids, whole.centroids, rtol=1e-5)
 
 
+def test_seeds_of_many_vectors_are_the_same_with_64_bit_numbers():
+    z = normal(0, 20_000, 2)
+    plain = ops.kmeans(jax.random.key(0), z, 8, 0).centroids
+    with jax.enable_x64(True):
+        wide = ops.kmeans(jax.random.key(0), z, 8, 0).centroids
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(wide))
+
+
 def test_seeds_of_many_vectors_are_of_all_places():
     """Rows of feature maps repeat their columns: every n-th row would be of one column alone."""
     column = jnp.tile(jnp.arange(4), 15_000)

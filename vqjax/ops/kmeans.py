@@ -111,7 +111,8 @@ def _sample(key, rows, valid, k, axis_name):
     """Of many valid rows one of every few, drawn: rows [m, D] and which are real, bool [m].
 
     One at random of each block of places, and not every n-th row, which of feature maps could be
-    those of one column. The same rows however they are masked, or spread over replicas.
+    those of one column. The same rows however they are masked, or spread over replicas; all of them
+    in a program exported for any number of rows.
     """
     n, most = rows.shape[0], max(_SAMPLE, _SAMPLE_EACH * k)
     if export.is_symbolic_dim(n):
@@ -120,7 +121,9 @@ def _sample(key, rows, valid, k, axis_name):
     if total <= most:
         return rows, valid
     every = jnp.maximum(-(-psum(jnp.sum(valid, dtype=jnp.int32), axis_name) // most), 1)
-    chosen = jax.random.randint(key, (total,), 0, every)  # of each block; some are of none
+    # Of each block one place. The key is none that seeds are drawn with.
+    key = jax.random.fold_in(key, 2 * _SEED_ROUNDS)
+    chosen = jax.random.randint(key, (total,), 0, every, jnp.int32)
     places = row_places(valid, axis_name)
     drawn = valid & (places % every == chosen[places // every])
     at = jnp.nonzero(drawn, size=min(n, most), fill_value=n)[0]
@@ -165,7 +168,8 @@ def kmeans(
     """Lloyd's k-means from k-means++ seeds; centroids left empty move to the worst-served vectors.
 
     With more than 16,384 vectors, and 32 for each centroid, the seeds are drawn from a random
-    sample of so many; the iterations run over all.
+    sample, half of that number at least, in which clusters of a few vectors may be missing. The
+    iterations run over all.
 
     Args:
       key: random key, the same on every replica.

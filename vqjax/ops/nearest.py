@@ -152,10 +152,10 @@ def _search(rows, codebook, metric, precision, way, tile):
     group = 1
     if parts == 1 and not export.is_symbolic_dim(num_codes):
         group = way.group(num_codes)
-        filling = -num_codes % group  # with codes that are never chosen
-        codebook = jnp.pad(codebook, ((0, filling), (0, 0)))
-        bias = jnp.pad(bias, (0, filling), constant_values=jnp.inf)
-        num_codes += filling
+        if filling := -num_codes % group:  # with codes that are never chosen
+            codebook = jnp.pad(codebook, ((0, filling), (0, 0)))
+            bias = jnp.pad(bias, (0, filling), constant_values=jnp.inf)
+            num_codes += filling
     lanes, whole = row_lanes(n, rows, codebook)
     few_codes = not export.is_symbolic_dim(num_codes) and num_codes < tile.codes
     size = num_codes if few_codes else tile.codes
