@@ -124,6 +124,25 @@ def test_a_study_of_several_seeds_keeps_what_each_run_told(config, tmp_path):
     assert '- ema: spikes (1 of 2 runs).' in text and '--config.seeds=2' in text
 
 
+def test_a_method_with_fewer_epochs_lacks_the_later_figures(config, tmp_path):
+    """The loss at step 5,000 stays for those that have it, and the text names the epochs."""
+    steps = {'ema': 5000, 'before': 400}
+    folder = types.SimpleNamespace(
+        path=tmp_path, history=lambda name, s: history(np.linspace(2, 1, steps[name]))
+    )
+    methods = {
+        name: {'spec': config['quantizers'][name], 'seeds': [FINAL | {'tokens': 640.0, 'seed': 0}]}
+        for name in steps
+    }
+    for method in methods.values():
+        method['seeds'][0]['reliability'] = {'confidence': [0], 'accuracy': [0], 'count': [10]}
+    changed = config | {'epochs': 4, 'overrides': {'before': {'epochs': 1}}}
+    study.conclude(read_results({'config': changed, 'methods': methods}), folder)
+    text = (tmp_path / 'report.md').read_text()
+    assert 'for 4 epochs with batches of 32 (`before` for 1 epoch).' in text
+    assert re.search(r'\| quantizer loss at step 5,000 +\| +below 0.05 \| +1\.01 \| +\|', text)
+
+
 def test_every_tokenizer_has_a_column_of_its_own():
     names = ('gradient', 'ema_bank', 'before')
     figure = report.figure(dict.fromkeys(names, history(np.linspace(2, 1, 9))), 1024)

@@ -22,6 +22,7 @@ NAMES = {
     'before_revived': 'random codes,\nrevived every step',
     'ema': 'VQ-EMA',
     'ema_bank': 'VQ-EMA, revival\nfrom a bank',
+    'ema_projected': 'VQ-EMA,\n1,024 features',
     'gradient': 'VQ (by gradient)',
     'broken': 'VQ-EMA with faults',
 }

@@ -26,12 +26,13 @@ Figures = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 def _rows(figures: Figures) -> Iterator[list[str]]:
-    """Name, target and the figure of each method."""
+    """Name, target and the figure of each method; of a method whose runs lack it, nothing."""
     runs = [run for method in figures.values() for run in method]
-    for name in (name for name in runs[0] if all(name in run for run in runs)):
+    for name in dict.fromkeys(name for run in runs for name in run):
         bound, above = TARGETS.get(name, (None, True))
         target = '' if bound is None else f'{"above" if above else "below"} {bound:g}'
-        yield [name, target, *(_cell([run[name] for run in of]) for of in figures.values())]
+        each = ([run[name] for run in of if name in run] for of in figures.values())
+        yield [name, target, *(_cell(values) if values else '' for values in each)]
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -70,8 +71,9 @@ def markdown(results: Results, figures: Figures) -> str:
         f'# Image tokenizers on {dataset(config["dataset"])}',
         f'{len(figures)} tokenizers with {_tokens_an_image(results):.0f} tokens per image were '
         f'trained to reconstruct images for {notes.epochs(config)} with batches of '
-        f'{config["batch_size"]}. The targets are those of source 4, which `docs/sources.md` '
-        f'describes. All figures are those of the test split and {of_runs}. '
+        f'{config["batch_size"]}{_other_epochs(config, figures)}. The targets are those of '
+        'source 4, which `docs/sources.md` describes. All figures are those of the test split and '
+        f'{of_runs}. '
         + '; '.join(f'`{n}`: {readable(n)}'.replace('\n', ' ') for n in figures)
         + '.',
         '![Quantizer loss, perplexity and active codes of every tokenizer](curves.png)',
@@ -90,6 +92,17 @@ def markdown(results: Results, figures: Figures) -> str:
         tables.made_by(results.command, results.environment),
     ]
     return '\n\n'.join(parts) + '\n'
+
+
+def _other_epochs(config: Mapping[str, Any], figures: Figures) -> str:
+    """Which methods were trained for another number of epochs, ' (`a` and `b` for 1 epoch)'."""
+    own = {name: config['overrides'].get(name, {}).get('epochs') for name in figures}
+    parts = [
+        f'`{name}` for {notes.counted(epochs, "epochs")}'
+        for name, epochs in own.items()
+        if epochs not in (None, config['epochs'])
+    ]
+    return f' ({", ".join(parts)})' if parts else ''
 
 
 def num_codes(results: Results, name: str) -> int:
