@@ -1019,7 +1019,9 @@ def costs() -> str:
         f'{less(DEALS, "vq_ema", "none")} with one setting for all folds, in fifty runs.',
         '**CIFAR-10, frozen encoder, one vector per image.** RVQ with 4 x 256 codes: '
         f'{less(CIFAR, "rvq-32", "none")}. VQ-EMA: {by_codes}. That more codes do not help is '
-        'confounded with under-fitting: 4,096 codes have 11 training images each.',
+        'confounded with under-fitting: 4,096 codes have 11 training images each. With three other '
+        f'encoders, of width 8: RVQ {less(ENCODERS, "rvq-32", "none")}, VQ-EMA '
+        f'{less(ENCODERS, "vq_ema-8", "none")} with 256 codes.',
         f'**CIFAR-10, fine-tuned for one epoch.** VQ-EMA with 256 codes: {tuned}.' + four,
         '**CIFAR-10, frozen encoder, every method tuned**, one vector per image, three encoders of '
         f'width 8. VQ-EMA with 256 codes: {less(EQUAL, "vq_ema-8", "none")}; behind a hidden layer '
@@ -1057,7 +1059,8 @@ def other_encoders() -> str:
     same = [n for n in read if before[n].verdict == after[n].verdict]
     lines = [f'The verdicts of rows {", ".join(same)} are the same with them. Those that are not:']
     lines += [
-        f'- Row {n}: **{after[n].verdict}** instead of {before[n].verdict}. {after[n].figures}'
+        f'- Row {n}: **{after[n].verdict}** instead of {before[n].verdict}. '
+        f'{after[n].figures[0].upper()}{after[n].figures[1:]}'
         for n in read
         if n not in same
     ]

@@ -222,6 +222,11 @@ def costs():
     return recompute.costs()
 
 
+def other_encoders():
+    """The verdicts with other encoders; see recompute.py."""
+    return recompute.other_encoders()
+
+
 # Rates -----------------------------------------------------------------------------------------
 
 
