@@ -163,21 +163,21 @@ def compare(name, ours, faiss, most, train, test, items, repeats, peers):
     def plus(iterations):
         return faiss_fit(lambda: _clustering(faiss(), iterations, True), train, test)
 
-    iterations, fits, errors = {OURS: most}, {OURS: our(most)}, {}
     if peers:
-        fits[FAISS] = faiss_fit(lambda: _clustering(faiss(), most, False), train, test)
-        iterations[FAISS], goal = most, mean_error(fits[FAISS])
-        for key, make in ((OURS, our), (PLUS, plus)):
-            iterations[key], fits[key], errors[key] = fewest_iterations(make, most, goal)
-        errors = {OURS: errors[OURS], FAISS: goal, PLUS: errors[PLUS]}
+        fit = faiss_fit(lambda: _clustering(faiss(), most, False), train, test)
+        goal = mean_error(fit)
+        found = {OURS: fewest_iterations(our, most, goal), FAISS: (most, fit, goal)}
+        found[PLUS] = fewest_iterations(plus, most, goal)
     else:
-        errors[OURS] = mean_error(fits[OURS])
-    runs, quantizer = {key: fit.run for key, fit in fits.items()}, ours(leaf(iterations[OURS]))
-    searches = products(quantizer, *train.shape, iterations[OURS])
+        fit = our(most)
+        found = {OURS: (most, fit, mean_error(fit))}
+    fits = {key: fit for key, (_, fit, _) in found.items()}
+    runs, quantizer = {key: fit.run for key, fit in fits.items()}, ours(leaf(found[OURS][0]))
+    searches = products(quantizer, *train.shape, found[OURS][0])
     times, floor = common.measure_with_floor(runs, repeats, OURS, searches)
     row = {'quantizer': repr(quantizer), 'bits': quantizer.bits, 'runs': common.summary(times)}
-    row['iterations'] = {key: iterations[key] for key in fits}
-    row['error'] = {key: round(error, 5) for key, error in errors.items()}
+    row['iterations'] = {key: iterations for key, (iterations, _, _) in found.items()}
+    row['error'] = {key: round(error, 5) for key, (_, _, error) in found.items()}
     row |= {'speedup': common.ratio(times, FAISS, OURS), **floor}
     row['speedup_with_plus'] = common.ratio(times, PLUS, OURS)
     shown = f'{row["speedup"]}, {row["speedup_with_plus"]} x faiss, {row["ratio_to_floor"]}'

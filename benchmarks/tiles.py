@@ -21,9 +21,9 @@ SIZES = [(1024, 256), (1024, 384), (1024, 512), (1024, 1024), (2048, 384), (2048
 GROUPS = [1, 16, 32]
 
 
-def searcher(tile, group=nearest._group_on_cpu):
-    """The search with these tiles and groups, else as `nearest_codes` on a CPU."""
-    way = nearest._FOLDED._replace(group=group)
+def searcher(tile):
+    """The search with these tiles, else as `nearest_codes` on a CPU."""
+    way = nearest._FOLDED
     return jax.jit(lambda z, c: nearest._search(z, c, 'euclidean', 'highest', way, tile))
 
 
@@ -32,10 +32,11 @@ def searchers(sizes, groups):
     chosen = nearest._TILE_CPU
     found = {CHOSEN: searcher(chosen)}
     for codes, rows in sizes:
-        size = nearest._Tile(codes, lambda *_, rows=rows: rows, chosen.scores)
+        size = chosen._replace(codes=codes, rows=lambda *_, rows=rows: rows)
         found[f'{codes:,} x {rows:,}'] = searcher(size)
     for group in groups:
-        found[f'groups of {group}'] = searcher(chosen, lambda _, group=group: group)
+        size = chosen._replace(group=lambda _, group=group: group)
+        found[f'groups of {group}'] = searcher(size)
     return found
 
 

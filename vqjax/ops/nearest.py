@@ -29,10 +29,12 @@ class _Tile(NamedTuple):
     codes: int  # at most, unless rows are few
     rows: Callable[[int, Any], Any]  # at most, against so many codes, of so many rows in all
     scores: int  # at most, where rows are few
+    # Of so many codes those that share a minimum; all are filled up to a multiple of it.
+    group: Callable[[int], int] = lambda codes: 1
 
 
 def _group_on_cpu(codes: int) -> int:
-    """Codes that share a minimum, see `_least`: a few cost more than their product."""
+    """How many codes share a minimum, see `_least`; of few codes each has its own."""
     return 1 if codes < 256 else 16 if codes < _MANY else 32
 
 
@@ -49,7 +51,7 @@ def _rows_on_cpu(codes: int, n: Any) -> Any:
     return -(-n // max(n // 384, 1) // 48) * 48  # few tiles would overlap by much
 
 
-_TILE_CPU = _Tile(2048, _rows_on_cpu, 2**20)
+_TILE_CPU = _Tile(2048, _rows_on_cpu, 2**20, _group_on_cpu)
 # GPU and TPU, not measured: 16 MB, so that a tile is some 10^9 operations at D = 128, tens of
 # microseconds, against a launch's few.
 _TILE = _Tile(2048, lambda codes, _: 2**22 // codes, 2**22)
@@ -108,7 +110,7 @@ def _searcher(metric, precision, fused):
     default = tiled(_APART, _TILE)
     # Folded, the bias would be rounded to bfloat16 with the rest.
     way = _APART if precision == 'bfloat16' else _FOLDED
-    branches = {'cpu': tiled(way._replace(group=_group_on_cpu), _TILE_CPU)}
+    branches = {'cpu': tiled(way, _TILE_CPU)}
 
     @custom_vmap
     def search(rows, codebook):
@@ -151,7 +153,7 @@ def _search(rows, codebook, metric, precision, way, tile):
     parts = code_lanes(num_codes, rows, codebook)
     group = 1
     if parts == 1 and not export.is_symbolic_dim(num_codes):
-        group = way.group(num_codes)
+        group = tile.group(num_codes)
         if filling := -num_codes % group:  # with codes that are never chosen
             codebook = jnp.pad(codebook, ((0, filling), (0, 0)))
             bias = jnp.pad(bias, (0, filling), constant_values=jnp.inf)
@@ -249,8 +251,6 @@ class _Way(NamedTuple):
     codes: Callable  # of codes [..., D] and bias [..., 1]: what is multiplied, arrays
     rows: Callable  # of rows [n, D]: what they are multiplied with
     scores: Callable  # of a tile of those arrays, such rows and a precision: float32 [k, n]
-    # Of so many codes those that share a minimum; all are filled up to a multiple of it.
-    group: Callable[[int], int] = lambda codes: 1
 
 
 _APART = _Way(_same, lambda rows: rows, _scores)

@@ -95,7 +95,7 @@ def markdown(results: Results, figures: Figures) -> str:
 
 
 def _other_epochs(config: Mapping[str, Any], figures: Figures) -> str:
-    """Which methods were trained for another number of epochs, ' (`a` and `b` for 1 epoch)'."""
+    """Which methods were trained for another number of epochs, as ' (`a` for 1 epoch)'."""
     own = {name: config['overrides'].get(name, {}).get('epochs') for name in figures}
     parts = [
         f'`{name}` for {notes.counted(epochs, "epochs")}'
