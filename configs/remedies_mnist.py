@@ -10,6 +10,6 @@ from configs import remedies
 
 
 def get_config():
-    config = remedies.get_config('mnist', epochs=5, steps=560)
+    config = remedies.get_config('mnist', epochs=20, steps=2240)
     config.seeds = 5
     return config
