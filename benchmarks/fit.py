@@ -27,8 +27,6 @@ OURS, FAISS, PLUS = 'vqjax', 'faiss', 'faiss, k-means++'
 # k-means iterations: faiss's defaults, and the most that are tried.
 PRODUCT_ITERATIONS, RESIDUAL_ITERATIONS = 25, 10
 STARTS = 5  # random starts, over which errors are averaged
-# Iterations over a sample of 50,000 vectors, with which `ops.kmeans` begins, and its vectors.
-SAMPLE, SAMPLE_ITERATIONS = 12_500, 10
 
 
 def data(n, dim, seed):
@@ -176,8 +174,6 @@ def compare(name, ours, faiss, most, train, test, items, repeats, peers):
     fits = {key: fit for key, (_, fit, _) in found.items()}
     runs, quantizer = {key: fit.run for key, fit in fits.items()}, ours(leaf(found[OURS][0]))
     searches = products(quantizer, *train.shape, found[OURS][0])
-    if len(train) > SAMPLE:
-        searches += products(quantizer, SAMPLE, train.shape[1], SAMPLE_ITERATIONS)
     times, floor = common.measure_with_floor(runs, repeats, OURS, searches)
     row = {'quantizer': repr(quantizer), 'bits': quantizer.bits, 'runs': common.summary(times)}
     row['iterations'] = {key: iterations for key, (iterations, _, _) in found.items()}

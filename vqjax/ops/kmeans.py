@@ -25,9 +25,8 @@ from vqjax.ops.statistics import AxisName, code_counts, code_sums, psum
 LARGEST = 1e16
 # Seeding draws this many times; with more centroids a draw takes several rows at once.
 _SEED_ROUNDS = 64
-# Seeds are drawn from a sample of at most so many rows, or so many for each centroid, and moved by
-# so many iterations over it.
-_SAMPLE, _SAMPLE_EACH, _SAMPLE_ITERATIONS = 2**14, 32, 10
+# Seeds are drawn from a sample of at most so many rows, or so many for each centroid.
+_SAMPLE, _SAMPLE_EACH = 2**14, 32
 
 
 @exported
@@ -109,18 +108,18 @@ def _squared_distances(rows, centroids):
 
 
 def _sample(key, rows, valid, k, axis_name):
-    """Of many valid rows one of `every`, drawn: rows [m, D], which are real, bool [m], and `every`.
+    """Of many valid rows one of every few, drawn: rows [m, D] and which are real, bool [m].
 
     One at random of each block of places, and not every n-th row, which of feature maps could be
     those of one column. The same rows however they are masked, or spread over replicas; all of them
-    (`every` is 1) in a program exported for any number of rows.
+    in a program exported for any number of rows.
     """
     n, most = rows.shape[0], max(_SAMPLE, _SAMPLE_EACH * k)
     if export.is_symbolic_dim(n):
-        return rows, valid, 1
+        return rows, valid
     total = n * (1 if axis_name is None else lax.axis_size(axis_name))
     if total <= most:
-        return rows, valid, 1
+        return rows, valid
     every = jnp.maximum(-(-psum(jnp.sum(valid, dtype=jnp.int32), axis_name) // most), 1)
     # Of each block one place. The key is none that seeds are drawn with.
     key = jax.random.fold_in(key, 2 * _SEED_ROUNDS)
@@ -128,7 +127,7 @@ def _sample(key, rows, valid, k, axis_name):
     places = row_places(valid, axis_name)
     drawn = valid & (places % every == chosen[places // every])
     at = jnp.nonzero(drawn, size=min(n, most), fill_value=n)[0]
-    return rows.at[at].get(mode='fill', fill_value=0.0), at < n, every
+    return rows.at[at].get(mode='fill', fill_value=0.0), at < n
 
 
 def _seed(key, rows, valid, k, axis_name):
@@ -136,6 +135,7 @@ def _seed(key, rows, valid, k, axis_name):
 
     Up to 64 centroids one at a time; beyond, several a draw without replacement (as k-means||).
     """
+    rows, valid = _sample(key, rows, valid, k, axis_name)
     each = math.ceil(k / _SEED_ROUNDS)
     rounds = math.ceil((k - 1) / each)
 
@@ -168,9 +168,8 @@ def kmeans(
     """Lloyd's k-means from k-means++ seeds; centroids left empty move to the worst-served vectors.
 
     With more than 16,384 vectors, and 32 for each centroid, the seeds are drawn from a random
-    sample, half of that number at least, in which clusters of a few vectors may be missing, and ten
-    iterations over the sample move them (Bradley and Fayyad 1998). `iters` iterations over all
-    vectors follow.
+    sample, half of that number at least, in which clusters of a few vectors may be missing. The
+    iterations run over all.
 
     Args:
       key: random key, the same on every replica.
@@ -196,34 +195,14 @@ def kmeans(
 # Compiled once for a shape: outside jit, its loops would be compiled anew at every call.
 @functools.partial(jax.jit, static_argnums=(3, 5), inline=True)
 def _kmeans(key, rows, valid, k, iters, axis_name):
-    some, drawn, every = _sample(key, rows, valid, k, axis_name)
-    centroids = _seed(key, some, drawn, k, axis_name)
-    if some is not rows:
-        refine = jnp.where(every > 1, _SAMPLE_ITERATIONS, 0)
-        centroids = _lloyd(some, drawn, centroids, refine, axis_name)
-    centroids = _lloyd(rows, valid, centroids, iters, axis_name)
-    codes = _assign(rows, valid, centroids)
-    return KMeans(
-        centroids,
-        code_counts(codes, k, None, axis_name),
-        psum(jnp.sum(_errors(rows, valid, centroids, codes)), axis_name),
-    )
+    def assign(centroids):
+        return jnp.where(valid, nearest_codes(rows, centroids), -1)
 
-
-def _assign(rows, valid, centroids):
-    return jnp.where(valid, nearest_codes(rows, centroids), -1)
-
-
-def _errors(rows, valid, centroids, codes):
-    return jnp.where(valid, jnp.sum((rows - centroids[codes]) ** 2, axis=-1), 0.0)
-
-
-def _lloyd(rows, valid, centroids, iters, axis_name):
-    """Lloyd's iterations; a centroid that is left empty moves to one of the rows farthest off."""
-    k = centroids.shape[0]
+    def error(centroids, codes):
+        return jnp.where(valid, jnp.sum((rows - centroids[codes]) ** 2, axis=-1), 0.0)
 
     def step(_, old):
-        codes = _assign(rows, valid, old)
+        codes = assign(old)
         counts = code_counts(codes, k, None, axis_name)
         sums = code_sums(rows, codes, k, None, axis_name)
         empty = counts == 0
@@ -231,7 +210,7 @@ def _lloyd(rows, valid, centroids, iters, axis_name):
 
         # The errors are computed here: only where a centroid is empty are they needed.
         def relocate(centroids):
-            errors = _errors(rows, valid, old, codes)
+            errors = error(old, codes)
             worst, ok = top_rows(rows, jnp.where(errors > 0, errors, -jnp.inf), k, axis_name)
             rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
             move = empty & ok[rank]
@@ -239,7 +218,14 @@ def _lloyd(rows, valid, centroids, iters, axis_name):
 
         return lax.cond(jnp.any(empty), relocate, lambda c: c, centroids)
 
-    return lax.fori_loop(0, iters, step, centroids)
+    centroids = _seed(key, rows, valid, k, axis_name)
+    centroids = lax.fori_loop(0, iters, step, centroids)
+    codes = assign(centroids)
+    return KMeans(
+        centroids,
+        code_counts(codes, k, None, axis_name),
+        psum(jnp.sum(error(centroids, codes)), axis_name),
+    )
 
 
 def normal(
