@@ -4,7 +4,8 @@ A robot, or a service that codes one item per request, calls `quantize`, `decode
 few vectors, so what Python does before the program starts is a large part of the time. "Unchecked"
 is the same method under `jax.jit`, whose arguments are checked only when it is traced. Quantizers
 are those of the contract's table in `tests/support.py` (which needs pytest), the first of each
-kind; --every takes the whole table. About a minute on two cores; --quick takes seconds.
+kind; --every takes the whole table, a quarter of an hour on one core. Else about a minute;
+--quick takes seconds.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def main(argv=None):
     options = common.arguments(parser, argv)
     from support import first_of_their_kind, table
 
-    entries = table() if options.every else first_of_their_kind(table())
+    first = first_of_their_kind(table())
+    entries = table() if options.every else first
     if options.quick:
         entries = dict(list(entries.items())[:2])
     rows = []
@@ -77,7 +79,7 @@ def main(argv=None):
             found = compare(name, quantizer, number, 3 if options.quick else 300)
             ratios = ', '.join(f'{row["method"]} {row["ratio"]}' for row in found)
             print(f'{name:60.60} {number} vectors: {ratios}', flush=True)
-            rows += found
+            rows += [row | {'first_of_its_kind': name in first} for row in found]
     worst = max(rows, key=lambda row: row['ratio'])
     common.write(options.out, 'calls', {'rows': rows, 'worst': worst})
 

@@ -124,7 +124,8 @@ def steps(results):
 def calls(results):
     """Microseconds of a call with one vector and its ratio to the unchecked call, by quantizer."""
     methods = dict.fromkeys(row['method'] for row in results['rows'])
-    one = {(r['quantizer'], r['method']): r for r in results['rows'] if r['vectors'] == 1}
+    shown = [r for r in results['rows'] if r['vectors'] == 1 and r.get('first_of_its_kind', True)]
+    one = {(r['quantizer'], r['method']): r for r in shown}
     rows = []
     for name in dict.fromkeys(quantizer for quantizer, _ in one):
         found = [one[name, method] for method in methods]
@@ -132,6 +133,21 @@ def calls(results):
         cells = [f'{r["us"]["call"]:.0f} ({r["ratio"]:.2f})' for r in found]
         rows.append([', '.join(kind for kind in kinds if kind != 'Revival'), *cells])
     return table(['', *methods], rows)
+
+
+def all_calls(results):
+    """Of each method the median and the largest ratio over all quantizers, one row a number."""
+    methods = dict.fromkeys(row['method'] for row in results['rows'])
+    rows = []
+    for number in dict.fromkeys(row['vectors'] for row in results['rows']):
+        found = [
+            [r['ratio'] for r in results['rows'] if (r['vectors'], r['method']) == (number, m)]
+            for m in methods
+        ]
+        rows.append(
+            [number, len(found[0]), *(f'{statistics.median(x):.2f}, {max(x):.2f}' for x in found)]
+        )
+    return table(['vectors', 'quantizers', *methods], rows)
 
 
 def fits(results):
