@@ -10,6 +10,6 @@ from configs import remedies
 
 
 def get_config():
-    config = remedies.get_config('mnist', epochs=20, steps=2240)
+    config = remedies.get_config('mnist', epochs=15, steps=1680)
     config.seeds = 5
     return config
