@@ -27,6 +27,7 @@ from vqjax.studies.vqvae2 import report as vqvae2
 ROOT = Path(__file__).parent
 TEXTS = {
     'comparison': comparison.markdown,
+    'comparison/calibration': comparison.markdown,
     'comparison/more': comparison.markdown,
     'rates': rates.markdown,
     'rates/longer': rates.markdown,
@@ -48,6 +49,7 @@ TEXTS = {
 _COMPARISON = {name: getattr(plots, name) for name in ('accuracy', 'usage', 'reliability')}
 PLOTS = {
     'comparison': _COMPARISON,
+    'comparison/calibration': _COMPARISON,
     'comparison/more': _COMPARISON,
     'cifar10/tuned': _COMPARISON,
     'rates': {'rates': rates_plots.figure},

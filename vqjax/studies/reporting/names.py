@@ -12,6 +12,15 @@ NAMES = {
     'product': 'Product',
     'to_32': 'VQ-EMA, 32 D',
     'to_64': 'VQ-EMA, 64 D',
+    # Variants of configs/base.py.
+    'none_smoothed': 'no quantizer,\nsmoothed labels',
+    'none_averaged': 'no quantizer,\naveraged weights',
+    'vq_ema_smoothed': 'VQ-EMA,\nsmoothed labels',
+    'vq_ema_averaged': 'VQ-EMA,\naveraged weights',
+    # Further methods of configs/digits_more.py.
+    'fsq_hidden': 'FSQ,\nhidden layer',
+    'fsq_unscaled': 'FSQ, features\nnot standardised',
+    'vq_vae_2': 'VQ-VAE-2',
     # Methods of configs/cifar10_tuned.py.
     'vq_ema-8': 'VQ-EMA',
     'vq_ema_hidden-8': 'VQ-EMA,\nhidden layer',

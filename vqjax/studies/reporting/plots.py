@@ -300,9 +300,12 @@ def reliability(results: Results) -> Figure:
         edges = np.linspace(0, 100, len(total) + 1)
         share = 100 * total / total.sum()
         below.bar(edges[:-1], share, np.diff(edges), align='edge', color=colours[name], alpha=0.6)
+        most = int(np.argmax(share))
+        before = most > len(share) // 2  # where there is room beside the highest bar
         below.text(
-            edges[-2] - 2, 0.92 * share[-1], f'{share[-1]:.0f}%', ha='right', va='top', fontsize=9
-        )
+            edges[most] - 2 if before else edges[most + 1] + 2, max(0.92 * share[most], 25),
+            f'{share[most]:.0f}%', ha='right' if before else 'left', va='top', fontsize=9,
+        )  # fmt: skip
         below.set(ylim=(0, 100), yticks=[0, 50, 100], xlabel='confidence (%)')
         if not place % columns:
             main.set_ylabel('accuracy (%)')
