@@ -21,7 +21,7 @@ import numpy as np
 import vqjax
 from vqjax import ops
 
-OURS, PEER = 'vqjax', 'vector-quantize-pytorch'
+OURS, PEER, SEARCH = 'vqjax', 'vector-quantize-pytorch', 'search'
 _BATCH = 16  # grids or sequences that the N vectors come in
 
 
@@ -208,6 +208,13 @@ def inputs(case, n):
     return z, rng.standard_normal(z.shape, np.float32) / z.size
 
 
+def search_alone(vectors, dim, codes):
+    """A function that searches so many codes for so many vectors."""
+    rng = np.random.default_rng(0)
+    z, codebook = (jnp.asarray(rng.standard_normal((m, dim), np.float32)) for m in (vectors, codes))
+    return lambda: jax.block_until_ready(ops.nearest_codes(z, codebook))
+
+
 def compare(name, case, n, repeats, peers):
     """One row of the table."""
     z, cotangent = inputs(case, n)
@@ -216,12 +223,17 @@ def compare(name, case, n, repeats, peers):
     runs = {OURS: run}
     if case.peer is not None and peers:
         runs[PEER] = peer_step(case.peer, z, cotangent, targets_only)
+    if case.side:  # the tokens of all scales
+        tokens = case.products[0]
+        runs[SEARCH] = search_alone(tokens.n, tokens.d, tokens.k)
     traffic = None if case.products else z
     times, floor = common.measure_with_floor(runs, repeats, OURS, case.products, traffic)
     speedup = common.ratio(times, PEER, OURS)
     row = {'quantizer': repr(case.quantizer), 'N': z.size // case.dim, 'D': case.dim}
+    searched = common.ratio(times, OURS, SEARCH)
+    times.pop(SEARCH, None)
     row |= {'runs': common.summary(times), 'compile_s': round(seconds, 2), 'speedup': speedup}
-    row |= floor
+    row |= floor | ({'ratio_to_search': searched} if searched else {})
     shown = f'{speedup} x the peer, {row["ratio_to_floor"]} of the floor, compile {seconds:.2f} s'
     print(f'{name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {shown}')
     return row
