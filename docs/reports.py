@@ -39,6 +39,7 @@ TEXTS = {
     'cifar10/tuned': comparison.markdown,
     'remedies/digits': remedies.markdown,
     'remedies/mnist': remedies.markdown,
+    'remedies/mnist/longer': remedies.markdown,
     'remedies/averaged': remedies.markdown,
     'remedies/more': remedies.markdown,
     'autopsy': autopsy.markdown,
@@ -57,6 +58,7 @@ PLOTS = {
     'cifar10/encoders': {'rates': rates_plots.figure},
     'remedies/digits': {'remedies': remedies_plots.figure},
     'remedies/mnist': {'remedies': remedies_plots.figure},
+    'remedies/mnist/longer': {'remedies': remedies_plots.figure},
     'remedies/averaged': {'remedies': remedies_plots.figure},
     'remedies/more': {'remedies': remedies_plots.figure},
 }

@@ -35,7 +35,7 @@ def command(config: Mapping[str, Any]) -> str:
     """The command that makes the results of a configuration."""
     file, flags = 'remedies.py', [f'--config.seeds={config["seeds"]}']
     if config['dataset'] != 'digits':
-        file = f'remedies_{config["dataset"]}.py'
+        file = f'remedies_{config["dataset"]}.py:{config["epochs"]}'
         flags.append('--config.data_dir=FOLDER')
     if config.get('methods', 'all') != 'all':
         flags.append(f'--config.methods={config["methods"]}')
