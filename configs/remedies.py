@@ -3,7 +3,7 @@
     python train.py --config configs/remedies.py
 
 On two CPU cores 15 minutes with other work beside it. On MNIST: configs/remedies_mnist.py. The
-reports are in docs/remedies. The baseline collapses: normal start, no revival, decay .99,
+reports are in docs/remedies. The baseline collapses on digits: normal start, no revival, decay .99,
 commitment 1.0 (what source 4 of docs/sources.md calls the paper's value), features as the encoder
 leaves them.
 """

@@ -183,7 +183,11 @@ def collapse(digits, mnist, longer):
         'l2_normalised': 'l2-normalised codes and vectors',
     }
     lines = []
-    places = (('digits', digits), ('MNIST after 5 epochs', mnist), ('MNIST after 15', longer))
+    places = (
+        ('digits', digits),
+        ('MNIST after 560 steps', mnist),
+        ('MNIST after 1,680', longer),
+    )
     for title, results in places:
         accuracy = {
             name: f'{100 * results.methods[name].accuracy.mean:.1f}%'

@@ -129,8 +129,8 @@ def test_readme_gives_the_figures_of_the_answer(recompute):
     text = (ROOT / 'README.md').read_text()
     places = {
         'digits': 'digits',
-        'mnist': 'MNIST after 5 epochs',
-        'mnist/longer': 'MNIST after 15',
+        'mnist': 'MNIST after 560 steps',
+        'mnist/longer': 'MNIST after 1,680',
     }
     for name, place in places.items():
         line = re.search(rf'^- On {place}, .*', text, re.MULTILINE)[0]
