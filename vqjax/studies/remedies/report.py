@@ -154,27 +154,20 @@ def _title(results: Results) -> str:
     return 'Remedies' if HEALTHY in results.methods else 'Further remedies'
 
 
-def _fallen(results: Results) -> str:
-    """How many runs of the weak baseline collapsed: ', of which 3 of 5 runs collapsed'."""
-    if WEAK not in results.methods:
-        return ''
-    runs = results.methods[WEAK].seeds
-    fallen = sum(round(run.figures['collapsed']) for run in runs)
-    return f', of which {fallen} of {len(runs)} runs collapsed'
-
-
 def markdown(results: Results) -> str:
     """The text of report.md."""
     config = results.config
     grid = config.get('bottleneck') == 'grid'
     alone = results.methods.keys() <= {NONE, WEAK}  # the baseline, without a remedy
+    known = WEAK in results.methods
+    fell = f', of which {_collapsed(WEAK, results)} runs collapsed' if known else ''
     return '\n\n'.join([
         f'# {_title(results)} on {config["dataset"]}' + grid * ', with a grid of codes per image',
         f'The weak baseline (`{WEAK}`) and the network without a quantizer, {config["seeds"]} '
         'seeds each.'
         if alone
         else f'{len(results.methods)} remedies and controls, {config["seeds"]} seeds each: each '
-        f'remedy alone, added to one weak baseline (`{WEAK}`){_fallen(results)}. What fails here '
+        f'remedy alone, added to one weak baseline (`{WEAK}`){fell}. What fails here '
         'fails added to this baseline, which is no verdict on a run with a sound start and revival '
         '(`configs/digits.py`).',
         '![Test error and perplexity of every remedy](remedies.png)',
