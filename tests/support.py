@@ -207,14 +207,36 @@ def figures(workdir: pathlib.Path) -> list[dict]:
     ]
 
 
-def start(workdir: pathlib.Path, *flags: str, devices: int = 1):
-    """The command `train.py` in a process of its own, where that is the point (see `command`)."""
+# A signal from outside comes too late on a busy machine: the run is over by then.
+_ASKED = """
+import os, runpy, signal, sys
+from vqjax.trainer.run import runs
+
+save, step = runs.Run._save, int(sys.argv[1])
+
+def save_and_ask(run, score):
+    save(run, score)
+    if run.step == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+runs.Run._save = save_and_ask
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def start(workdir: pathlib.Path, *flags: str, devices: int = 1, sigterm_at: int | None = None):
+    """The command `train.py` in a process of its own, where that is the point (see `command`).
+
+    With sigterm_at it gets a SIGTERM when its checkpoint of that step is on its way.
+    """
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
         'XLA_FLAGS': flags_of(devices),
         'NO_COLOR': '1',
     }
-    command = [sys.executable, str(ROOT / 'train.py'), '--workdir', str(workdir), *flags]
+    asked = [] if sigterm_at is None else ['-c', _ASKED, str(sigterm_at)]
+    command = [sys.executable, *asked, str(ROOT / 'train.py'), '--workdir', str(workdir), *flags]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 

@@ -28,9 +28,10 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_figures(whole, tmp_path):
-    folder = tmp_path / 'checkpoints' / 'vq_ema' / 'seed_0'
-    said, code = interrupt(start(tmp_path, *SMALL), folder, 4, signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM and 'everything is saved' in said, said
+    stopped = start(tmp_path, *SMALL, sigterm_at=4)
+    said = stopped.communicate()[1]
+    assert stopped.returncode == 128 + signal.SIGTERM and 'everything is saved' in said, said
+    assert figures(whole) and not (tmp_path / 'results.json').exists()
     last = command('--workdir', str(tmp_path), *SMALL)
     assert last.code == 0, last.err
     assert figures(tmp_path) == figures(whole)
@@ -43,24 +44,25 @@ def test_a_run_that_was_killed_ends_with_the_same_figures(whole, tmp_path):
     rng = random.Random()
     moments = [(step, rng.uniform(0, 0.5)) for step in sorted(rng.sample(range(12), 3))]
     for step, delay in moments:
-        _, code = interrupt(start(tmp_path, *SMALL), folder, step, signal.SIGKILL, delay)
+        code = kill(start(tmp_path, *SMALL), folder, step, delay)
         assert code in (-signal.SIGKILL, 0), moments  # 0: it had ended before
     last = command('--workdir', str(tmp_path), *SMALL)
     assert last.code == 0, (moments, last.err)
     assert figures(tmp_path) == figures(whole), moments
 
 
-def interrupt(process, folder, step, number, delay=0.0):
-    """Signals `delay` seconds after a checkpoint of at least `step` is there: (stderr, code)."""
+def kill(process, folder, step, delay):
+    """Kills `delay` seconds after a checkpoint of at least `step` is there: the exit code."""
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         done = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
         if max(done, default=0) >= step:
             time.sleep(delay)
-            process.send_signal(number)
+            process.kill()
             break
         time.sleep(0.01)
-    return process.communicate()[1], process.returncode
+    process.communicate()
+    return process.returncode
 
 
 @pytest.mark.slow
@@ -70,19 +72,22 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
     rate = '--config.learning_rate=1e-4'
     short = (*SMALL, '--config.log_every=1', rate)
 
-    def together(*flags):
+    def together(*flags, sigterm_at=None):
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             address = f'127.0.0.1:{probe.getsockname()[1]}'
         pair = ('--coordinator_address', address, '--num_processes', '2', '--process_id')
         given = (*short, *flags)
-        return [start(tmp_path / 'two', *pair, i, *given, devices=2) for i in '01']
+        asked = {'0': None, '1': sigterm_at}
+        return [
+            start(tmp_path / 'two', *pair, i, *given, devices=2, sigterm_at=step)
+            for i, step in asked.items()
+        ]
 
-    writer, other = together()
-    folder = tmp_path / 'two' / 'checkpoints' / 'vq_ema' / 'seed_0'
-    said = [interrupt(other, folder, 4, signal.SIGTERM), (writer.communicate()[1], writer.wait())]
-    assert [code for _, code in said] == [128 + signal.SIGTERM] * 2, said
-    assert 'everything is saved' in said[1][0]
+    stopped = together(sigterm_at=4)
+    said = [process.communicate()[1] for process in stopped]
+    assert [process.returncode for process in stopped] == [128 + signal.SIGTERM] * 2, said
+    assert 'everything is saved' in said[0]
     resumed = together('--config.parallel=jit')
     alone = start(tmp_path / 'one', *short, devices=4)
     outputs = [process.communicate(timeout=500) for process in (*resumed, alone)]
