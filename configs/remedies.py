@@ -75,11 +75,13 @@ def _quantizers(steps: int) -> dict:
         # Other quantizers.
         'rotation': _leaf(gradient='rotate'),
         # A codebook moved by gradients, and what was published for it: shared scale and offset,
-        # the task's gradient for codes too (arXiv:2305.08842), a higher rate (arXiv:2005.08520).
+        # the task's gradient for codes too (arXiv:2305.08842), a higher rate (arXiv:2005.08520), the
+        # distributions of codes and features matched (arXiv:2506.15078).
         'gradient_codebook': gradient,
         'gradient_affine': gradient | {'affine': True},
         'gradient_sync': gradient | {'sync_nu': 0.2},
         'gradient_rate_10': gradient,
+        'gradient_wasserstein': gradient | {'wasserstein': 1.0},
         'product_8x256': {'name': 'product', 'num_groups': 8, 'inner': _leaf()},
         'rvq_4x256': {'name': 'residual', 'num_stages': 4, 'inner': _leaf()},
         'gumbel': {'name': 'gumbel', 'num_codes': 256, 'temperature': anneal},

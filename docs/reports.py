@@ -31,6 +31,7 @@ TEXTS = {
     'comparison/more': comparison.markdown,
     'rates': rates.markdown,
     'rates/longer': rates.markdown,
+    'rates/deals': rates.markdown,
     'cifar10': rates.markdown,
     'cifar10/encoders': rates.markdown,
     'cifar10/finetune': rates.markdown,

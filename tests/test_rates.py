@@ -315,6 +315,7 @@ def test_a_run_says_how_even_its_codes_are_and_whether_they_collapsed(config, tm
     [
         'rates',
         'rates/longer',
+        'rates/deals',
         pytest.param('cifar10', marks=pytest.mark.slow),
         'cifar10/encoders',
         'cifar10/finetune',

@@ -60,6 +60,7 @@ REMEDIES = {
     'gradient_codebook': 'a codebook moved by gradients',
     'gradient_rate_10': 'a tenfold rate for the codebook, by gradient',
     'gradient_sync': 'synchronised commitment, by gradient',
+    'gradient_wasserstein': 'matched distributions of codes and features, by gradient',
     'gumbel': 'Gumbel-Softmax',
     'init_batch_rows': 'a start from vectors of the batch',
     'init_kmeans': 'a k-means start',
