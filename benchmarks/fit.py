@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from vqjax.quantizers import VQEMA, Product, Residual
 OURS, FAISS, PLUS = 'vqjax', 'faiss', 'faiss, k-means++'
 # k-means iterations: faiss's defaults, and the most that are tried.
 PRODUCT_ITERATIONS, RESIDUAL_ITERATIONS = 25, 10
+_PART = 10  # iterations of which the time of one is told
 STARTS = 20  # random starts, over which errors are averaged
 
 
@@ -102,9 +104,10 @@ def mean_error(fit):
 
 
 def fewest_iterations(make, most, goal):
-    """(the fewest iterations with no more error than `goal`, else `most`; that fit; its error).
+    """(iterations that are enough where one less is not, else `most`; that fit; its error).
 
-    By bisection: the mean error falls with iterations.
+    Enough is an error of at most `goal`. By bisection: these are the fewest, as far as the error
+    falls with iterations.
     """
 
     @functools.cache
@@ -114,6 +117,13 @@ def fewest_iterations(make, most, goal):
 
     enough = bisect.bisect_left(range(1, most), True, key=lambda i: found(i)[1] <= goal)
     return 1 + enough, *found(1 + enough)
+
+
+def parts(our, repeats):
+    """Milliseconds of the first centroids with the codes' last assignment, and of an iteration."""
+    times = common.measure({n: our(n).run for n in (0, _PART)}, repeats)
+    start, whole = (statistics.median(times[n]) for n in (0, _PART))
+    return {'start_ms': round(start, 2), 'iteration_ms': round((whole - start) / _PART, 2)}
 
 
 def _clustering(quantizer, iterations, plus):
@@ -186,6 +196,7 @@ def compare(name, ours, faiss, most, train, test, items, repeats, peers):
     row['iterations'] = {key: iterations for key, (iterations, _, _) in found.items()}
     row['error'] = {key: round(error, 5) for key, (_, _, error) in found.items()}
     row |= {'speedup': common.ratio(times, FAISS, OURS), **floor}
+    row['parts'] = parts(our, repeats)
     row['speedup_with_plus'] = common.ratio(times, PLUS, OURS)
     shown = f'{row["speedup"]}, {row["speedup_with_plus"]} x faiss, {row["ratio_to_floor"]}'
     print(f'{name:20} {shown} of the floor', row['iterations'], row['error'], row['runs'])

@@ -131,8 +131,9 @@ def cases(n: int, dim: int, k: int, stages: int) -> dict[str, Case]:
             projection,
             (common.Products(n, dim, 16), common.Products(n, 16, k)),
         ),
-        # Scores and the mixture of codes, and two gradients of the one and two of the other.
-        'GumbelSoftmax': Case(ours.GumbelSoftmax(k), dim, None, several(6)),
+        # Scores, and two gradients of the scores and two of the mixture of codes, which itself is
+        # not needed: z_q is the code that was drawn.
+        'GumbelSoftmax': Case(ours.GumbelSoftmax(k), dim, None, several(5)),
     }
 
 

@@ -33,7 +33,7 @@ Run = tuple[Callable[[], object], Callable[[], float] | None]
 
 
 def work(quick: bool) -> dict[str, Callable[[], Run]]:
-    """What is measured: its name, and a function that makes a run of it and, of a fit, its error."""
+    """What is measured: a name, and a function that makes a run of it and, of a fit, its error."""
     import fit
     import jax
     import nearest

@@ -75,8 +75,8 @@ def _quantizers(steps: int) -> dict:
         # Other quantizers.
         'rotation': _leaf(gradient='rotate'),
         # A codebook moved by gradients, and what was published for it: shared scale and offset,
-        # the task's gradient for codes too (arXiv:2305.08842), a higher rate (arXiv:2005.08520), the
-        # distributions of codes and features matched (arXiv:2506.15078).
+        # the task's gradient for codes too (arXiv:2305.08842), a higher rate (arXiv:2005.08520),
+        # and distributions of codes and features that are matched (arXiv:2506.15078).
         'gradient_codebook': gradient,
         'gradient_affine': gradient | {'affine': True},
         'gradient_sync': gradient | {'sync_nu': 0.2},

@@ -163,6 +163,65 @@ def fits(results):
     return table(['', '', *header], rows)
 
 
+def fit_parts(results):
+    """Where the time of a fit goes, one row a fit; older files do not have it."""
+    rows = []
+    for name, r in results['fits'].items():
+        if found := r.get('parts'):
+            each = r['floor_ms'] / r['iterations'][next(iter(r['runs']))]
+            rows.append([name, f'{found["start_ms"]:,.1f}', f'{found["iteration_ms"]:,.1f}'])
+            rows[-1].append(f'{each:,.1f}')
+    header = ['first centroids and last assignment, ms', 'an iteration, ms', 'its products, ms']
+    return table(['', *header], rows)
+
+
+def bounds(nearest, quantizers, fit, calls, trainer):
+    """What was aimed at, what was measured on the newest machine, and whether that is enough."""
+    steps, fitted = quantizers['steps'], fit['fits']
+    middle = {name: r['runs']['vqjax']['median_ms'] for name, r in steps.items()}
+    of_var = steps['MultiScale, grids of VAR']
+    encoded = [r['encode']['speedup'] for r in fitted.values() if 'encode' in r]
+    times = {'decoded': [], 'in memory': []}
+    for name, methods in trainer['rows'].items():
+        kind = 'decoded' if 'decoded' in name else 'in memory'
+        times[kind] += [row['ratio'] for row in methods.values()]
+    found = [
+        ('search, of its matrix products', 'most', 1.15)
+        + (max(r['ratio_to_floor'] for r in nearest['search']['rows']),),
+        ('step of MultiScale on the grids of VAR, of the search of its tokens', 'most', 2.5)
+        + (of_var['ratio_to_search'],),
+        ('the same, speed against the peer', 'least', 2, of_var['speedup']),
+        ('step of SimVQ, of a step of VQ', 'most', 1.5, middle['SimVQ'] / middle['VQ']),
+        ('step of Bridged, of a step of VQ', 'most', 1.5)
+        + (middle['Bridged, VQBridge'] / middle['VQ'],),
+        ('fit of product codes, speed against faiss', 'least', 1, fitted['product']['speedup']),
+        ('the same against faiss with k-means++', 'least', 1)
+        + (fitted['product']['speedup_with_plus'],),
+        ('fit of residual codes, speed against faiss', 'least', 1)
+        + (min(r['speedup'] for name, r in fitted.items() if 'residual' in name),),
+        ('encoding a million vectors, speed against faiss', 'least', 1, min(encoded)),
+        ('call outside `jit`, of the unchecked call', 'most', 1.5, calls['worst']['ratio']),
+        ('trainer, of a bare loop, images in memory', 'most', 1.05, max(times['in memory'])),
+        ('trainer, of a bare loop, images decoded for every batch', 'most', 1.05)
+        + (max(times['decoded']),),
+    ]
+    rows = []
+    for what, kind, aim, value in found:
+        met = value <= aim if kind == 'most' else value >= aim
+        rows.append([what, f'at {kind} {aim:g}', f'{value:.2f}', 'yes' if met else '**no**'])
+    return table(['', 'aim', 'measured', 'reached'], rows)
+
+
+def versions(results):
+    """Time of each piece of work in this version, as a share of that in another."""
+    rows = []
+    for name, r in results['rows'].items():
+        low, high = r['range']
+        times = [f'{r["runs"][which]["median_ms"]:,.2f}' for which in r['runs']]
+        rows.append([name, *times, f'{r["ratio"]:.2f} ({low:.2f} to {high:.2f})'])
+    return table(['', 'this version, ms', 'the other, ms', 'ratio (range)'], rows)
+
+
 def encodes(results):
     """Milliseconds to encode a million vectors."""
     rows, names = [], []

@@ -42,7 +42,6 @@ TEXTS = {
     'remedies/mnist': remedies.markdown,
     'remedies/mnist/longer': remedies.markdown,
     'remedies/averaged': remedies.markdown,
-    'remedies/more': remedies.markdown,
     'autopsy': autopsy.markdown,
     'behaviour': behaviour.text,
     'vqvae2/cifar10': vqvae2.text,
@@ -61,7 +60,6 @@ PLOTS = {
     'remedies/mnist': {'remedies': remedies_plots.figure},
     'remedies/mnist/longer': {'remedies': remedies_plots.figure},
     'remedies/averaged': {'remedies': remedies_plots.figure},
-    'remedies/more': {'remedies': remedies_plots.figure},
 }
 
 

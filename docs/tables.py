@@ -16,7 +16,6 @@ import benchmark_tables
 import recompute
 
 from vqjax.results import summaries
-from vqjax.results.excerpts import Excerpt, Outcome
 from vqjax.results.records import Results
 from vqjax.studies import answer as answers
 from vqjax.studies.rates.report import enough_rows
@@ -33,7 +32,6 @@ PAGES = (
     'docs/answer.md',
     'benchmarks/README.md',
 )
-EXCERPTS = ('docs/comparison/trials',)  # without runs, made by excerpts.py
 
 
 # Comparison ----------------------------------------------------------------------------------
@@ -92,8 +90,13 @@ def comparison(results):
 
 
 def _percent(interval, sign=''):
-    mean, low, high = (f'{100 * x:{sign}.1f}' for x in interval)
+    mean, low, high = (f'{100 * x:{sign}z.1f}' for x in interval)
     return f'{mean} ({low}, {high})'
+
+
+def _compared(results, name):
+    found = summaries.compare(results, name)
+    return '' if found is None else _percent(found, '+')
 
 
 def settings(trials):
@@ -120,10 +123,9 @@ def _short(value):
 def nested(trials, results):
     """Accuracy with each fold's own choice, beside that of the committed settings."""
     rows = []
-    for name, said in trials.outcome.items():
-        compared = '' if said.compared is None else _percent(said.compared, '+')
+    for name, said in trials.methods.items():
         own = _percent(results.methods[name].accuracy)
-        rows.append([_NAMES.get(name, name), _percent(said.accuracy), compared, own])
+        rows.append([_NAMES.get(name, name), _percent(said.accuracy), _compared(trials, name), own])
     header = ['method', "each fold's own choice %", 'compared with none', 'committed settings %']
     return benchmark_tables.table(header, rows)
 
@@ -138,16 +140,15 @@ def overview(trials, cifar10):
     }
     rows = []
     for name, (shown, other) in names.items():
-        said, method = trials.outcome[name], cifar10.methods[other]
-        compared = summaries.compare(cifar10, other)
+        said, method = trials.methods[name], cifar10.methods[other]
         rows.append(
             [
                 shown,
                 f'{round(method.bits):,}',
                 _percent(said.accuracy),
-                '' if said.compared is None else _percent(said.compared, '+'),
+                _compared(trials, name),
                 _percent(method.accuracy),
-                '' if compared is None else _percent(compared, '+'),
+                _compared(cifar10, other),
             ]
         )
     header = ['method', 'bits per image', 'digits %[^1]', 'change[^3]']
@@ -159,13 +160,12 @@ def halves(results):
     rows = []
     halved = summaries.halves({name: method.seeds for name, method in results.methods.items()})
     for name, said in halved.items():
-        whole = Outcome.of(results, name)
         rows.append(
             [
                 _NAMES.get(name, name),
-                _percent(whole.accuracy),
+                _percent(results.methods[name].accuracy),
                 *map(_percent, said.accuracy),
-                '' if whole.compared is None else _percent(whole.compared, '+'),
+                _compared(results, name),
             ]
         )
     header = ['method', 'all %', 'first half %', 'second half %', 'compared with none']
@@ -248,13 +248,12 @@ _BENCHMARKS = ROOT / 'benchmarks/results'
 
 
 def _read(name, every=False):
-    """Results or an excerpt of them; of a benchmark, without a path, its plain data.
+    """Results; of a benchmark, without a path, its plain data.
 
     every: of a benchmark that has a file for each machine, machine -> data, not the newest alone.
     """
     if '/' in name:
-        kind = Excerpt if name in EXCERPTS else Results
-        return kind.load(ROOT / f'{name}.json')
+        return Results.load(ROOT / f'{name}.json')
     path = _BENCHMARKS / f'{name}.json'
     if path.exists():
         return json.loads(path.read_text())

@@ -5,7 +5,6 @@ import copy
 import pytest
 from support import read_results, summary_of
 
-from vqjax.results.excerpts import Excerpt, Outcome
 from vqjax.results.records import pack_correct
 from vqjax.studies import answer
 
@@ -49,14 +48,12 @@ def studies():
 
 
 def verdicts(studies):
-    """With the outcome of the deals as docs/excerpts.py makes it."""
     digits, cifar10, finetuned, behaviour, other, scenes, scratch, autopsy = map(
         read_results, studies
     )
-    deals = Excerpt('', {}, {'vq_ema': Outcome.of(digits, 'vq_ema')})
     return answer.verdicts(
         digits=digits,
-        deals=deals,
+        deals=digits,
         cifar10=cifar10,
         finetuned=finetuned,
         scratch=scratch,

@@ -57,6 +57,7 @@ def run(monkeypatch, tmp_path):
         'hsmm',
         'trainer',
         'memory',
+        'versions',
     ):
         sys.modules.pop(name, None)
 
@@ -108,6 +109,23 @@ def test_fit_has_no_more_error_than_faiss(run):
         assert row['error']['vqjax'] == pytest.approx(row['error']['faiss'], rel=0.1)
         assert row['iterations']['vqjax'] <= row['iterations']['faiss']
         assert row['speedup'] > 0 < row['encode']['speedup']
+        assert row['parts']['start_ms'] > 0
+
+
+@pytest.mark.slow
+def test_a_version_beside_itself_does_the_same(run, monkeypatch, tmp_path):
+    versions = importlib.import_module('versions')
+    folder = ['--quick', '--out', str(tmp_path)]
+    versions.main([*folder, '--against', str(FOLDER.parent)])
+    results = json.loads((tmp_path / 'versions.json').read_text())
+    assert len(results['rows']) > 10 and not results['missing']
+    for row in results['rows'].values():
+        low, high = row['range']
+        assert 0 < low <= row['ratio'] <= high
+    errors = results['rows']['fit, product']['error']
+    assert errors[versions.OURS] == errors[versions.OTHER] > 0
+    with pytest.raises(SystemExit, match='ended'):  # a folder without vqjax
+        versions.main([*folder, '--against', str(tmp_path)])
 
 
 @pytest.mark.slow

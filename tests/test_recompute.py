@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from vqjax import intervals, metrics
-from vqjax.results.excerpts import Excerpt
 from vqjax.results.records import Results
 from vqjax.studies import answer
 from vqjax.studies.remedies import verdicts
@@ -61,7 +60,7 @@ def test_both_programs_come_to_the_same_verdicts(rows):
     cifar10, digits = load('cifar10/results'), load('comparison/results')
     found = answer.verdicts(
         digits=digits,
-        deals=Excerpt.of(load('comparison/deals')),
+        deals=load('comparison/deals'),
         cifar10=cifar10,
         finetuned=load('cifar10/finetune/results'),
         scratch=load('cifar10/scratch/results'),

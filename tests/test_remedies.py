@@ -43,7 +43,7 @@ def config():
 
 def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(config):
     given, dataset = settings.check(config), sets.load('digits')
-    assert len(given.methods) == 49
+    assert len(given.methods) == 50
     weak = given.methods['weak']
     assert weak.quantizer == VQEMA(
         256, decay=0.99, commitment=1.0, init='normal', revival=None
@@ -68,7 +68,7 @@ def test_every_remedy_builds_and_differs_from_the_baseline_in_what_it_names(conf
         tasks.make_task(given, name, dataset)
         if method.quantizer is not None:
             jax.eval_shape(method.quantizer.init, jax.random.key(0), z)
-    assert len({repr(m.quantizer) for m in given.methods.values()}) == 36
+    assert len({repr(m.quantizer) for m in given.methods.values()}) == 37
     made = given.methods
     assert made['reset_on_collapse'].quantizer == Guarded(weak.quantizer)
     assert made['loss_weight_warm_up'].quantizer_weight(0) == 0

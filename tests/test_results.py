@@ -5,7 +5,6 @@ import json
 import pytest
 from support import ROOT
 
-from vqjax.results.excerpts import Excerpt
 from vqjax.results.finished import FinishedRun
 from vqjax.results.records import Results
 
@@ -21,8 +20,7 @@ def in_short(path):
 def test_what_is_read_is_written_again(path):
     """Every committed file, of this version and of those before it."""
     kept = json.loads(path.read_text())
-    kind = Results if 'schema' in kept else Excerpt
-    assert kind.load(path).plain() == kept
+    assert Results.load(path).plain() == kept
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +80,7 @@ def test_a_damaged_part_is_named_with_its_file_and_the_remedy(kept, tmp_path, pa
 
 
 @pytest.mark.parametrize('content', ['', '{"cut', '[]', 'null', '{}', '{"schema": 1}'])
-@pytest.mark.parametrize('kind', [Results, Excerpt, FinishedRun])
+@pytest.mark.parametrize('kind', [Results, FinishedRun])
 def test_an_empty_cut_or_foreign_file_is_named(kind, content, tmp_path):
     file = tmp_path / 'some.json'
     file.write_text(content)
@@ -95,4 +93,4 @@ def test_a_trial_that_there_is_not_cannot_be_chosen():
     plain = json.loads(path.read_text())
     damaged = changed(plain, ('tuning', 'methods', 'fsq', 'together'), 24)
     with pytest.raises(ValueError, match='tuning: method fsq: trial 24 is chosen, and there are'):
-        Excerpt.read(damaged)
+        Results.read(damaged)

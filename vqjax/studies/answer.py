@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vqjax import health, intervals, quantizers
+from vqjax import intervals, quantizers
 from vqjax.metrics import Interval
 from vqjax.results import summaries
-from vqjax.results.excerpts import Excerpt
 from vqjax.results.records import MethodResult, Results
 from vqjax.results.summaries import BASELINE, MARGIN, paired_difference
 
@@ -41,7 +40,7 @@ class Verdict(NamedTuple):
 def verdicts(
     *,
     digits: Results,
-    deals: Excerpt,
+    deals: Results,
     cifar10: Results,
     finetuned: Results,
     scratch: Results,
@@ -53,11 +52,10 @@ def verdicts(
     """The verdicts, in the order of the protocol.
 
     Args:
-      digits: results of configs/digits.py; deals: what docs/excerpts.py keeps of those of ten deals
-        of its folds; cifar10: of configs/cifar10_codes.py; finetuned: of
-        configs/cifar10_finetune.py; scratch: of configs/cifar10_scratch.py; behaviour: of
-        configs/behaviour.py; scenes: of configs/tfds.py on photographs with digits; autopsy: of
-        configs/autopsy.py, which plants a fault in an FSQ.
+      digits: results of configs/digits.py; deals: those of ten deals of its folds; cifar10: of
+        configs/cifar10_codes.py; finetuned: of configs/cifar10_finetune.py; scratch: of
+        configs/cifar10_scratch.py; behaviour: of configs/behaviour.py; scenes: of configs/tfds.py
+        on photographs with digits; autopsy: of configs/autopsy.py, which plants a fault in an FSQ.
       others: name -> results of the studies that are searched for a collapsed FSQ besides.
     """
     trained = {FROZEN: cifar10, FINETUNED: finetuned, SCRATCH: scratch}
@@ -84,21 +82,14 @@ def compare(results: Results, a: str, b: str) -> Interval:
     return paired_difference(results.methods[a].seeds, results.methods[b].seeds)
 
 
-def _incompatible(deals: Excerpt, trained: Mapping[str, Results], behaviour: Results) -> Verdict:
-    dealt = deals.outcome['vq_ema']
-    if dealt.compared is None or dealt.lowest_perplexity is None:
-        raise ValueError('the deals of digits have no comparison of vq_ema with none')
-    found, lowest = dealt.compared, dealt.lowest_perplexity
-    fallen = lowest < health.CLASS_SHARE * 10
-    fine, bad = [not fallen and found.low > -MARGIN], [fallen or found.high < -MARGIN]
-    figures = [
-        f'digits: `vq_ema` {points(found)}, lowest perplexity of {dealt.runs} runs {lowest:.0f}'
-    ]
-    cases: list[tuple[str, Results, list[str], str, int]] = []
+def _incompatible(deals: Results, trained: Mapping[str, Results], behaviour: Results) -> Verdict:
+    cases: list[tuple[str, Results, list[str], str, int]]
+    cases = [('digits', deals, ['vq_ema'], BASELINE, 10)]
     for (name, results), (place, end) in itertools.product(trained.items(), PLACES.items()):
         own = BASELINE + end if BASELINE + end in results.methods else BASELINE  # the same network
         cases.append((f'{name}, {place}', results, _vq_ema(results, end), own, 10))
     cases.append(('recordings', behaviour, ['vq_ema'], BASELINE, 4))
+    fine, bad, figures = [], [], []
     for where, results, names, baseline, classes in cases:
         gone = sum(collapsed(results.methods[name], classes) for name in names)
         runs = sum(len(results.methods[name].seeds) for name in names)

@@ -142,7 +142,8 @@ def _conclusions(results: Results) -> list[str]:
         f'is claimed where no run collapsed and a loss of 2 points or more to `{NONE}` is '
         f'excluded, in part where it is better than `{WEAK}`. One said never to collapse fails '
         'where a run did, and is not refuted otherwise. One said to harm has to be worse than '
-        f'what it is added to (`{WEAK}`; `revival` where every step is looked at).',
+        f'what it is added to (`{WEAK}`; `revival` where every step is looked at). These are the '
+        'verdicts on this set; `docs/answer.md` takes digits and MNIST together.',
         tables.markdown(_claim_rows(results), words=5),
     ]
 
