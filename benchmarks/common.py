@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -308,8 +309,23 @@ def _caches() -> dict[str, int]:
     return found
 
 
+def _commit() -> str | None:
+    """The commit that is measured, with + where files differ from it; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Results are written by what is measured.
+        changed = git('status', '--porcelain', '--', ':/', f':!/{RESULTS.parent.name}/results')
+        return git('rev-parse', '--short', 'HEAD') + '+' * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def environment() -> dict:
-    """Machine, device, load, versions and date, for the JSON."""
+    """Machine, device, load, versions, commit and date, for the JSON."""
     return {
         'cpu': _model(),
         'machine': machine(),
@@ -325,6 +341,7 @@ def environment() -> dict:
         'platform': jax.default_backend(),
         'python': platform.python_version(),
         'versions': {package: version(package) for package in PACKAGES},
+        'commit': _commit(),
         'date': date.today().isoformat(),
     }
 
