@@ -1,4 +1,4 @@
-"""Every figure and verdict of docs/answer.md, from the committed results: python docs/recompute.py
+"""Every figure of docs/answer.md and docs/costs.md, from the results: python docs/recompute.py
 
 The rules are those of docs/answer/protocol.md. Nothing of vqjax is imported: intervals, the
 decoding of what each run kept and the rules are written here a second time, so that a fault in one
@@ -205,15 +205,14 @@ def shown(method: str) -> str:
 
 
 def cured_text(method: str) -> str:
-    """'revival: holds (digits 97.4%, 0 of 10 runs collapsed; MNIST 95.1%, 0 of 5)'."""
-    said = [
-        f'{where} {mean(name, method, "accuracy", 100).mean:.1f}%, {falls(name, method)} of '
-        f'{len(seeds(name, method))}'
-        for where, name in ran(method).items()
-    ]
-    said[0] += ' runs collapsed'
-    if len(said) > 1 and less(MNIST, method, 'weak').high < 0:
-        said[1] += ', worse than the baseline there'
+    """'revival: holds (digits 97.4%, 0/10; MNIST 95.1%, 0/5)': accuracy and collapsed runs."""
+    said = []
+    for where, name in ran(method).items():
+        worse = ', worse' if less(name, method, 'weak').high < 0 else ''
+        said.append(
+            f'{where} {mean(name, method, "accuracy", 100).mean:.1f}%, {falls(name, method)}/'
+            f'{len(seeds(name, method))}{worse}'
+        )
     return f'{shown(method)}: {cured(method)} ({"; ".join(said)})'
 
 
@@ -350,9 +349,7 @@ def one_vector() -> tuple[str, str]:
             if place == 'vector':
                 shares.append(wilson(gone, runs))
     return of(any(x.mean > 50 for x in shares), all(x.high < 10 for x in shares)), (
-        f'collapsed runs, 4 to 16 bits: {", ".join(said)}. VQ-EMA, product codes and RVQ start '
-        'from k-means and revive dead codes. As a grid, the codes of an image together almost '
-        'never count as collapsed'
+        f'collapsed runs, 4 to 16 bits, with a k-means start and revival: {", ".join(said)}'
     )
 
 
@@ -384,11 +381,9 @@ def fsq_collapse() -> tuple[str, str]:
     return FAILS if gone else PART if fallen else HOLDS, (
         f'{gone} of {runs} runs with FSQ collapsed'
         + (f' ({", ".join(where)})' if gone else f', {vectors} of them with one vector an image')
-        + f'. The lowest perplexity is {least[lowest]:.1f} (`{lowest[1]}`), and with 64,000 codes '
-        f'on digits {least[FOLDS, "fsq_unscaled"]:.0f} without standardised features and '
-        f'{least[FOLDS, "fsq_hidden"]:.0f} with the projector of source 3. Nothing in its design '
-        'prevents a collapse: features a thousandth as large, a planted fault, collapse it in '
-        f'{fallen} of {len(planted)} runs'
+        + f'. The lowest perplexity is {least[lowest]:.1f} (`{lowest[1]}`); without standardised '
+        f'features it is {least[FOLDS, "fsq_unscaled"]:.0f} of 64,000. Features a thousandth as '
+        f'large, a planted fault, collapse it in {fallen} of {len(planted)} runs'
     )
 
 
@@ -419,12 +414,8 @@ def extremes() -> tuple[str, str]:
         found = {m: less(name, m, 'weak') for m in methods if m in study(name)}
         better = [f'{shown(m)} {x}' for m, x in found.items() if x.low > 0]
         helps.append(bool(better))
-        rest = ', '.join(shown(m) for m, x in found.items() if x.low <= 0)
-        said.append(f'on {where} {", ".join(better) or "none"} (not: {rest})')
-    return of(not any(helps), all(helps)), (
-        f'better than the weak baseline: {"; ".join(said)}. The learning rates were not tried '
-        'without a quantizer'
-    )
+        said.append(f'on {where} {", ".join(better) or "none"} of {len(found)}')
+    return of(not any(helps), all(helps)), (f'better than the weak baseline: {"; ".join(said)}')
 
 
 def straight_through() -> tuple[str, str]:
@@ -584,8 +575,6 @@ def fsq_best() -> tuple[str, str]:
         f', with 16 bits against 8 {less(EQUAL, "fsq_hidden-16", "vq_ema_hidden-8")}. On CIFAR-10 '
         f'with a linear projection, untuned: {", ".join(_untuned())}'
     )
-    if study(FOLDS):
-        text += f". Source 3's projector gains {less(FOLDS, 'fsq_hidden', 'fsq')} on digits"
     return of(all(x.low > 0 for x in found.values()), all(x.high < 0 for x in found.values())), text
 
 
@@ -618,7 +607,6 @@ def fsq_cost() -> tuple[str, str]:
     return of(inside, all(x.high < -3 for x in found.values())), (
         'FSQ compared with VQ-EMA at 8 bits: '
         + '; '.join(f'{where} {x}' for where, x in found.items())
-        + f'. On CIFAR-10 with a linear projection, untuned: {", ".join(_untuned())}'
     )
 
 
@@ -652,7 +640,7 @@ def disjoint() -> tuple[str, str]:
     use = mean(CIFAR, 'sim_vq-8', 'usage', 100).mean
     parts.append(cured_text('gradient_codebook'))
     return verdict, (
-        f'{"; ".join(parts)}. SimVQ uses {use:.0f}% of 256 codes on CIFAR-10, one vector'
+        f'{"; ".join(parts)}. SimVQ uses {use:.0f}% of 256 codes on CIFAR-10 as a vector'
     )
 
 
@@ -740,7 +728,6 @@ def small_codebooks() -> tuple[str, str]:
     """Rule 26a."""
     big = {p: less(CIFAR, f'product-32{e}', f'vq_ema-10{e}') for p, e in ENDS.items()}
     equal = {p: less(CIFAR, f'product-12{e}', f'vq_ema-12{e}') for p, e in ENDS.items()}
-    rvq = {p: less(CIFAR, f'rvq-12{e}', f'vq_ema-12{e}') for p, e in ENDS.items()}
     eight = {p: less(CIFAR, f'product-8{e}', f'vq_ema-8{e}') for p, e in ENDS.items()}
 
     def text(found: dict[str, Range]) -> str:
@@ -748,7 +735,7 @@ def small_codebooks() -> tuple[str, str]:
 
     return _gain([big]), (
         f'with three times the bits, 32 against 10: {text(big)}. At equal bits: 2 x 64 against '
-        f'4,096 codes {text(equal)} (RVQ {text(rvq)}), 2 x 16 against 256 {text(eight)}'
+        f'4,096 codes {text(equal)}, 2 x 16 against 256 {text(eight)}'
     )
 
 
@@ -858,8 +845,7 @@ def early() -> tuple[str, str]:
     return of(all(met), not any(met)), (
         f'perplexity by step 1,000 {min(perplexities):.0f} to {max(perplexities):.0f}, loss at '
         f'step 5,000 {min(losses):.3f} to {max(losses):.3f}, in {len(runs)} runs with 256 '
-        f'features. With 1,024, as in its example, perplexity {min(projected):.0f} to '
-        f'{max(projected):.0f} by step 1,000'
+        f'features; with 1,024, as in its example, {min(projected):.0f} to {max(projected):.0f}'
     )
 
 
@@ -1001,7 +987,7 @@ def nested(method: str) -> Range:
 
 
 def costs() -> str:
-    """What codes cost in accuracy and calibration: the list of docs/answer.md."""
+    """What codes cost in accuracy and calibration: the list of docs/costs.md."""
     by_codes = ', '.join(
         f'{less(CIFAR, m, "none")} with {k}'
         for m, k in (('vq_ema-8', '256'), ('vq_ema-10', '1,024'), ('vq_ema-12', '4,096 codes'))

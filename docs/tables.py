@@ -30,6 +30,7 @@ PAGES = (
     'docs/quantizers.md',
     'docs/behaviour.md',
     'docs/answer.md',
+    'docs/costs.md',
     'benchmarks/README.md',
 )
 
