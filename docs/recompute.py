@@ -975,7 +975,7 @@ def cures() -> str:
         return text + '.'
     gap = less(CONSTANT, 'vq_ema_averaged', 'vq_ema', 'ece', 1)
     return text + (
-        '; averages of the weights, where the learning rate is constant, change it from '
+        '; averages of the weights, at a constant learning rate, change that of VQ-EMA from '
         f'{_ece(CONSTANT, "vq_ema")} to {_ece(CONSTANT, "vq_ema_averaged")} ({gap.low:+.3f} to '
         f'{gap.high:+.3f}).'
     )
