@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -13,10 +15,10 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,18 +106,66 @@ def clock() -> float:
     return _CLOCK[0]()
 
 
+class Took(NamedTuple):
+    """What a run returns that tells its own time, in milliseconds."""
+
+    ms: float
+
+
+@contextlib.contextmanager
+def elsewhere(make: Callable[..., Callable[[], object]], *arguments: Any) -> Iterator[Callable]:
+    """What make(*arguments) returns, in a process of its own, which tells its own time.
+
+    Of two libraries in one process each can slow the other: torch, once it has run, takes up to 2.6
+    times as long off some steps of vqjax. make and its arguments have to be picklable.
+    """
+    context = multiprocessing.get_context('spawn')
+    ours, theirs = context.Pipe()
+    arguments = (theirs, _CLOCK[0] is time.process_time, make, arguments)
+    process = context.Process(target=_serve, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+
+    def run() -> Took:
+        ours.send(None)
+        try:
+            return Took(ours.recv())
+        except EOFError:
+            raise SystemExit('the process of the peer ended, see above') from None
+
+    try:
+        yield run
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(pipe: Any, cpu_time: bool, make: Callable, arguments: Sequence[Any]) -> None:
+    _CLOCK[:] = [time.process_time if cpu_time else time.perf_counter]
+    run = make(*arguments)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            start = clock()
+            run()
+            pipe.send((clock() - start) * 1e3)
+
+
 def measure(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Milliseconds of each run, one after the other in every round, the first of which warms up.
 
-    Neighbours on the machine then slow all of them alike: compare within a round, by `ratio`.
+    Neighbours on the machine then slow all of them alike: compare within a round, by `ratio`. A run
+    that returns `Took` has told its own.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(repeats + 1):
         for name, run in runs.items():
             time.sleep(_REST_S)
             start = clock()
-            run()
+            returned = run()
             elapsed = (clock() - start) * 1e3
+            if isinstance(returned, Took):
+                elapsed = returned.ms
             if round_:
                 times[name].append(elapsed)
     return times

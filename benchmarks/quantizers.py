@@ -9,6 +9,7 @@ takes seconds.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -216,19 +217,26 @@ def search_alone(vectors, dim, codes):
     return lambda: jax.block_until_ready(ops.nearest_codes(z, codebook))
 
 
-def compare(name, case, n, repeats, peers):
-    """One row of the table."""
-    z, cotangent = inputs(case, n)
-    targets_only = case.quantizer.targets_only
+def peer_of(name, sizes):
+    """The peer's step of a case of `cases(*sizes)`."""
+    case = cases(*sizes)[name]
+    return peer_step(case.peer, *inputs(case, sizes[0]), case.quantizer.targets_only)
+
+
+def compare(name, sizes, repeats, peers, title=''):
+    """One row of the table: a case of `cases(*sizes)`; the peer has a process of its own."""
+    case = cases(*sizes)[name]
+    z, cotangent = inputs(case, sizes[0])
     run, seconds = our_step(case.quantizer, z, cotangent)
     runs = {OURS: run}
-    if case.peer is not None and peers:
-        runs[PEER] = peer_step(case.peer, z, cotangent, targets_only)
-    if case.side:  # the tokens of all scales
-        tokens = case.products[0]
-        runs[SEARCH] = search_alone(tokens.n, tokens.d, tokens.k)
-    traffic = None if case.products else z
-    times, floor = common.measure_with_floor(runs, repeats, OURS, case.products, traffic)
+    with contextlib.ExitStack() as stack:
+        if case.peer is not None and peers:
+            runs[PEER] = stack.enter_context(common.elsewhere(peer_of, name, sizes))
+        if case.side:  # the tokens of all scales
+            tokens = case.products[0]
+            runs[SEARCH] = search_alone(tokens.n, tokens.d, tokens.k)
+        traffic = None if case.products else z
+        times, floor = common.measure_with_floor(runs, repeats, OURS, case.products, traffic)
     speedup = common.ratio(times, PEER, OURS)
     row = {'quantizer': repr(case.quantizer), 'N': z.size // case.dim, 'D': case.dim}
     searched = common.ratio(times, OURS, SEARCH)
@@ -236,13 +244,13 @@ def compare(name, case, n, repeats, peers):
     row |= {'runs': common.summary(times), 'compile_s': round(seconds, 2), 'speedup': speedup}
     row |= floor | ({'ratio_to_search': searched} if searched else {})
     shown = f'{speedup} x the peer, {row["ratio_to_floor"]} of the floor, compile {seconds:.2f} s'
-    print(f'{name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {shown}')
+    print(f'{title or name:24} {row["runs"][OURS]["median_ms"]:9.2f} ms  {shown}')
     return row
 
 
 def sweep(n, k, repeats, peers):
     """The VQ-EMA row for another N and K, for the plot."""
-    row = compare(f'VQ-EMA N={n} K={k}', cases(n, 64, k, 2)['VQ-EMA'], n, repeats, peers)
+    row = compare('VQ-EMA', (n, 64, k, 2), repeats, peers, f'VQ-EMA N={n} K={k}')
     return row | {'K': k}
 
 
@@ -251,15 +259,13 @@ def main(argv=None):
     options = common.arguments(common.parser(__doc__), argv)
     quick = options.quick
     peers = common.available(quick, 'torch', PEER)
-    n, dim, k, stages = (256, 8, 16, 2) if quick else (16_384, 128, 1_024, 8)
+    sizes = n, _, k, _ = (256, 8, 16, 2) if quick else (16_384, 128, 1_024, 8)
     repeats = 1 if quick else 9
-    table = cases(n, dim, k, stages)
-    if quick:
-        table = {name: table[name] for name in ('RandomProjection', 'LFQ', 'FSQ')}
-    steps = {name: compare(name, case, n, repeats, peers) for name, case in table.items()}
-    sizes = [16] if quick else [2**i for i in range(6, 15, 2)]
+    names = ('RandomProjection', 'LFQ', 'FSQ') if quick else cases(*sizes)
+    steps = {name: compare(name, sizes, repeats, peers) for name in names}
+    codes = [16] if quick else [2**i for i in range(6, 15, 2)]
     batches = [2**i for i in range(10, 17, 2)]
-    by_k = [sweep(n // 4, size, min(repeats, 3), peers) for size in sizes]
+    by_k = [sweep(n // 4, size, min(repeats, 3), peers) for size in codes]
     by_n = by_k if quick else [sweep(batch, k, min(repeats, 3), peers) for batch in batches]
     results = {'steps': steps, 'against_K': by_k, 'against_N': by_n}
     common.write(options.out, 'quantizers', results)

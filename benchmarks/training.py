@@ -7,6 +7,8 @@ and statistics. About two minutes on two cores; --quick takes seconds.
 
 from __future__ import annotations
 
+import contextlib
+
 import common
 import flax.linen as nn
 import jax
@@ -131,19 +133,33 @@ def products(quantizer, n, dim):
     return found
 
 
-def compare(name, case, n, repeats, peers):
-    """One row: times of a step, and how many times faster ours is."""
-    quantizer, dim, make = case
-    x = np.random.default_rng(0).standard_normal((n, PATCH), np.float32)
-    run, seconds = our_run(quantizer, dim, x)
+def patches(n):
+    """The data of a step."""
+    return np.random.default_rng(0).standard_normal((n, PATCH), np.float32)
+
+
+def peer_of(name, n, sizes):
+    """The peer's step of a case of `cases(*sizes)`."""
+    _, dim, make = cases(*sizes)[name]
+    return peer_run(make, dim, patches(n))
+
+
+def compare(name, n, sizes, repeats, peers, title=''):
+    """One row: times of a step, and how many times faster it is than the peer's.
+
+    A case of `cases(*sizes)`; the peer has a process of its own.
+    """
+    quantizer, dim, _ = cases(*sizes)[name]
+    run, seconds = our_run(quantizer, dim, patches(n))
     runs = {OURS: run}
-    if peers:
-        runs[PEER] = peer_run(make, dim, x)
-    floor_of = products(quantizer, n, dim)
-    times, floor = common.measure_with_floor(runs, repeats, OURS, floor_of)
+    with contextlib.ExitStack() as stack:
+        if peers:
+            runs[PEER] = stack.enter_context(common.elsewhere(peer_of, name, n, sizes))
+        floor_of = products(quantizer, n, dim)
+        times, floor = common.measure_with_floor(runs, repeats, OURS, floor_of)
     speedup = common.ratio(times, PEER, OURS)
     shown = f'{speedup} x the peer, {floor["ratio_to_floor"]} of the floor'
-    print(f'{name:24} {min(times[OURS]):9.2f} ms  {shown}, compile {seconds:.2f} s')
+    print(f'{title or name:24} {min(times[OURS]):9.2f} ms  {shown}, compile {seconds:.2f} s')
     row = {'N': n, 'D': dim, 'quantizer': repr(quantizer), 'runs': common.summary(times)}
     return row | {'compile_s': round(seconds, 2), 'speedup': speedup, **floor}
 
@@ -153,19 +169,18 @@ def main(argv=None):
     options = common.arguments(common.parser(__doc__), argv)
     quick = options.quick
     peers = common.available(quick, 'torch', PEER)
-    n, dim, k, stages = (128, 8, 16, 2) if quick else (16_384, 64, 1_024, 4)
+    n, *sizes = (128, 8, 16, 2) if quick else (16_384, 64, 1_024, 4)
+    dim, k, stages = sizes
     repeats = 1 if quick else 5
-    table = cases(dim, k, stages)
-    if quick:
-        table = {name: table[name] for name in ('no quantizer', 'FSQ')}
-    steps = {name: compare(name, case, n, repeats, peers) for name, case in table.items()}
+    names = ('no quantizer', 'FSQ') if quick else cases(*sizes)
+    steps = {name: compare(name, n, sizes, repeats, peers) for name in names}
 
     def sweep(n, k):
-        case = cases(dim, k, stages)['VQ-EMA']
-        return compare(f'N={n} K={k}', case, n, min(repeats, 3), peers) | {'K': k}
+        given, title = (dim, k, stages), f'N={n} K={k}'
+        return compare('VQ-EMA', n, given, min(repeats, 3), peers, title) | {'K': k}
 
-    sizes = [16] if quick else [2**i for i in range(6, 15, 2)]
-    by_k = [sweep(n // 4, size) for size in sizes]
+    codes = [16] if quick else [2**i for i in range(6, 15, 2)]
+    by_k = [sweep(n // 4, size) for size in codes]
     by_n = by_k if quick else [sweep(2**i, k) for i in range(10, 17, 2)]
     results = {'steps': steps, 'against_K': by_k, 'against_N': by_n}
     common.write(options.out, 'training', results)

@@ -1,5 +1,6 @@
 """The benchmarks run, and their JSON has what the tables and plots are drawn from."""
 
+import functools
 import importlib
 import json
 import math
@@ -98,6 +99,16 @@ def test_quantizers_and_training(run):
             assert row['speedup'] is None
         assert results['against_K'] and results['against_N']
         assert _is_png(plot)
+
+
+def test_a_peer_in_a_process_of_its_own_tells_its_time(run):
+    common = importlib.import_module('common')
+    sleeper = functools.partial(functools.partial, time.sleep)
+    with common.elsewhere(sleeper, 0.02) as peer:
+        times = common.measure({'peer': peer, 'ours': lambda: None}, 2)
+    assert min(times['peer']) >= 20 > max(times['ours'])
+    with common.elsewhere(functools.partial, time.sleep) as peer, pytest.raises(SystemExit):
+        peer()  # sleeps for no number of seconds, which fails
 
 
 @pytest.mark.slow
