@@ -210,7 +210,7 @@ def cured_text(method: str) -> str:
     for where, name in ran(method).items():
         worse = ', worse' if less(name, method, 'weak').high < 0 else ''
         said.append(
-            f'{where} {mean(name, method, "accuracy", 100).mean:.1f}%, {falls(name, method)}/'
+            f'{where} {100 * mean(name, method, "accuracy").mean:.1f}%, {falls(name, method)}/'
             f'{len(seeds(name, method))}{worse}'
         )
     return f'{shown(method)}: {cured(method)} ({"; ".join(said)})'
