@@ -118,21 +118,21 @@ class Took(NamedTuple):
 def elsewhere(make: Callable[..., Callable[[], object]], *arguments: Any) -> Iterator[Callable]:
     """What make(*arguments) returns, in a process of its own, which tells its own time.
 
-    Of two libraries in one process each can slow the other: torch, once it has run, takes up to 2.6
-    times as long off some steps of vqjax. make and its arguments have to be picklable.
+    Two libraries in one process share its threads and its memory, and can slow each other. make and
+    its arguments have to be picklable.
     """
     context = multiprocessing.get_context('spawn')
     ours, theirs = context.Pipe()
-    arguments = (theirs, _CLOCK[0] is time.process_time, make, arguments)
-    process = context.Process(target=_serve, args=arguments, daemon=True)
+    given = (theirs, _CLOCK[0] is time.process_time, make, arguments)
+    process = context.Process(target=_serve, args=given, daemon=True)
     process.start()
     theirs.close()
 
     def run() -> Took:
-        ours.send(None)
         try:
+            ours.send(None)
             return Took(ours.recv())
-        except EOFError:
+        except (EOFError, OSError):
             raise SystemExit('the process of the peer ended, see above') from None
 
     try:

@@ -177,34 +177,38 @@ def fit_parts(results):
 
 def bounds(nearest, quantizers, versions, fit, calls, trainer):
     """What was aimed at, what was measured on the newest machine, and whether that is enough."""
-    steps, fitted = quantizers['steps'], fit['fits']
     # Measured where no peer takes turns with them.
     alone = {name: r['runs']['this version']['median_ms'] for name, r in versions['rows'].items()}
-    of_var = steps['MultiScale, grids of VAR']
-    encoded = [r['encode']['speedup'] for r in fitted.values() if 'encode' in r]
+    of_var, fitted = quantizers['steps']['MultiScale, grids of VAR'], fit['fits']
+    product, tokens = fitted['product'], of_var['ratio_to_search']
+    residual = min(r['speedup'] for name, r in fitted.items() if 'residual' in name)
+    encoded = min(r['encode']['speedup'] for r in fitted.values() if 'encode' in r)
+    search = max(r['ratio_to_floor'] for r in nearest['search']['rows'])
+    vq = alone['step, VQ']
+    sim_vq, bridged = alone['step, SimVQ'] / vq, alone['step, Bridged, VQBridge'] / vq
     times = {'decoded': [], 'in memory': []}
     for name, methods in trainer['rows'].items():
         kind = 'decoded' if 'decoded' in name else 'in memory'
         times[kind] += [row['ratio'] for row in methods.values()]
+    decoded, in_memory = map(max, times.values())
     found = [
-        ('search, of its matrix products', 'most', 1.15)
-        + (max(r['ratio_to_floor'] for r in nearest['search']['rows']),),
-        ('step of MultiScale on the grids of VAR, of the search of its tokens', 'most', 2.5)
-        + (of_var['ratio_to_search'],),
+        ('search, of its matrix products', 'most', 1.15, search),
+        (
+            'step of MultiScale on the grids of VAR, of the search of its tokens',
+            'most',
+            2.5,
+            tokens,
+        ),
         ('the same, speed against the peer', 'least', 2, of_var['speedup']),
-        ('step of SimVQ, of a step of VQ', 'most', 1.5, alone['step, SimVQ'] / alone['step, VQ']),
-        ('step of Bridged, of a step of VQ', 'most', 1.5)
-        + (alone['step, Bridged, VQBridge'] / alone['step, VQ'],),
-        ('fit of product codes, speed against faiss', 'least', 1, fitted['product']['speedup']),
-        ('the same against faiss with k-means++', 'least', 1)
-        + (fitted['product']['speedup_with_plus'],),
-        ('fit of residual codes, speed against faiss', 'least', 1)
-        + (min(r['speedup'] for name, r in fitted.items() if 'residual' in name),),
-        ('encoding a million vectors, speed against faiss', 'least', 1, min(encoded)),
+        ('step of SimVQ, of a step of VQ', 'most', 1.5, sim_vq),
+        ('step of Bridged, of a step of VQ', 'most', 1.5, bridged),
+        ('fit of product codes, speed against faiss', 'least', 1, product['speedup']),
+        ('the same against faiss with k-means++', 'least', 1, product['speedup_with_plus']),
+        ('fit of residual codes, speed against faiss', 'least', 1, residual),
+        ('encoding a million vectors, speed against faiss', 'least', 1, encoded),
         ('call outside `jit`, of the unchecked call', 'most', 1.5, calls['worst']['ratio']),
-        ('trainer, of a bare loop, images in memory', 'most', 1.05, max(times['in memory'])),
-        ('trainer, of a bare loop, images decoded for every batch', 'most', 1.05)
-        + (max(times['decoded']),),
+        ('trainer, of a bare loop, images in memory', 'most', 1.05, in_memory),
+        ('trainer, of a bare loop, images decoded for every batch', 'most', 1.05, decoded),
     ]
     rows = []
     for what, kind, aim, value in found:
