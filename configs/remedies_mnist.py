@@ -16,7 +16,9 @@ from vqjax.trainer import errors
 def get_config(epochs: str = '15') -> ml_collections.ConfigDict:
     """For so many epochs."""
     if not epochs.isdecimal() or not int(epochs):
-        raise errors.RunError(f'epochs is {epochs!r}: give a number, as in remedies_mnist.py:5')
+        raise errors.RunError(
+            f'epochs is {epochs!r}: give a whole number from 1, as in remedies_mnist.py:5'
+        )
     config = remedies.get_config('mnist', epochs=int(epochs), steps=112 * int(epochs))
     config.seeds = 5
     return config
